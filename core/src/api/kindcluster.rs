@@ -1,0 +1,306 @@
+//! `KindCluster`: what a user asks for.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Affinity, LocalObjectReference, ResourceRequirements, Toleration};
+use kube_core::Duration;
+use kube_derive::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::kind_config::KindConfig;
+use super::status::KindClusterStatus;
+
+/// A real kind cluster that runs inside one pod of this cluster.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "nestling.dev",
+    version = "v1alpha1",
+    kind = "KindCluster",
+    namespaced,
+    status = "KindClusterStatus",
+    shortname = "kcl",
+    category = "nestling",
+    derive = "Default",
+    derive = "PartialEq",
+    doc = "A real kind cluster that runs inside one pod of this cluster.",
+    crates(kube_core = "::kube_core"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.version"),
+    printcolumn(name = "Nodes", type_ = "string", json_path = ".status.nodesReady"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoints[0].url", priority = 1),
+    printcolumn(name = "Node", type_ = "string", json_path = ".status.podRef.nodeName", priority = 1)
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("!(has(self.version) && has(self.image))").message("version and image exclude each other"),
+    validation = Rule::new("!(has(self.nodes) && has(self.config) && has(self.config.nodes))")
+        .message("nodes and config.nodes exclude each other"),
+    validation = Rule::new("!(has(self.networking) && has(self.config) && has(self.config.networking))")
+        .message("networking and config.networking exclude each other"),
+)]
+pub struct KindClusterSpec {
+    /// Kubernetes version of the nodes, such as `v1.34.4`. The operator knows which node image carries it. Without
+    /// version and image, the operator's default version is used. Resolved once, into `status.version`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^v[0-9]+\\\\.[0-9]+\\\\.[0-9]+(-[0-9A-Za-z.-]+)?$')")
+        .message("version must look like v1.34.4"))]
+    #[schemars(length(max = 64))]
+    pub version: Option<String>,
+
+    /// Node image (`kindest/node:…`), where `version` is not enough. A digest pins it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub image: Option<String>,
+
+    /// Number of nodes by role. Exclusive with `config.nodes`. Default: one control plane, no worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<Nodes>,
+
+    /// A kind configuration (`kind.x-k8s.io/v1alpha4`), as one would give to `kind create cluster --config`. `name`
+    /// gives way to the object's name. The API server's address and port are the operator's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<KindConfig>,
+
+    /// Address ranges inside the cluster. Exclusive with `config.networking`. Default: ranges clear of the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networking: Option<Networking>,
+
+    /// How the API server is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
+
+    /// Where the kubeconfig is published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubeconfig: Option<Kubeconfig>,
+
+    /// Bounds in time and what follows a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifecycle: Option<Lifecycle>,
+
+    /// Resources of the pod that the whole cluster runs in. What is left out is filled in from the number of nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+
+    /// Where images, containers and volumes of the cluster are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Storage>,
+
+    /// How the pod is placed and labelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodOptions>,
+
+    /// While true, the operator changes nothing of this cluster, also not on deletion.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+}
+
+/// Number of nodes by role.
+#[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct Nodes {
+    /// Control-plane nodes. One, for now.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1))]
+    pub control_planes: i32,
+
+    /// Worker nodes.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 9))]
+    pub workers: i32,
+}
+
+impl Default for Nodes {
+    fn default() -> Self {
+        Self { control_planes: 1, workers: 0 }
+    }
+}
+
+fn one() -> i32 {
+    1
+}
+
+/// Address ranges inside the cluster.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct Networking {
+    /// Range of pod addresses, such as `10.245.0.0/16`.
+    #[serde(default, rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1), extend("x-kubernetes-list-type" = "atomic"), inner(length(max = 43)))]
+    #[x_kube(validation = Rule::new("self.all(c, isCIDR(c) && cidr(c).ip().family() == 4)").message("podCIDRs must hold an IPv4 range such as 10.245.0.0/16"))]
+    pub pod_cidrs: Vec<String>,
+
+    /// Range of Service addresses, such as `10.97.0.0/16`.
+    #[serde(default, rename = "serviceCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1), extend("x-kubernetes-list-type" = "atomic"), inner(length(max = 43)))]
+    #[x_kube(validation = Rule::new("self.all(c, isCIDR(c) && cidr(c).ip().family() == 4)").message("serviceCIDRs must hold an IPv4 range such as 10.97.0.0/16"))]
+    pub service_cidrs: Vec<String>,
+}
+
+/// How the API server is reached.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct Access {
+    /// The Service in front of the API server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<AccessService>,
+}
+
+/// The Service in front of the API server.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "::kube_core"), validation = Rule::new("!has(self.nodePort) || (has(self.type) && self.type == 'NodePort')")
+    .message("nodePort needs type: NodePort"))]
+pub struct AccessService {
+    /// `ClusterIP` is reachable inside the host cluster, `NodePort` also on each of its nodes.
+    #[serde(default, rename = "type")]
+    pub type_: ServiceType,
+
+    /// The port to take on the host's nodes; one is allocated if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub node_port: Option<i32>,
+
+    /// Annotations of the Service.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Type of the Service in front of the API server.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum ServiceType {
+    /// Inside the host cluster.
+    #[default]
+    ClusterIP,
+    /// Also on each node of the host cluster.
+    NodePort,
+}
+
+/// Where the kubeconfig is published.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct Kubeconfig {
+    /// Name of the Secret, in the namespace of this object. Default: `<name>-kubeconfig`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("secretName must be a valid Secret name"))]
+    pub secret_name: Option<String>,
+}
+
+/// Bounds in time and what follows a failure.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct Lifecycle {
+    /// How long one attempt may take from its pod to `ControlPlaneReady`, between `1m` and `2h`. Default: `15m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('2h')")
+        .message("creationTimeout must be a duration between 1m and 2h"))]
+    pub creation_timeout: Option<Duration>,
+
+    /// How many further attempts follow a failed one. Default: 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10))]
+    pub backoff_limit: Option<i32>,
+
+    /// What follows the loss of the pod of a cluster that was ready. Default: `Recreate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_loss_policy: Option<PodLossPolicy>,
+}
+
+/// What follows the loss of the pod of a cluster that was ready.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum PodLossPolicy {
+    /// A new, empty cluster takes its place: new `status.clusterUID`, event `ClusterReplaced`.
+    #[default]
+    Recreate,
+    /// The object becomes `Stalled`; what ran in the cluster is gone and nothing pretends otherwise.
+    Fail,
+}
+
+/// Where images, containers and volumes of the cluster are kept.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct Storage {
+    /// `Ephemeral` lives and dies with the pod.
+    #[serde(default, rename = "type")]
+    pub type_: StorageType,
+
+    /// How much the cluster may hold before it is evicted. Default: 10Gi and 5Gi more for each further node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('2Gi')) >= 0")
+        .message("size must be a quantity of at least 2Gi"))]
+    pub size: Option<String>,
+}
+
+/// Kind of storage.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum StorageType {
+    /// Lives and dies with the pod.
+    #[default]
+    Ephemeral,
+}
+
+/// How the pod is placed and labelled.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct PodOptions {
+    /// Further labels and annotations of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<PodMetadata>,
+
+    /// Labels that the host's node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+
+    /// Taints of the host's node that the pod tolerates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub tolerations: Vec<Toleration>,
+
+    /// Further rules for placing the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+
+    /// RuntimeClass of the pod, for hosts that have a safer one for privileged pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_class_name: Option<String>,
+
+    /// PriorityClass of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority_class_name: Option<String>,
+
+    /// Secrets, in the namespace where the clusters run, with which the host pulls the pod's image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub image_pull_secrets: Vec<LocalObjectReference>,
+}
+
+/// Further labels and annotations of the pod. Keys under `nestling.dev/` are the operator's.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct PodMetadata {
+    /// Labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    #[x_kube(validation = Rule::new("self.all(k, !k.startsWith('nestling.dev/'))").message("labels under nestling.dev/ are the operator's"))]
+    pub labels: BTreeMap<String, String>,
+
+    /// Annotations.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    #[x_kube(validation = Rule::new("self.all(k, !k.startsWith('nestling.dev/'))").message("annotations under nestling.dev/ are the operator's"))]
+    pub annotations: BTreeMap<String, String>,
+}

@@ -1,0 +1,53 @@
+//! The custom resources, one file per kind, and every name that is written into the host cluster.
+
+pub mod conditions;
+pub mod crds;
+pub mod kind_config;
+pub mod kindcluster;
+pub mod reasons;
+mod status;
+
+pub use kindcluster::*;
+pub use status::*;
+
+/// API group of all kinds.
+pub const GROUP: &str = "nestling.dev";
+
+/// Version of all kinds.
+pub const VERSION: &str = "v1alpha1";
+
+/// Finalizer on a [`KindCluster`]; goes last, when a live list shows that nothing of the cluster is left.
+pub const FINALIZER: &str = "nestling.dev/cluster";
+
+/// Field manager of every server-side apply and status write.
+pub const FIELD_MANAGER: &str = "nestling.dev/kindcluster";
+
+/// Labels on everything that Nestling creates.
+pub mod labels {
+    /// Namespace of the [`KindCluster`](super::KindCluster) that an object belongs to.
+    pub const CLUSTER_NAMESPACE: &str = "nestling.dev/cluster-namespace";
+    /// Name of the [`KindCluster`](super::KindCluster) that an object belongs to.
+    pub const CLUSTER_NAME: &str = "nestling.dev/cluster-name";
+    /// UID of the [`KindCluster`](super::KindCluster); nothing is adopted or deleted unless it matches.
+    pub const CLUSTER_UID: &str = "nestling.dev/cluster-uid";
+    /// The installation (Helm release) that made an object; another one's objects are left alone.
+    pub const INSTALL: &str = "nestling.dev/install";
+    /// Number of the attempt that a pod is.
+    pub const ATTEMPT: &str = "nestling.dev/attempt";
+    /// The recommended label that names the managing tool.
+    pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+    /// Value of [`MANAGED_BY`].
+    pub const MANAGED_BY_NESTLING: &str = "nestling";
+    /// Cluster API's label on a kubeconfig Secret.
+    pub const CAPI_CLUSTER_NAME: &str = "cluster.x-k8s.io/cluster-name";
+}
+
+/// Annotations on the objects that Nestling creates.
+pub mod annotations {
+    /// What the agent is to do ([`AgentSettings`](crate::plan::wire::AgentSettings) as JSON), on the pod.
+    pub const SETTINGS: &str = "nestling.dev/settings";
+    /// Digest of the part of the spec that only a new attempt can take over, on the pod.
+    pub const SETTINGS_DIGEST: &str = "nestling.dev/settings-digest";
+    /// Tells the cluster autoscaler to leave the pod's node alone.
+    pub const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
+}

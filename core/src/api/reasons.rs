@@ -1,0 +1,284 @@
+//! Every reason of a condition, event and metric, with its remedy. `docs/reference/reasons.md` is generated from here.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident $(=> $remedy:literal)?,)+) => {
+        /// Why a condition is as it is.
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// As it is written in a condition.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)+ }
+            }
+
+            /// What it means.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc,)+).trim_ascii_start(),)+ }
+            }
+
+            /// What to do about it; empty where there is nothing to do.
+            pub const fn remedy(self) -> &'static str {
+                match self { $(Self::$name => { #[allow(unused_mut, unused_assignments)] let mut remedy = ""; $(remedy = $remedy;)? remedy },)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    // On the way.
+    /// Nothing has been looked at yet.
+    Pending,
+    /// The cluster waits for its turn: the operator creates only so many at once.
+    Queued,
+    /// The next attempt follows a failed one after a pause.
+    BackingOff,
+    /// The pod waits for a node of the host.
+    PodPending,
+    /// The pod's containers are being made.
+    PodStarting,
+    /// The host pulls the pod's image.
+    PullingPodImage,
+    /// The host's kernel, limits and addresses are being checked.
+    Preflight,
+    /// The pod's control groups are being set up.
+    PreparingCgroups,
+    /// The pod's network is being prepared.
+    PreparingNetwork,
+    /// The pod's Docker daemon starts.
+    StartingDocker,
+    /// The node image is loaded or pulled.
+    LoadingNodeImage,
+    /// kind: Ensuring node image.
+    EnsuringNodeImage,
+    /// kind: Preparing nodes.
+    PreparingNodes,
+    /// kind: Writing configuration.
+    WritingConfiguration,
+    /// kind: Starting control-plane.
+    StartingControlPlane,
+    /// kind: Installing CNI.
+    InstallingCNI,
+    /// kind: Installing StorageClass.
+    InstallingStorageClass,
+    /// kind: Joining worker nodes.
+    JoiningWorkerNodes,
+    /// The API server is being waited for.
+    WaitingForControlPlane,
+    /// Not every node is ready yet.
+    WaitingForNodes => "With disableDefaultCNI, install a CNI: nodes are not ready without one.",
+    /// The kubeconfig is about to be published.
+    PublishingKubeconfig,
+    /// Something was changed and is being carried out.
+    Progressing,
+
+    // As it should be.
+    /// All is as the spec says.
+    ClusterReady,
+    /// The host is fit and the pod runs.
+    HostFit,
+    /// The API server is ready.
+    ApiServerReady,
+    /// All nodes are ready.
+    AllNodesReady,
+    /// The Secret is written.
+    Published,
+    /// Nothing is left to do.
+    Settled,
+    /// What runs is what the spec says.
+    InSync,
+    /// `spec.paused` is not set.
+    NotPaused,
+    /// The object is not being deleted.
+    NotDeleting,
+    /// The operator is not stuck.
+    NotStalled,
+
+    // By wish of the user.
+    /// `spec.paused` is set: the operator changes nothing.
+    Paused => "Set spec.paused to false to go on.",
+    /// The pod and its cluster are being taken down.
+    DeletingCluster,
+    /// All that is left is the finalizer.
+    DeletingDone,
+    /// Some change can only be taken over by a new cluster.
+    RecreateRequired => "Undo the change, or delete the object and create it anew.",
+
+    // The spec cannot be carried out.
+    /// The spec sets a field of kind's configuration that belongs to the operator.
+    ConfigFieldOwned => "Remove the named field from spec.config.",
+    /// A patch or field of `spec.config` cannot be read.
+    ConfigUnreadable => "Correct the named part of spec.config.",
+    /// An address range of the cluster overlaps one of the host's.
+    CIDROverlap => "Choose a range clear of the host's, or leave it out to have one chosen.",
+    /// Every range that could be chosen overlaps one of the host's.
+    CIDRExhausted => "Set networking.podCIDRs and networking.serviceCIDRs to free ranges.",
+    /// The address family cannot be had.
+    IPFamilyUnsupported => "Use ipv4.",
+    /// The operator knows no node image for this version.
+    NodeImageUnknown => "Set spec.image, or ask the operator's owner to add the version to nodeImages.",
+    /// The resources are less than the cluster needs.
+    ResourcesTooSmall => "Raise spec.resources to the named minimum, or leave it out.",
+    /// The object holds more than fits into a pod's annotations.
+    SpecTooLarge => "Shorten the patches in spec.config.",
+
+    // The host refuses the pod.
+    /// Pod Security admission refuses the pod.
+    PodSecurity => "Label the clusters namespace pod-security.kubernetes.io/enforce=privileged; the Helm chart does.",
+    /// A ResourceQuota or LimitRange refuses the pod.
+    QuotaExceeded => "Raise the quota of the clusters namespace, or delete clusters.",
+    /// The host's API server refuses an object.
+    HostRefused => "See the message; the operator's rights come from the Helm chart.",
+    /// The host's API server does not answer.
+    HostUnavailable => "Nothing to do: the operator tries again.",
+    /// No node of the host can take the pod.
+    Unschedulable => "See the message; lower spec.resources or make room on the host.",
+    /// The host cannot pull the pod's image.
+    PodImagePullFailed => "Check the operator's node image and its pull secrets.",
+    /// The pod's containers cannot be started.
+    PodStartFailed => "See the message; it comes from the host's kubelet.",
+
+    // The host is not fit.
+    /// The host has cgroup v1 and the operator does not allow it.
+    UnsupportedCgroupV1 => "Use a host with cgroup v2, or set allowCgroupV1 in the chart's values.",
+    /// The pod's control groups cannot be set up.
+    CgroupDelegation => "See the message; the pod must be privileged and the cgroup file system writable.",
+    /// `fs.inotify` limits are too low for the number of nodes.
+    InotifyLimitTooLow => "On the host: sysctl fs.inotify.max_user_instances=8192 fs.inotify.max_user_watches=524288.",
+    /// The pod may have too few processes.
+    PidsLimitTooLow => "Raise the kubelet's podPidsLimit.",
+    /// The pod lacks a capability that nodes cannot do without.
+    CapabilityMissing => "The pod must be privileged; a sandboxed runtime may withhold capabilities.",
+    /// Docker's data cannot live on this file system.
+    DataRootUnsupported => "Use ext4 or xfs for the host's kubelet directory.",
+    /// There is too little disk space.
+    DiskTooSmall => "Free space on the host's node.",
+    /// Neither iptables backend works in the pod.
+    IptablesUnavailable => "Load the kernel modules iptable_nat or nf_tables on the host.",
+    /// `/dev/kmsg` cannot be read; the kubelet needs it.
+    KmsgUnreadable => "Run the pod with a runtime that gives privileged containers /dev/kmsg.",
+
+    // The attempt failed.
+    /// The pod is gone and nobody deleted the cluster.
+    PodLost => "See the events of the clusters namespace for who removed the pod.",
+    /// The pod was evicted for the disk it used.
+    StorageEvicted => "Raise spec.storage.size, or free disk on the host's node.",
+    /// The pod was evicted.
+    PodEvicted => "See the message; give the pod a priorityClassName or the host's node more room.",
+    /// The cluster used more memory than its pod may.
+    OutOfMemory => "Raise spec.resources.limits.memory.",
+    /// The agent ended without saying why.
+    AgentCrashed => "See the evidence; if it comes again, please report it.",
+    /// The agent does not answer.
+    AgentUnreachable => "Check that the operator may reach the clusters namespace (NetworkPolicy, CNI).",
+    /// The attempt took longer than `lifecycle.creationTimeout`.
+    CreationTimeout => "See what was being waited for; raise lifecycle.creationTimeout if the host is slow.",
+    /// The Docker daemon did not start or died.
+    DockerFailed => "See the evidence.",
+    /// The node image cannot be pulled.
+    NodeImagePullFailed => "Check spec.image or spec.version and that the host can reach the registry.",
+    /// The registry limits the rate of pulls.
+    RegistryRateLimited => "Use a mirror, or a pod image that carries the node image.",
+    /// The registry wants credentials.
+    RegistryAuth => "Use an image that can be pulled without credentials.",
+    /// The registry's certificate is not trusted.
+    RegistryCA => "Use a registry whose certificate the pod image trusts.",
+    /// The node image is for another processor.
+    ArchMismatch => "Choose an image that has the host's architecture.",
+    /// The cgroup tree of the host's node is full of left-overs.
+    HostCgroupsLeaked => "Reboot the host's node.",
+    /// The disk is full.
+    DataRootFull => "Raise spec.storage.size, or free disk on the host's node.",
+    /// Docker found no free address range for its network.
+    AddressPoolExhausted => "See the message; another range is chosen on the next attempt.",
+    /// A node's systemd did not come up in kind's 30 seconds.
+    NodeBootTimeout => "Give the pod more CPU; see the evidence for what the node waited for.",
+    /// `kubeadm init` failed.
+    KubeadmInitFailed => "See the evidence; often a patch in spec.config that kubeadm refuses.",
+    /// `kubeadm join` failed.
+    KubeadmJoinFailed => "See the evidence.",
+    /// kind failed in a way that is not known yet.
+    KindFailed => "See the evidence.",
+    /// kind did not take over what was asked for.
+    ConfigNotApplied => "A patch in spec.config undoes a setting the operator needs; see the message.",
+
+    // The cluster is not well.
+    /// The API server does not answer.
+    ControlPlaneUnhealthy => "See the cluster's own events; the operator watches for its return.",
+    /// The Secret's name is taken by an object that is not ours.
+    KubeconfigSecretConflict => "Delete or rename that Secret, or set kubeconfig.secretName.",
+    /// The kubeconfig could not be written.
+    KubeconfigWriteFailed => "See the message.",
+    /// Nothing can be said while the pod is not there.
+    NoPod,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+impl Reason {
+    /// The reason of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
+    }
+
+    /// What happened, followed by the remedy.
+    pub fn explain(self, what: &str) -> String {
+        let what = what.trim().trim_end_matches('.');
+        match (what.is_empty(), self.remedy()) {
+            (true, "") => self.meaning().to_owned(),
+            (true, remedy) => format!("{} {remedy}", self.meaning()),
+            (false, "") => format!("{what}."),
+            (false, remedy) => format!("{what}. {remedy}"),
+        }
+    }
+}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Reason {
+    /// A name that is not known (a newer agent's) reads as [`Reason::KindFailed`]: the message still says what happened.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Ok(Self::parse(&name).unwrap_or(Self::KindFailed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_meaning_and_reads_back() {
+        for reason in Reason::ALL {
+            assert!(reason.meaning().ends_with('.'), "{reason}: {:?}", reason.meaning());
+            assert_eq!(Reason::parse(reason.as_str()), Some(*reason));
+            assert!(reason.remedy().is_empty() || reason.remedy().ends_with('.'), "{reason}");
+        }
+    }
+
+    #[test]
+    fn the_remedy_follows_what_happened() {
+        assert_eq!(
+            Reason::ConfigFieldOwned.explain("networking.apiServerPort is set"),
+            "networking.apiServerPort is set. Remove the named field from spec.config."
+        );
+        assert_eq!(Reason::Settled.explain(""), "Nothing is left to do.");
+    }
+}

@@ -1,0 +1,180 @@
+//! `KindCluster.status`: what the operator has seen and done.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the operator has seen and done.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KindClusterStatus {
+    /// Generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// The conditions; every type is always present.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+
+    /// Kubernetes version of the nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+
+    /// Node image that `version` was resolved to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+
+    /// Version of the kind command line that made the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind_version: Option<String>,
+
+    /// UID of the cluster itself (of its `kube-system` namespace). It changes when a cluster is replaced.
+    #[serde(default, rename = "clusterUID", skip_serializing_if = "Option::is_none")]
+    pub cluster_uid: Option<String>,
+
+    /// Number of the current attempt, counted from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<i64>,
+
+    /// When the current cluster became ready for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_time: Option<Time>,
+
+    /// Where the API server is reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub endpoints: Vec<Endpoint>,
+
+    /// The published kubeconfig.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubeconfig_secret_ref: Option<KubeconfigSecretRef>,
+
+    /// The pod that the cluster runs in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_ref: Option<PodRef>,
+
+    /// Control-plane nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_planes: Option<NodeCount>,
+
+    /// Worker nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<NodeCount>,
+
+    /// Ready nodes of all nodes, such as `1/3`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes_ready: Option<String>,
+
+    /// How the time to ready was spent, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub stages: Vec<StageTime>,
+
+    /// The newest failure; stays after a later success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<LastFailure>,
+}
+
+/// One way to reach the API server.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// From where it is reachable.
+    #[serde(rename = "type")]
+    pub type_: EndpointType,
+    /// The URL.
+    pub url: String,
+}
+
+/// From where an endpoint is reachable.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum EndpointType {
+    /// Inside the host cluster.
+    Internal,
+    /// From outside the host cluster.
+    External,
+}
+
+/// The published kubeconfig.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KubeconfigSecretRef {
+    /// Name of the Secret, in the namespace of the `KindCluster`.
+    pub name: String,
+    /// Digest of what went into the kubeconfig (addresses and authority, nothing secret); another one means it is
+    /// written again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// When the credentials in it end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expiration_time: Option<Time>,
+}
+
+/// The pod that a cluster runs in.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodRef {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// UID of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// Node of the host cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+}
+
+/// How many nodes of one role there are.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeCount {
+    /// All nodes.
+    pub total: i32,
+    /// Nodes whose condition `Ready` is true.
+    pub ready: i32,
+}
+
+/// Duration of one stage on the way to a ready cluster.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StageTime {
+    /// Name of the stage.
+    pub name: String,
+    /// Milliseconds that it took, or has taken so far.
+    pub milliseconds: i64,
+}
+
+/// A failed attempt.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastFailure {
+    /// One of the documented reasons.
+    pub reason: String,
+    /// What happened and what to do about it.
+    pub message: String,
+    /// When it was seen.
+    pub time: Option<Time>,
+    /// The attempt that failed.
+    #[serde(default)]
+    pub attempt: i64,
+    /// Generation of the spec that failed; a newer spec starts counting anew.
+    #[serde(default)]
+    pub generation: i64,
+    /// How many attempts in a row have failed, this one included.
+    #[serde(default)]
+    pub count: i32,
+    /// The last lines of evidence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_tail: Option<String>,
+}
+
+impl LastFailure {
+    /// When the failure was seen.
+    pub fn seen_at(&self) -> Option<Timestamp> {
+        self.time.as_ref().map(|time| time.0)
+    }
+}

@@ -1,0 +1,462 @@
+//! The configuration that kind gets: the user's, with what Nestling must have on top.
+//!
+//! Ours come last in each list, so that they win. Patches carry no `apiVersion`: kind then applies them whatever
+//! version of kubeadm's configuration the node image speaks, and turns `extraArgs` maps into lists where that version wants
+//! lists (`pkg/internal/patch/kubeadm_merge.go`).
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::problem::Problem;
+use super::wire::{AGENT_PORT, API_PORT, AgentSettings, HEALTH_PORT, keys};
+use crate::api::kind_config::{KindConfig, KindMount, KindNode, KindRole};
+use crate::api::reasons::Reason;
+
+/// Port on the pod's loopback at which kind publishes the API server. The front door is the relay.
+pub const KIND_API_PORT: i32 = 16443;
+
+/// Memory that the agent and the Docker daemon need, in bytes.
+const POD_OVERHEAD: i64 = 128 << 20;
+
+/// Memory that a node needs besides its pods (systemd, containerd, kubelet), in bytes.
+const NODE_OVERHEAD: i64 = 192 << 20;
+
+/// Fields of kubeadm's objects that belong to the operator, as `(kind, path)`.
+const OWNED: &[(&str, &[&str])] = &[
+    ("ClusterConfiguration", &["certificatesDir"]),
+    ("ClusterConfiguration", &["encryptionAlgorithm"]),
+    ("ClusterConfiguration", &["controlPlaneEndpoint"]),
+    ("InitConfiguration", &["bootstrapTokens"]),
+    ("InitConfiguration", &["localAPIEndpoint"]),
+    ("JoinConfiguration", &["discovery"]),
+    ("KubeletConfiguration", &["cgroupDriver"]),
+    ("KubeletConfiguration", &["cgroupRoot"]),
+    ("KubeletConfiguration", &["failCgroupV1"]),
+    ("KubeletConfiguration", &["systemReserved"]),
+];
+
+/// The pod's paths that no node may mount.
+const PRIVATE_PATHS: &[&str] = &["/etc/nestling", "/run/nestling", "/run/docker.sock", "/var/run", "/var/lib/docker", "/proc", "/sys"];
+
+/// What the agent found out about the machine that the nodes will see.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodeHost {
+    /// Whether the machine has cgroup v2.
+    pub cgroup_v2: bool,
+    /// Whether processes may lower their `oom_score_adj` (`CAP_SYS_RESOURCE`).
+    pub may_lower_oom_score: bool,
+    /// Memory of the machine in bytes, which each kubelet takes for its own.
+    pub memory_bytes: i64,
+    /// Processors of the machine in thousandths, which each kubelet takes for its own.
+    pub cpu_millis: i64,
+    /// Directory in the pod that holds the files of [`keys::CLUSTER`].
+    pub keys_directory: String,
+}
+
+/// Version of Kubernetes in a node image.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct KubernetesVersion {
+    /// The 1 of v1.34.4.
+    pub major: u32,
+    /// The 34 of v1.34.4.
+    pub minor: u32,
+}
+
+impl KubernetesVersion {
+    /// Reads `v1.34.4` or `1.34`, with anything behind.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.trim().trim_start_matches('v').split('.');
+        let major = parts.next()?.parse().ok()?;
+        let minor = parts.next()?.split(|character: char| !character.is_ascii_digit()).next()?.parse().ok()?;
+        Some(Self { major, minor })
+    }
+
+    const fn at_least(self, minor: u32) -> bool {
+        self.major > 1 || self.minor >= minor
+    }
+}
+
+/// Refuses what the user's configuration must not say. Does not need to know the host.
+///
+/// # Errors
+/// [`Reason::ConfigFieldOwned`], [`Reason::ConfigUnreadable`] or [`Reason::IPFamilyUnsupported`], naming the place.
+pub fn check(config: &KindConfig) -> Result<(), Problem> {
+    let owned = |path: String| Err(Problem::new(Reason::ConfigFieldOwned, format!("config.{path} is the operator's")));
+    if let Some(networking) = &config.networking {
+        if networking.api_server_address.is_some() {
+            return owned("networking.apiServerAddress".into());
+        }
+        if networking.api_server_port.is_some() {
+            return owned("networking.apiServerPort".into());
+        }
+        if let Some(family) = networking.ip_family.as_deref().filter(|family| !family.is_empty() && *family != "ipv4") {
+            return Err(Problem::new(Reason::IPFamilyUnsupported, format!("config.networking.ipFamily is {family}")));
+        }
+    }
+    check_merge_patches("kubeadmConfigPatches", &config.kubeadm_config_patches)?;
+    check_json_patches("kubeadmConfigPatchesJSON6902", &config.kubeadm_config_patches_json6902)?;
+    for (index, node) in config.nodes.iter().flatten().enumerate() {
+        let place = format!("nodes[{index}]");
+        check_merge_patches(&format!("{place}.kubeadmConfigPatches"), &node.kubeadm_config_patches)?;
+        check_json_patches(&format!("{place}.kubeadmConfigPatchesJSON6902"), &node.kubeadm_config_patches_json6902)?;
+        for (index, mount) in node.extra_mounts.iter().enumerate() {
+            let place = format!("{place}.extraMounts[{index}]");
+            if mount.container_path.as_deref().is_some_and(|path| is_below(path, "/etc/kubernetes/pki")) {
+                return owned(format!("{place}.containerPath"));
+            }
+            // A mount of / or /etc would hold a private path as well.
+            if mount.host_path.as_deref().is_some_and(|path| PRIVATE_PATHS.iter().any(|private| is_below(path, private) || is_below(private, path))) {
+                return owned(format!("{place}.hostPath"));
+            }
+        }
+        for (index, mapping) in node.extra_port_mappings.iter().enumerate() {
+            if mapping.host_port.is_some_and(|port| [API_PORT, AGENT_PORT, HEALTH_PORT, KIND_API_PORT].contains(&port)) {
+                return owned(format!("{place}.extraPortMappings[{index}].hostPort"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether `path` is `directory` or below it, `..` and doubled slashes resolved.
+fn is_below(path: &str, directory: &str) -> bool {
+    let parts = |path: &str| {
+        let mut parts: Vec<String> = Vec::new();
+        for part in path.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => drop(parts.pop()),
+                part => parts.push(part.to_owned()),
+            }
+        }
+        parts
+    };
+    parts(path).starts_with(&parts(directory))
+}
+
+fn check_merge_patches(place: &str, patches: &[String]) -> Result<(), Problem> {
+    for (index, patch) in patches.iter().enumerate() {
+        let place = format!("config.{place}[{index}]");
+        let documents: Vec<Value> =
+            serde_saphyr::from_multiple(patch).map_err(|error| Problem::new(Reason::ConfigUnreadable, format!("{place} is not YAML: {error}")))?;
+        for document in documents {
+            let Some(kind) = document.get("kind").and_then(Value::as_str) else {
+                return Err(Problem::new(Reason::ConfigUnreadable, format!("{place} has no kind, so kubeadm would apply it to nothing")));
+            };
+            if let Some((_, path)) = OWNED.iter().find(|(owned, path)| *owned == kind && document.pointer(&format!("/{}", path.join("/"))).is_some()) {
+                return Err(Problem::new(Reason::ConfigFieldOwned, format!("{place}: {kind}.{} is the operator's", path.join("."))));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_json_patches(place: &str, patches: &[crate::api::kind_config::PatchJson6902]) -> Result<(), Problem> {
+    for (index, patch) in patches.iter().enumerate() {
+        let place = format!("config.{place}[{index}]");
+        let operations: Vec<Value> = serde_saphyr::from_str(&patch.patch)
+            .map_err(|error| Problem::new(Reason::ConfigUnreadable, format!("{place}.patch is not a list of operations: {error}")))?;
+        for operation in operations {
+            let touched = ["path", "from"].into_iter().filter_map(|field| operation.get(field).and_then(Value::as_str));
+            for pointer in touched {
+                // An operation on a parent would replace the owned field as well.
+                let hit = OWNED.iter().find(|(kind, path)| {
+                    let owned = format!("/{}", path.join("/"));
+                    *kind == patch.kind && (is_below(pointer, &owned) || is_below(&owned, pointer))
+                });
+                if let Some((kind, path)) = hit {
+                    return Err(Problem::new(Reason::ConfigFieldOwned, format!("{place}: {kind}.{} is the operator's", path.join("."))));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The nodes that a configuration and the counts beside it ask for.
+pub fn nodes(config: Option<&KindConfig>, control_planes: i32, workers: i32) -> Vec<KindNode> {
+    if let Some(nodes) = config.and_then(|config| config.nodes.as_ref()).filter(|nodes| !nodes.is_empty()) {
+        return nodes.clone();
+    }
+    let node = |role| KindNode { role: Some(role), ..KindNode::default() };
+    let of = |count: i32, role| std::iter::repeat_n(node(role), usize::try_from(count).unwrap_or(0));
+    of(control_planes, KindRole::ControlPlane).chain(of(workers, KindRole::Worker)).collect()
+}
+
+/// The configuration that kind gets.
+///
+/// # Errors
+/// As [`check`].
+pub fn compose(settings: &AgentSettings, host: &NodeHost, version: KubernetesVersion, token: &str) -> Result<KindConfig, Problem> {
+    let mut config = settings.config.clone().unwrap_or_default();
+    check(&config)?;
+    config.kind = Some("Cluster".into());
+    config.api_version = Some("kind.x-k8s.io/v1alpha4".into());
+    config.name = Some(settings.cluster_name.clone());
+
+    let networking = config.networking.get_or_insert_default();
+    networking.api_server_address = Some("127.0.0.1".into());
+    networking.api_server_port = Some(KIND_API_PORT);
+    networking.pod_subnet = Some(settings.network.pods.to_string());
+    networking.service_subnet = Some(settings.network.services.to_string());
+    networking.dns_search.get_or_insert_default();
+
+    let mut nodes = nodes(settings.config.as_ref(), settings.control_planes, settings.workers);
+    let patches = kubeadm_patches(settings, host, version, token, &nodes);
+    for node in &mut nodes {
+        node.image.get_or_insert_with(|| settings.image.clone());
+        node.kubeadm_config_patches.extend(patches.iter().map(Value::to_string));
+    }
+    // kind copies the files to further control planes itself.
+    if let Some(first) = nodes.iter_mut().find(|node| node.role() == KindRole::ControlPlane) {
+        first.extra_mounts.extend(keys::CLUSTER.iter().map(|(file, path)| KindMount {
+            host_path: Some(format!("{}/{file}", host.keys_directory)),
+            container_path: Some(format!("/etc/kubernetes/pki/{path}")),
+            read_only: Some(true),
+            other: Map::new(),
+        }));
+    }
+    config.nodes = Some(nodes);
+    config.containerd_config_patches.extend(containerd_patches(host));
+    Ok(config)
+}
+
+fn kubeadm_patches(settings: &AgentSettings, host: &NodeHost, version: KubernetesVersion, token: &str, nodes: &[KindNode]) -> Vec<Value> {
+    let control_planes = nodes.iter().filter(|node| node.role() == KindRole::ControlPlane).count();
+    let mut cluster = json!({
+        "kind": "ClusterConfiguration",
+        "apiServer": {"certSANs": settings.cert_sans},
+        // Storage lives and dies with the pod: an fsync would protect what nobody can come back to.
+        "etcd": {"local": {"extraArgs": {"unsafe-no-fsync": "true"}}},
+    });
+    if version.at_least(36) {
+        cluster["encryptionAlgorithm"] = json!("ECDSA-P256");
+    } else {
+        cluster["featureGates"] = json!({"PublicKeysECDSA": true});
+    }
+    if control_planes == 1 {
+        // Nobody to elect: saves a write every two seconds, and the wait for the old lease after a restart.
+        for component in ["controllerManager", "scheduler"] {
+            cluster[component] = json!({"extraArgs": {"leader-elect": "false"}});
+        }
+    }
+    let mut kubelet = json!({"kind": "KubeletConfiguration", "systemReserved": reserved(settings, host, nodes.len())});
+    if !host.cgroup_v2 {
+        // With systemd's driver only the first cluster after a boot comes up on cgroup v1.
+        kubelet["cgroupDriver"] = json!("cgroupfs");
+        kubelet["cgroupRoot"] = json!("/kubelet");
+        if version.at_least(35) {
+            kubelet["failCgroupV1"] = json!(false);
+        }
+    }
+    vec![
+        cluster,
+        json!({"kind": "InitConfiguration", "bootstrapTokens": [{"token": token, "ttl": "1h0m0s"}]}),
+        json!({"kind": "JoinConfiguration", "discovery": {"bootstrapToken": {"token": token}}}),
+        kubelet,
+    ]
+}
+
+/// What each kubelet must leave alone, so that all allocatable memory and CPU together fit into the pod: a kubelet takes the whole machine for
+/// its own. Equal for all nodes, because joining nodes read the first one's configuration.
+fn reserved(settings: &AgentSettings, host: &NodeHost, nodes: usize) -> BTreeMap<&'static str, String> {
+    let nodes = i64::try_from(nodes).unwrap_or(i64::MAX).max(1);
+    let mut reserved = BTreeMap::new();
+    let share = (settings.limits.memory_bytes - POD_OVERHEAD - nodes * NODE_OVERHEAD) / nodes;
+    if share > 0 && share < host.memory_bytes {
+        reserved.insert("memory", format!("{}Ki", (host.memory_bytes - share) >> 10));
+    }
+    if let Some(limit) = settings.limits.cpu_millis {
+        let share = limit / nodes;
+        if share > 0 && share < host.cpu_millis {
+            reserved.insert("cpu", format!("{}m", host.cpu_millis - share));
+        }
+    }
+    reserved
+}
+
+fn containerd_patches(host: &NodeHost) -> Vec<String> {
+    let mut patches = Vec::new();
+    if !host.may_lower_oom_score {
+        patches.push("[plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true\n".to_owned());
+    }
+    if !host.cgroup_v2 {
+        for runtime in ["runc", "test-handler"] {
+            patches.push(format!("[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{runtime}.options]\n  SystemdCgroup = false\n"));
+        }
+    }
+    patches
+}
+
+/// Checks what kind wrote to `/kind/kubeadm.conf` of the first control plane: kind does not tell whether a patch matched anything.
+///
+/// # Errors
+/// [`Reason::ConfigNotApplied`], naming the first setting that is missing.
+pub fn verify(written: &str, settings: &AgentSettings, token: &str, host: &NodeHost) -> Result<(), Problem> {
+    let missing = |what: &str| Problem::new(Reason::ConfigNotApplied, format!("kubeadm's configuration lacks {what}"));
+    let documents: Vec<Value> = serde_saphyr::from_multiple(written)
+        .map_err(|error| Problem::new(Reason::ConfigNotApplied, format!("kubeadm's configuration cannot be read: {error}")))?;
+    let object = |kind: &str| documents.iter().find(|document| document["kind"] == kind);
+    let cluster = object("ClusterConfiguration").ok_or_else(|| missing("a ClusterConfiguration"))?;
+    for name in &settings.cert_sans {
+        if !cluster["apiServer"]["certSANs"].as_array().is_some_and(|names| names.iter().any(|have| have == name)) {
+            return Err(missing(&format!("the certificate name {name}")));
+        }
+    }
+    let init = object("InitConfiguration").ok_or_else(|| missing("an InitConfiguration"))?;
+    let tokens = init["bootstrapTokens"].as_array().map_or(&[][..], Vec::as_slice);
+    if tokens.len() != 1 || tokens[0]["token"] != token {
+        return Err(missing("the random bootstrap token"));
+    }
+    let kubelet = object("KubeletConfiguration").ok_or_else(|| missing("a KubeletConfiguration"))?;
+    if !host.cgroup_v2 && kubelet["cgroupDriver"] != "cgroupfs" {
+        return Err(missing("cgroupDriver: cgroupfs"));
+    }
+    if !kubelet["systemReserved"].is_object() {
+        return Err(missing("systemReserved"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::wire::{NetworkPlan, PodLimits, SCHEMA};
+    use rstest::rstest;
+
+    fn settings(config: Option<&str>) -> AgentSettings {
+        AgentSettings {
+            schema: SCHEMA,
+            cluster_uid: "uid".into(),
+            cluster_name: "demo".into(),
+            attempt: 1,
+            image: "kindest/node:v1.34.4".into(),
+            config: config.map(|text| serde_saphyr::from_str(text).unwrap()),
+            control_planes: 1,
+            workers: 1,
+            network: NetworkPlan {
+                pods: "10.245.0.0/16".parse().unwrap(),
+                services: "10.97.0.0/16".parse().unwrap(),
+                nodes: "172.31.255.0/24".parse().unwrap(),
+                bridge: "172.31.254.0/24".parse().unwrap(),
+                host: vec![],
+            },
+            cert_sans: vec!["localhost".into(), "c-demo.nestling-clusters.svc".into()],
+            limits: PodLimits { memory_bytes: 3 << 30, cpu_millis: Some(2000), storage_bytes: 10 << 30 },
+            allow_cgroup_v1: true,
+        }
+    }
+
+    fn host(cgroup_v2: bool) -> NodeHost {
+        NodeHost { cgroup_v2, may_lower_oom_score: cgroup_v2, memory_bytes: 24 << 30, cpu_millis: 4000, keys_directory: "/run/nestling/pki".into() }
+    }
+
+    const V1_34: KubernetesVersion = KubernetesVersion { major: 1, minor: 34 };
+    const V1_36: KubernetesVersion = KubernetesVersion { major: 1, minor: 36 };
+
+    fn yaml(config: &KindConfig) -> String {
+        serde_saphyr::to_string(config).unwrap()
+    }
+
+    #[test]
+    fn a_plain_cluster_on_cgroup_v1() {
+        insta::assert_snapshot!(yaml(&compose(&settings(None), &host(false), V1_34, "abcdef.0123456789abcdeg").unwrap()));
+    }
+
+    #[test]
+    fn a_pasted_kind_yaml_on_cgroup_v2() {
+        let pasted = r"
+kind: Cluster
+apiVersion: kind.x-k8s.io/v1alpha4
+name: mine
+featureGates: {InPlacePodVerticalScaling: true}
+somethingNew: {kept: true}
+networking: {disableDefaultCNI: true, kubeProxyMode: nftables}
+kubeadmConfigPatches:
+- |
+  kind: ClusterConfiguration
+  apiServer: {extraArgs: {audit-log-maxage: '3'}}
+nodes:
+- role: control-plane
+  labels: {tier: gold}
+  kubeadmConfigPatches: ['{kind: InitConfiguration, nodeRegistration: {kubeletExtraArgs: {v: 4}}}']
+- role: worker
+  image: kindest/node:v1.33.0
+  taints: kept
+";
+        insta::assert_snapshot!(yaml(&compose(&settings(Some(pasted)), &host(true), V1_36, "abcdef.0123456789abcdeg").unwrap()));
+    }
+
+    #[rstest]
+    #[case("networking: {apiServerPort: 6443}", Reason::ConfigFieldOwned, "config.networking.apiServerPort")]
+    #[case("networking: {apiServerAddress: 0.0.0.0}", Reason::ConfigFieldOwned, "config.networking.apiServerAddress")]
+    #[case("networking: {ipFamily: dual}", Reason::IPFamilyUnsupported, "ipFamily")]
+    #[case("kubeadmConfigPatches: ['{kind: InitConfiguration, bootstrapTokens: []}']", Reason::ConfigFieldOwned, "kubeadmConfigPatches[0]")]
+    #[case("kubeadmConfigPatches: ['{cgroupDriver: systemd}']", Reason::ConfigUnreadable, "has no kind")]
+    #[case("kubeadmConfigPatches: ['{kind: [']", Reason::ConfigUnreadable, "not YAML")]
+    #[case("nodes: [{kubeadmConfigPatches: ['{kind: KubeletConfiguration, cgroupDriver: systemd}']}]", Reason::ConfigFieldOwned, "nodes[0]")]
+    #[case("kubeadmConfigPatchesJSON6902: [{kind: KubeletConfiguration, patch: '[{op: remove, path: /cgroupRoot}]'}]", Reason::ConfigFieldOwned, "cgroupRoot")]
+    #[case(
+        "kubeadmConfigPatchesJSON6902: [{kind: InitConfiguration, patch: '[{op: remove, path: /bootstrapTokens/0/token}]'}]",
+        Reason::ConfigFieldOwned,
+        "bootstrapTokens"
+    )]
+    #[case(
+        "kubeadmConfigPatchesJSON6902: [{kind: ClusterConfiguration, patch: '[{op: replace, path: \"\", value: {}}]'}]",
+        Reason::ConfigFieldOwned,
+        "ClusterConfiguration"
+    )]
+    #[case("nodes: [{extraMounts: [{hostPath: /var/../etc/nestling/keys, containerPath: /x}]}]", Reason::ConfigFieldOwned, "hostPath")]
+    #[case("nodes: [{extraMounts: [{hostPath: /, containerPath: /x}]}]", Reason::ConfigFieldOwned, "hostPath")]
+    #[case("nodes: [{extraMounts: [{hostPath: /tmp, containerPath: /etc/kubernetes//pki/ca.key}]}]", Reason::ConfigFieldOwned, "containerPath")]
+    #[case("nodes: [{extraPortMappings: [{containerPort: 80, hostPort: 6443}]}]", Reason::ConfigFieldOwned, "hostPort")]
+    fn what_is_ours_is_refused(#[case] config: &str, #[case] reason: Reason, #[case] place: &str) {
+        let problem = check(&serde_saphyr::from_str(config).unwrap()).unwrap_err();
+        assert_eq!(problem.reason, reason, "{problem}");
+        assert!(problem.message.contains(place), "{problem}");
+    }
+
+    #[rstest]
+    #[case("nodes: [{extraPortMappings: [{containerPort: 80, hostPort: 80}], extraMounts: [{hostPath: /tmp/x, containerPath: /data}]}]")]
+    #[case("kubeadmConfigPatches: ['{kind: KubeletConfiguration, maxPods: 20}']")]
+    #[case("kubeadmConfigPatchesJSON6902: [{kind: KubeletConfiguration, patch: '[{op: add, path: /maxPods, value: 20}]'}]")]
+    fn what_is_the_users_is_left_alone(#[case] config: &str) {
+        assert_eq!(check(&serde_saphyr::from_str(config).unwrap()), Ok(()));
+    }
+
+    #[test]
+    fn allocatable_fits_the_pod_for_any_number_of_nodes() {
+        for workers in 0..9 {
+            let mut settings = settings(None);
+            settings.workers = workers;
+            settings.limits.memory_bytes = (3 + i64::from(workers)) << 30;
+            let host = host(true);
+            let nodes = i64::from(workers) + 1;
+            let reserved = reserved(&settings, &host, usize::try_from(nodes).unwrap());
+            let memory: i64 = reserved["memory"].trim_end_matches("Ki").parse::<i64>().unwrap() << 10;
+            assert!(nodes * (host.memory_bytes - memory) <= settings.limits.memory_bytes - POD_OVERHEAD, "{workers}");
+            let cpu: i64 = reserved["cpu"].trim_end_matches('m').parse().unwrap();
+            assert!(nodes * (host.cpu_millis - cpu) <= 2000, "{workers}");
+        }
+    }
+
+    #[test]
+    fn what_kind_wrote_is_read_back() {
+        let written = "apiVersion: kubeadm.k8s.io/v1beta3\nkind: ClusterConfiguration\napiServer:\n  certSANs: [localhost, c-demo.nestling-clusters.svc]\n---\nkind: InitConfiguration\nbootstrapTokens: [{token: a.b}]\n---\nkind: KubeletConfiguration\ncgroupDriver: cgroupfs\nsystemReserved: {memory: 1Gi}\n";
+        assert_eq!(verify(written, &settings(None), "a.b", &host(false)), Ok(()));
+        for (old, new) in [("c-demo", "other"), ("a.b", "abcdef.0123456789abcdef"), ("cgroupfs", "systemd"), ("systemReserved", "kubeReserved")] {
+            let problem = verify(&written.replace(old, new), &settings(None), "a.b", &host(false)).unwrap_err();
+            assert_eq!(problem.reason, Reason::ConfigNotApplied, "{old}");
+        }
+    }
+
+    #[rstest]
+    #[case("v1.34.4", Some(V1_34))]
+    #[case("v1.36.0-rc.1+k3s", Some(V1_36))]
+    #[case("1.34", Some(V1_34))]
+    #[case("latest", None)]
+    fn versions_are_read(#[case] text: &str, #[case] version: Option<KubernetesVersion>) {
+        assert_eq!(KubernetesVersion::parse(text), version);
+    }
+}

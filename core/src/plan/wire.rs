@@ -1,0 +1,319 @@
+//! What operator and agent say to each other. Additive only: either side may be one release older.
+
+use std::collections::BTreeMap;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::api::kind_config::KindConfig;
+use crate::api::reasons::Reason;
+
+/// Version of these types. A higher one is refused by neither side: fields are only ever added.
+pub const SCHEMA: u32 = 1;
+
+/// Largest report that the operator reads, in bytes. Reports come out of a pod in which users are root.
+pub const REPORT_LIMIT: usize = 64 * 1024;
+
+/// Port of the front door: the cluster's API server.
+pub const API_PORT: i32 = 6443;
+
+/// Port of the agent's own server (mTLS): status.
+pub const AGENT_PORT: i32 = 7443;
+
+/// Port of the agent's plain `/livez` and `/readyz`, for the kubelet.
+pub const HEALTH_PORT: i32 = 7480;
+
+/// Path of the report: `GET /v1/status?after=<revision>&wait=<seconds>` answers when there is a newer revision or the
+/// time is over.
+pub const STATUS_PATH: &str = "/v1/status";
+
+/// Longest time that the agent lets a status request wait, in seconds.
+pub const MAX_WAIT_SECONDS: u64 = 30;
+
+/// Where the agent finds its settings (the pod's annotation, through the downward API).
+pub const SETTINGS_FILE: &str = "/etc/nestling/settings/settings.json";
+
+/// Where the agent finds the cluster's keys and its own (a Secret volume).
+pub const KEYS_DIRECTORY: &str = "/etc/nestling/keys";
+
+/// Docker's data-root, a volume of its own.
+pub const DATA_ROOT: &str = "/var/lib/docker";
+
+/// Where a pod image carries node images: `index.json` maps a reference to the archive beside it.
+pub const BAKED_IMAGES_DIRECTORY: &str = "/opt/nestling/images";
+
+/// Where the container leaves its failure for the kubelet, so that it outlives the agent ([`AgentFailure`] as JSON).
+pub const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// Group that a published kubeconfig's user is in. Bound to `cluster-admin` inside the cluster by the agent; unlike
+/// `system:masters` the binding can be taken away.
+pub const ADMIN_GROUP: &str = "nestling:cluster-admins";
+
+/// Common name that the operator's client certificate must have.
+pub const OPERATOR_NAME: &str = "operator.nestling";
+
+/// Keys in the Secret that holds a cluster's keys, and the names of the files in [`KEYS_DIRECTORY`].
+pub mod keys {
+    /// Files that the cluster takes over, as `(key in the Secret, path below /etc/kubernetes/pki)`.
+    pub const CLUSTER: [(&str, &str); 8] = [
+        ("ca.crt", "ca.crt"),
+        ("ca.key", "ca.key"),
+        ("front-proxy-ca.crt", "front-proxy-ca.crt"),
+        ("front-proxy-ca.key", "front-proxy-ca.key"),
+        ("etcd-ca.crt", "etcd/ca.crt"),
+        ("etcd-ca.key", "etcd/ca.key"),
+        ("sa.key", "sa.key"),
+        ("sa.pub", "sa.pub"),
+    ];
+    /// The random token with which nodes join; outlives only the creation.
+    pub const BOOTSTRAP_TOKEN: &str = "bootstrap-token";
+    /// Certificate of the agent's server.
+    pub const AGENT_CERTIFICATE: &str = "agent.crt";
+    /// Key of the agent's server.
+    pub const AGENT_KEY: &str = "agent.key";
+    /// Authority that the operator's client certificate must come from.
+    pub const AGENT_AUTHORITY: &str = "agent-ca.crt";
+}
+
+/// What the agent is to do; fixed for the life of a pod.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentSettings {
+    /// [`SCHEMA`] of the writer.
+    pub schema: u32,
+    /// UID of the `KindCluster`.
+    pub cluster_uid: String,
+    /// Name of the `KindCluster`, and of the kind cluster.
+    pub cluster_name: String,
+    /// Number of this attempt.
+    pub attempt: i64,
+    /// Node image.
+    pub image: String,
+    /// The user's kind configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<KindConfig>,
+    /// Number of control-plane nodes, where the configuration lists no nodes.
+    pub control_planes: i32,
+    /// Number of worker nodes, where the configuration lists no nodes.
+    pub workers: i32,
+    /// Address ranges.
+    pub network: NetworkPlan,
+    /// Further names in the API server's certificate.
+    pub cert_sans: Vec<String>,
+    /// What the pod may use.
+    pub limits: PodLimits,
+    /// Whether a host with cgroup v1 will do.
+    pub allow_cgroup_v1: bool,
+}
+
+/// Address ranges of one cluster.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkPlan {
+    /// Pods of the cluster.
+    pub pods: Ipv4Net,
+    /// Services of the cluster.
+    pub services: Ipv4Net,
+    /// Node containers: Docker's network `kind`.
+    pub nodes: Ipv4Net,
+    /// Docker's default bridge.
+    pub bridge: Ipv4Net,
+    /// The host's ranges, which all of these must be clear of.
+    pub host: Vec<Ipv4Net>,
+}
+
+/// What the pod may use.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodLimits {
+    /// Memory limit of the pod in bytes.
+    pub memory_bytes: i64,
+    /// CPU limit of the pod in thousandths of a core; `None` is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<i64>,
+    /// Size limit of the data-root in bytes.
+    pub storage_bytes: i64,
+}
+
+/// What the agent has done and sees.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentReport {
+    /// [`SCHEMA`] of the writer.
+    #[serde(default)]
+    pub schema: u32,
+    /// Grows with every change.
+    pub revision: u64,
+    /// UID of the `KindCluster` that the agent works for.
+    pub cluster_uid: String,
+    /// The attempt that the agent is.
+    pub attempt: i64,
+    /// Where it stands.
+    pub stage: Stage,
+    /// Time spent in each stage so far, in order, as `(stage, milliseconds)`.
+    #[serde(default)]
+    pub stages: Vec<StageDuration>,
+    /// Why it failed; set with [`Stage::Failed`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<AgentFailure>,
+    /// Whether the API server answers `/readyz` and the admin group is bound.
+    #[serde(default)]
+    pub control_plane_ready: bool,
+    /// The nodes as the API server lists them.
+    #[serde(default)]
+    pub nodes: Vec<NodeReport>,
+    /// UID of the `kube-system` namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nested_uid: Option<String>,
+    /// Version that the API server reports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_version: Option<String>,
+    /// Version of kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind_version: Option<String>,
+    /// Facts about the host that are fit to run but worth knowing.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// Time spent in a stage.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StageDuration {
+    /// The stage.
+    pub stage: Stage,
+    /// Milliseconds.
+    pub milliseconds: i64,
+}
+
+/// Why an attempt failed.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentFailure {
+    /// The reason.
+    pub reason: Reason,
+    /// What happened, without the remedy.
+    pub message: String,
+    /// The last lines of evidence; may be empty.
+    #[serde(default)]
+    pub log_tail: String,
+}
+
+/// A node as the cluster's API server lists it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeReport {
+    /// Name of the node.
+    pub name: String,
+    /// Whether it carries the control-plane label.
+    pub control_plane: bool,
+    /// Whether its condition `Ready` is true.
+    pub ready: bool,
+}
+
+macro_rules! stages {
+    ($($(#[doc = $doc:literal])+ $name:ident => $reason:ident,)+) => {
+        /// Where an agent stands. The middle ones are kind's own printed steps.
+        #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+        pub enum Stage {
+            $($(#[doc = $doc])+ $name,)+
+            /// A stage that this side does not know.
+            #[default]
+            #[serde(other)]
+            Unknown,
+        }
+
+        impl Stage {
+            /// Every stage, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The reason that the conditions give while an agent is here.
+            pub const fn reason(self) -> Reason {
+                match self { Self::Unknown => Reason::Progressing, $(Self::$name => Reason::$reason,)+ }
+            }
+        }
+    };
+}
+
+stages! {
+    /// Checks of the host.
+    Preflight => Preflight,
+    /// Control groups of the pod.
+    Cgroups => PreparingCgroups,
+    /// Addresses and iptables.
+    Network => PreparingNetwork,
+    /// The Docker daemon.
+    Dockerd => StartingDocker,
+    /// Node image present in Docker.
+    NodeImage => LoadingNodeImage,
+    /// kind: Ensuring node image.
+    EnsuringNodeImage => EnsuringNodeImage,
+    /// kind: Preparing nodes.
+    PreparingNodes => PreparingNodes,
+    /// kind: Writing configuration.
+    WritingConfiguration => WritingConfiguration,
+    /// kind: Starting control-plane.
+    StartingControlPlane => StartingControlPlane,
+    /// kind: Installing CNI.
+    InstallingCNI => InstallingCNI,
+    /// kind: Installing StorageClass.
+    InstallingStorageClass => InstallingStorageClass,
+    /// kind: Joining worker nodes.
+    JoiningWorkerNodes => JoiningWorkerNodes,
+    /// `/readyz` of the API server.
+    WaitingForControlPlane => WaitingForControlPlane,
+    /// The relay is open; nodes may still be on their way.
+    Serving => ClusterReady,
+    /// The attempt is over.
+    Failed => KindFailed,
+    /// The pod is being stopped.
+    Terminating => DeletingCluster,
+}
+
+impl Stage {
+    /// The stage that a line printed by `kind create cluster` begins, if it does. kind 0.33 prints ` • Preparing nodes 📦  ...` without a
+    /// terminal (`pkg/internal/cli/status.go`) and `✓` or `✗` when the step has ended.
+    pub fn from_kind_line(line: &str) -> Option<Self> {
+        let text = line.trim_start();
+        let text = text.strip_prefix('•').unwrap_or(text).trim_start();
+        let steps = [
+            ("Ensuring node image", Self::EnsuringNodeImage),
+            ("Preparing nodes", Self::PreparingNodes),
+            ("Writing configuration", Self::WritingConfiguration),
+            ("Starting control-plane", Self::StartingControlPlane),
+            ("Installing CNI", Self::InstallingCNI),
+            ("Installing StorageClass", Self::InstallingStorageClass),
+            ("Joining worker nodes", Self::JoiningWorkerNodes),
+        ];
+        steps.into_iter().find(|(prefix, _)| text.starts_with(prefix)).map(|(_, stage)| stage)
+    }
+}
+
+/// Labels of a node that mark it as a control plane (kubeadm's own).
+pub fn is_control_plane(labels: &BTreeMap<String, String>) -> bool {
+    labels.contains_key("node-role.kubernetes.io/control-plane")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_side_is_understood() {
+        let report: AgentReport = serde_json::from_str(
+            r#"{"schema":9,"revision":3,"clusterUid":"u","attempt":1,"stage":"Teleporting","new":{},
+                "failure":{"reason":"NeverHeardOf","message":"m"}}"#,
+        )
+        .unwrap();
+        assert_eq!(report.stage, Stage::Unknown);
+        assert_eq!(report.failure.unwrap().reason, Reason::KindFailed);
+    }
+
+    #[test]
+    fn kind_lines_name_stages() {
+        assert_eq!(Stage::from_kind_line(" • Preparing nodes 📦   ..."), Some(Stage::PreparingNodes));
+        assert_eq!(Stage::from_kind_line(" • Ensuring node image (kindest/node:v1) 🖼 ..."), Some(Stage::EnsuringNodeImage));
+        assert_eq!(Stage::from_kind_line(" ✓ Preparing nodes 📦 "), None);
+        assert_eq!(Stage::from_kind_line("ERROR: failed"), None);
+    }
+}
