@@ -34,6 +34,10 @@ pub struct KindClusterStatus {
     #[serde(default, rename = "clusterUID", skip_serializing_if = "Option::is_none")]
     pub cluster_uid: Option<String>,
 
+    /// The attempt that `clusterUID` belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_attempt: Option<i64>,
+
     /// Number of the current attempt, counted from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<i64>,

@@ -22,6 +22,9 @@ const POD_OVERHEAD: i64 = 128 << 20;
 /// Memory that a node needs besides its pods (systemd, containerd, kubelet), in bytes.
 const NODE_OVERHEAD: i64 = 192 << 20;
 
+/// CPU that kubeadm's own pods request on a control-plane node, in thousandths; below it the kubelet would refuse them.
+const LEAST_CPU: i64 = 1000;
+
 /// Fields of kubeadm's objects that belong to the operator, as `(kind, path)`.
 const OWNED: &[(&str, &[&str])] = &[
     ("ClusterConfiguration", &["certificatesDir"]),
@@ -268,8 +271,8 @@ fn reserved(settings: &AgentSettings, host: &NodeHost, nodes: usize) -> BTreeMap
         reserved.insert("memory", format!("{}Ki", (host.memory_bytes - share) >> 10));
     }
     if let Some(limit) = settings.limits.cpu_millis {
-        let share = limit / nodes;
-        if share > 0 && share < host.cpu_millis {
+        let share = (limit / nodes).max(LEAST_CPU);
+        if share < host.cpu_millis {
             reserved.insert("cpu", format!("{}m", host.cpu_millis - share));
         }
     }
@@ -437,7 +440,7 @@ nodes:
             let memory: i64 = reserved["memory"].trim_end_matches("Ki").parse::<i64>().unwrap() << 10;
             assert!(nodes * (host.memory_bytes - memory) <= settings.limits.memory_bytes - POD_OVERHEAD, "{workers}");
             let cpu: i64 = reserved["cpu"].trim_end_matches('m').parse().unwrap();
-            assert!(nodes * (host.cpu_millis - cpu) <= 2000, "{workers}");
+            assert!(nodes * (host.cpu_millis - cpu) <= 2000.max(nodes * LEAST_CPU), "{workers}");
         }
     }
 

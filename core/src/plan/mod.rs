@@ -2,7 +2,20 @@
 
 pub mod cidr;
 pub mod classify;
+pub mod decide;
+pub mod desired;
 pub mod kind_config;
 pub mod names;
+pub mod objects;
+pub mod observed;
 pub mod problem;
+pub mod quantity;
+pub mod settings;
+pub mod settle;
+pub mod situation;
 pub mod wire;
+
+#[cfg(test)]
+mod convergence;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,275 @@
+//! What is to be done next.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::desired::{Desired, short_digest};
+use super::names::Identity;
+use super::objects::{self, attempt_of};
+use super::observed::{Observed, created_at};
+use super::situation::{Situation, later, situation};
+use crate::api::{KindClusterStatus, ServiceType};
+
+/// A cluster at rest is looked at this often, in case an event was missed.
+const REST: Duration = Duration::from_secs(3600);
+
+/// A kubeconfig is written anew when this much of its life is left.
+const RENEW_BEFORE: Duration = Duration::from_secs(60 * 24 * 3600);
+
+/// What is to be done, in order. The first step that fails ends the pass.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The steps.
+    pub steps: Vec<Step>,
+    /// When to look again if nothing happens before.
+    pub wake_at: Option<Timestamp>,
+}
+
+/// One write.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Our finalizer, before anything else exists.
+    AddFinalizer,
+    /// The Secret with the cluster's keys; made once and never changed.
+    CreateKeys,
+    /// The policy of the pod.
+    ApplyNetworkPolicy(Box<NetworkPolicy>),
+    /// The Service in front of the API server.
+    ApplyService(Box<Service>),
+    /// The pod of the next attempt.
+    CreatePod(Box<Pod>),
+    /// The kubeconfig in the user's namespace.
+    PublishKubeconfig(Box<KubeconfigPlan>),
+    /// Takes a published kubeconfig away, if it is ours.
+    RetractKubeconfig {
+        /// Name of the Secret.
+        secret: String,
+    },
+    /// Deletes a child of exactly this UID.
+    Delete(Child),
+    /// Our finalizer, when a live list has shown that nothing is left.
+    RemoveFinalizer,
+}
+
+impl Step {
+    /// Every kind of step, for tests that stop the operator behind each.
+    pub const NAMES: [&'static str; 9] = [
+        "AddFinalizer",
+        "CreateKeys",
+        "ApplyNetworkPolicy",
+        "ApplyService",
+        "CreatePod",
+        "PublishKubeconfig",
+        "RetractKubeconfig",
+        "Delete",
+        "RemoveFinalizer",
+    ];
+
+    /// Its name, for logs and metrics.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::AddFinalizer => "AddFinalizer",
+            Self::CreateKeys => "CreateKeys",
+            Self::ApplyNetworkPolicy(_) => "ApplyNetworkPolicy",
+            Self::ApplyService(_) => "ApplyService",
+            Self::CreatePod(_) => "CreatePod",
+            Self::PublishKubeconfig(_) => "PublishKubeconfig",
+            Self::RetractKubeconfig { .. } => "RetractKubeconfig",
+            Self::Delete(_) => "Delete",
+            Self::RemoveFinalizer => "RemoveFinalizer",
+        }
+    }
+}
+
+/// A child that is to be deleted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Child {
+    /// What it is.
+    pub kind: ChildKind,
+    /// Its name.
+    pub name: String,
+    /// Its UID: another object of the same name stays.
+    pub uid: String,
+}
+
+/// The kinds of children.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ChildKind {
+    /// A pod.
+    Pod,
+    /// A Service.
+    Service,
+    /// A network policy.
+    NetworkPolicy,
+    /// The Secret with the keys.
+    Keys,
+}
+
+/// What a published kubeconfig is made of, credentials apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KubeconfigPlan {
+    /// Whose it is.
+    pub identity: Identity,
+    /// Name of the Secret.
+    pub secret: String,
+    /// URL for clients inside the host cluster.
+    pub internal: String,
+    /// URL for others.
+    pub external: Option<String>,
+    /// The name that the API server's certificate is checked against.
+    pub tls_server_name: String,
+    /// Digest of all this and of the keys' identity.
+    pub digest: String,
+    /// This installation.
+    pub install: String,
+}
+
+/// What is to be done. Pure and total.
+pub fn decide(now: Timestamp, seen: &Observed) -> Plan {
+    let rest = Some(later(now, REST + Duration::from_secs(spread(&seen.identity.uid))));
+    match situation(now, seen) {
+        Situation::Paused | Situation::Refused(_) | Situation::Stalled(_) | Situation::Queued { .. } => Plan { steps: vec![], wake_at: rest },
+        // Settle puts the failure on record; the next pass acts on it.
+        Situation::Failed(_) => Plan { steps: vec![], wake_at: Some(now) },
+        Situation::Unfinalized => Plan { steps: vec![Step::AddFinalizer], wake_at: rest },
+        Situation::Deleting => Plan { steps: deletion(seen), wake_at: Some(later(now, Duration::from_secs(30))) },
+        Situation::BackingOff { until, .. } => Plan { steps: vec![], wake_at: Some(until) },
+        Situation::Discard(pod) | Situation::Outdated(pod) => Plan { steps: delete(ChildKind::Pod, &pod.metadata).into_iter().collect(), wake_at: rest },
+        Situation::Create { desired, attempt } => {
+            let mut steps = surroundings(seen, attempt);
+            steps.push(Step::CreatePod(Box::new(objects::pod(&seen.cluster, &desired, &seen.settings, attempt))));
+            Plan { steps, wake_at: rest }
+        }
+        Situation::Creating { pod, deadline, .. } => Plan { steps: surroundings(seen, attempt_of(pod)), wake_at: Some(deadline) },
+        Situation::Running { pod, desired } => {
+            let mut steps = surroundings(seen, attempt_of(pod));
+            if let Ok(desired) = &desired {
+                steps.extend(publication(now, seen, desired));
+            }
+            Plan { steps, wake_at: rest }
+        }
+    }
+}
+
+/// Up to ten minutes, other for each cluster, so that they do not all wake at once.
+fn spread(uid: &str) -> u64 {
+    u64::from_str_radix(&short_digest(uid)[..4], 16).unwrap_or(0) % 600
+}
+
+/// What has to be there before the pod, and stay.
+fn surroundings(seen: &Observed, attempt: i64) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if !seen.children.keys.iter().any(|keys| keys.name.as_deref() == Some(&seen.identity.keys())) {
+        steps.push(Step::CreateKeys);
+    }
+    let policy = objects::network_policy(&seen.identity, &seen.settings);
+    if !seen.children.policies.iter().any(|have| same(&policy.metadata, &have.metadata) && objects::matches(&policy.spec, &have.spec)) {
+        steps.push(Step::ApplyNetworkPolicy(Box::new(policy)));
+    }
+    let service = objects::service(&seen.cluster, &seen.identity, &seen.settings, attempt);
+    if !seen.children.services.iter().any(|have| same(&service.metadata, &have.metadata) && objects::matches(&service.spec, &have.spec)) {
+        steps.push(Step::ApplyService(Box::new(service)));
+    }
+    steps
+}
+
+/// Whether a seen object has the name, labels and annotations of the wanted one.
+fn same(wanted: &ObjectMeta, seen: &ObjectMeta) -> bool {
+    objects::matches(wanted, seen)
+}
+
+/// The kubeconfig, once there is something to reach with it.
+fn publication(now: Timestamp, seen: &Observed, desired: &Desired) -> Vec<Step> {
+    if !seen.report.as_ref().is_some_and(|report| report.control_plane_ready) {
+        return vec![];
+    }
+    let Some(plan) = kubeconfig(seen, desired) else { return vec![] };
+    let published = seen.status().kubeconfig_secret_ref;
+    let mut steps = Vec::new();
+    let current = published.as_ref().is_some_and(|published| {
+        let renew = published.expiration_time.as_ref().is_some_and(|time| later(now, RENEW_BEFORE) >= time.0);
+        published.name == plan.secret && published.digest.as_deref() == Some(&plan.digest) && !renew
+    });
+    if !current {
+        let name = plan.secret.clone();
+        steps.push(Step::PublishKubeconfig(Box::new(plan)));
+        if let Some(old) = published.filter(|old| old.name != name) {
+            steps.push(Step::RetractKubeconfig { secret: old.name });
+        }
+    }
+    steps
+}
+
+/// What the kubeconfig is to say. `None` until the Service has what it needs.
+pub fn kubeconfig(seen: &Observed, desired: &Desired) -> Option<KubeconfigPlan> {
+    let service = seen.children.services.iter().find(|service| service.metadata.name.as_deref() == Some(&desired.identity.child()))?;
+    let keys = seen.children.keys.iter().find(|keys| keys.name.as_deref() == Some(&desired.identity.keys()))?;
+    let tls_server_name = desired.identity.service_dns_name(&seen.settings.clusters_namespace);
+    let internal = internal_url(&tls_server_name);
+    let external = external_url(seen, service);
+    let digest = short_digest(&format!("{internal} {external:?} {tls_server_name} {}", keys.uid.as_deref().unwrap_or_default()));
+    Some(KubeconfigPlan {
+        identity: desired.identity.clone(),
+        secret: desired.kubeconfig_secret.clone(),
+        internal,
+        external,
+        tls_server_name,
+        digest,
+        install: seen.settings.install.clone(),
+    })
+}
+
+/// The URL inside the host cluster.
+pub fn internal_url(dns_name: &str) -> String {
+    format!("https://{dns_name}:{}", super::wire::API_PORT)
+}
+
+/// The URL from outside the host cluster, if the Service has one.
+pub fn external_url(seen: &Observed, service: &Service) -> Option<String> {
+    let wanted = seen.cluster.spec.access.as_ref().and_then(|access| access.service.as_ref()).map(|service| service.type_).unwrap_or_default();
+    if wanted != ServiceType::NodePort {
+        return None;
+    }
+    let port = service.spec.as_ref()?.ports.as_ref()?.first()?.node_port?;
+    let address = seen.settings.host.node_addresses.first()?;
+    Some(format!("https://{address}:{port}"))
+}
+
+fn deletion(seen: &Observed) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if let Some(published) = seen.status().kubeconfig_secret_ref {
+        steps.push(Step::RetractKubeconfig { secret: published.name });
+    }
+    let children = &seen.children;
+    let lists = [
+        (ChildKind::Pod, children.pods.iter().map(|pod| &pod.metadata).collect::<Vec<_>>()),
+        (ChildKind::Service, children.services.iter().map(|service| &service.metadata).collect()),
+        (ChildKind::NetworkPolicy, children.policies.iter().map(|policy| &policy.metadata).collect()),
+        (ChildKind::Keys, children.keys.iter().collect()),
+    ];
+    for (kind, metas) in lists {
+        steps.extend(metas.into_iter().filter(|meta| meta.deletion_timestamp.is_none()).filter_map(|meta| delete(kind, meta)));
+    }
+    if children.live && children.is_empty() && seen.cluster.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == crate::api::FINALIZER) {
+        steps.push(Step::RemoveFinalizer);
+    }
+    steps
+}
+
+fn delete(kind: ChildKind, meta: &ObjectMeta) -> Option<Step> {
+    Some(Step::Delete(Child { kind, name: meta.name.clone()?, uid: meta.uid.clone()? }))
+}
+
+/// Whether a cluster's agent should be listened to: while something moves, or when nothing has been heard of it yet.
+pub fn is_moving(status: &KindClusterStatus, seen_report: bool) -> bool {
+    !seen_report || !crate::api::conditions::is_true(&status.conditions, crate::api::conditions::READY)
+}
+
+/// Whether a pod takes one of the slots for clusters under creation.
+pub fn takes_slot(status: &KindClusterStatus, pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && status.cluster_attempt != Some(attempt_of(pod)) && created_at(&pod.metadata) > Timestamp::UNIX_EPOCH
+}

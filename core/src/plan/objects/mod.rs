@@ -1,0 +1,59 @@
+//! The objects that a cluster is made of in the host cluster, one file per kind.
+
+mod kubeconfig;
+mod network_policy;
+mod pod;
+mod service;
+
+pub use kubeconfig::{Credentials, kubeconfig_secret};
+pub use network_policy::network_policy;
+pub use pod::{attempt_of, digests_of, pod};
+pub use service::service;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::names::Identity;
+use super::settings::Settings;
+
+/// Metadata of a child in the clusters namespace.
+fn metadata(name: String, identity: &Identity, settings: &Settings) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: Some(settings.clusters_namespace.clone()),
+        labels: Some(identity.labels(&settings.install)),
+        ..ObjectMeta::default()
+    }
+}
+
+/// Whether `seen` says all that `wanted` says. The API server fills in defaults, so it may say more; but not in lists, where an entry too many
+/// is a difference.
+pub fn matches<T: Serialize>(wanted: &T, seen: &T) -> bool {
+    match (serde_json::to_value(wanted), serde_json::to_value(seen)) {
+        (Ok(wanted), Ok(seen)) => covers(&wanted, &seen),
+        _ => false,
+    }
+}
+
+fn covers(wanted: &Value, seen: &Value) -> bool {
+    match (wanted, seen) {
+        (Value::Object(wanted), Value::Object(seen)) => wanted.iter().all(|(key, value)| seen.get(key).is_some_and(|seen| covers(value, seen))),
+        (Value::Array(wanted), Value::Array(seen)) => wanted.len() == seen.len() && wanted.iter().zip(seen).all(|(wanted, seen)| covers(wanted, seen)),
+        _ => wanted == seen,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn defaults_are_no_difference_but_changes_are() {
+        assert!(matches(&json!({"a": 1, "l": [{"p": 1}]}), &json!({"a": 1, "b": 2, "l": [{"p": 1, "protocol": "TCP"}]})));
+        assert!(!matches(&json!({"a": 1}), &json!({"a": 2})));
+        assert!(!matches(&json!({"l": [1]}), &json!({"l": [1, 2]})));
+        assert!(!matches(&json!({"a": {"b": 1}}), &json!({})));
+    }
+}

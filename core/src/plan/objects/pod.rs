@@ -1,0 +1,211 @@
+//! The pod that is one attempt. It is created and never applied again: what is fixed here is fixed for its life.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    Container, ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource, EnvVar, HTTPGetAction, HostPathVolumeSource,
+    ObjectFieldSelector, Pod, PodSpec, Probe, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::metadata;
+use crate::api::{KindCluster, annotations, labels};
+use crate::plan::desired::Desired;
+use crate::plan::quantity;
+use crate::plan::settings::Settings;
+use crate::plan::wire::{AGENT_PORT, API_PORT, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, SETTINGS_FILE};
+
+/// Time that the agent has to take the cluster down, in seconds. The 30 that a pod gets by default are not enough for
+/// containers, daemon and mounts.
+const GRACE_SECONDS: i64 = 120;
+
+/// The attempt that a pod is, by its label.
+pub fn attempt_of(pod: &Pod) -> i64 {
+    pod.metadata.labels.as_ref().and_then(|have| have.get(labels::ATTEMPT)?.parse().ok()).unwrap_or(0)
+}
+
+/// The digests of the spec that a pod was made from.
+pub fn digests_of(pod: &Pod) -> BTreeMap<String, String> {
+    let text = pod.metadata.annotations.as_ref().and_then(|have| have.get(annotations::SETTINGS_DIGEST));
+    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+}
+
+/// The pod of one attempt.
+pub fn pod(cluster: &KindCluster, desired: &Desired, settings: &Settings, attempt: i64) -> Pod {
+    let options = cluster.spec.pod.clone().unwrap_or_default();
+    let theirs = options.metadata.unwrap_or_default();
+    let mut meta = metadata(desired.identity.pod(attempt), &desired.identity, settings);
+    let mut all_labels = theirs.labels;
+    all_labels.extend(meta.labels.take().unwrap_or_default());
+    all_labels.insert(labels::ATTEMPT.to_owned(), attempt.to_string());
+    meta.labels = Some(all_labels);
+    let mut agent = desired.agent.clone();
+    agent.attempt = attempt;
+    // A sidecar would redirect the traffic of the whole cluster; an eviction would end it.
+    let mut all_annotations =
+        BTreeMap::from([("sidecar.istio.io/inject".to_owned(), "false".to_owned()), (annotations::SAFE_TO_EVICT.to_owned(), "false".to_owned())]);
+    all_annotations.extend(theirs.annotations);
+    for (key, value) in [(annotations::SETTINGS, serde_json::to_string(&agent)), (annotations::SETTINGS_DIGEST, serde_json::to_string(&desired.digests))] {
+        all_annotations.insert(key.to_owned(), value.unwrap_or_default());
+    }
+    meta.annotations = Some(all_annotations);
+
+    let mut node_selector = options.node_selector;
+    node_selector.insert("kubernetes.io/os".to_owned(), "linux".to_owned());
+    Pod {
+        metadata: meta,
+        spec: Some(PodSpec {
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            restart_policy: Some("Never".to_owned()),
+            termination_grace_period_seconds: Some(GRACE_SECONDS),
+            containers: vec![container(desired, settings)],
+            volumes: Some(volumes(desired, settings)),
+            node_selector: Some(node_selector),
+            tolerations: (!options.tolerations.is_empty()).then_some(options.tolerations),
+            affinity: options.affinity,
+            runtime_class_name: options.runtime_class_name,
+            priority_class_name: options.priority_class_name,
+            image_pull_secrets: (!options.image_pull_secrets.is_empty()).then_some(options.image_pull_secrets),
+            ..PodSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn container(desired: &Desired, settings: &Settings) -> Container {
+    let port = |name: &str, number: i32| ContainerPort { name: Some(name.to_owned()), container_port: number, ..ContainerPort::default() };
+    let probe = |path: &str, period: i32, failures: i32| Probe {
+        http_get: Some(HTTPGetAction { path: Some(path.to_owned()), port: IntOrString::Int(HEALTH_PORT), ..HTTPGetAction::default() }),
+        period_seconds: Some(period),
+        timeout_seconds: Some(10),
+        failure_threshold: Some(failures),
+        ..Probe::default()
+    };
+    // Injected by the kubelet even without service links; empty, so that nothing in the pod takes the host's API for its own.
+    let env =
+        ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"].map(|name| EnvVar { name: name.to_owned(), value: Some(String::new()), ..EnvVar::default() });
+    Container {
+        name: "cluster".to_owned(),
+        image: Some(settings.pod_image.clone()),
+        image_pull_policy: Some(settings.pod_image_pull_policy.clone()).filter(|policy| !policy.is_empty()),
+        args: Some(vec!["agent".to_owned()]),
+        env: Some(env.to_vec()),
+        ports: Some(vec![port("https", API_PORT), port("agent", AGENT_PORT), port("health", HEALTH_PORT)]),
+        resources: Some(desired.resources.clone()),
+        security_context: Some(SecurityContext { privileged: Some(true), ..SecurityContext::default() }),
+        readiness_probe: Some(probe("/readyz", 5, 1)),
+        liveness_probe: Some(probe("/livez", 20, 6)),
+        volume_mounts: Some(mounts(settings)),
+        ..Container::default()
+    }
+}
+
+fn mounts(settings: &Settings) -> Vec<VolumeMount> {
+    let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
+    };
+    let settings_directory = SETTINGS_FILE.rsplit_once('/').map_or(SETTINGS_FILE, |(directory, _)| directory);
+    let mut mounts = vec![
+        mount("data", DATA_ROOT, false),
+        mount("run", "/run/nestling", false),
+        mount("keys", KEYS_DIRECTORY, true),
+        mount("settings", settings_directory, true),
+    ];
+    if settings.mount_modules {
+        mounts.push(mount("modules", "/lib/modules", true));
+    }
+    mounts
+}
+
+fn volumes(desired: &Desired, settings: &Settings) -> Vec<Volume> {
+    let mut volumes = vec![
+        Volume {
+            name: "data".to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource { size_limit: Some(quantity::bytes(desired.agent.limits.storage_bytes)), ..EmptyDirVolumeSource::default() }),
+            ..Volume::default()
+        },
+        Volume {
+            name: "run".to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource { medium: Some("Memory".to_owned()), size_limit: Some(quantity::bytes(64 << 20)) }),
+            ..Volume::default()
+        },
+        Volume {
+            name: "keys".to_owned(),
+            secret: Some(SecretVolumeSource { secret_name: Some(desired.identity.keys()), default_mode: Some(0o400), ..SecretVolumeSource::default() }),
+            ..Volume::default()
+        },
+        Volume {
+            name: "settings".to_owned(),
+            downward_api: Some(DownwardAPIVolumeSource {
+                items: Some(vec![DownwardAPIVolumeFile {
+                    path: SETTINGS_FILE.rsplit_once('/').map_or(SETTINGS_FILE, |(_, file)| file).to_owned(),
+                    field_ref: Some(ObjectFieldSelector {
+                        field_path: format!("metadata.annotations['{}']", annotations::SETTINGS),
+                        ..ObjectFieldSelector::default()
+                    }),
+                    ..DownwardAPIVolumeFile::default()
+                }]),
+                ..DownwardAPIVolumeSource::default()
+            }),
+            ..Volume::default()
+        },
+    ];
+    if settings.mount_modules {
+        // No type: a host without loadable modules has no such directory, and that is fine.
+        volumes.push(Volume {
+            name: "modules".to_owned(),
+            host_path: Some(HostPathVolumeSource { path: "/lib/modules".to_owned(), type_: None }),
+            ..Volume::default()
+        });
+    }
+    volumes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{desired::desire, testing};
+
+    fn made(spec: &str) -> Pod {
+        let cluster = testing::cluster(spec);
+        let settings = testing::settings();
+        let desired = desire(&cluster, &testing::identity(&cluster), &settings).unwrap();
+        pod(&cluster, &desired, &settings, 3)
+    }
+
+    #[test]
+    fn the_pod() {
+        insta::assert_yaml_snapshot!(made("{}"));
+    }
+
+    #[test]
+    fn the_users_options_reach_the_pod_but_take_nothing_over() {
+        let spec = "pod: {metadata: {labels: {team: blue, app.kubernetes.io/managed-by: me}, annotations: {a: b}}, nodeSelector: {disk: fast}, runtimeClassName: kata, priorityClassName: high, imagePullSecrets: [{name: s}], tolerations: [{key: k, operator: Exists}]}";
+        let pod = made(spec);
+        let (labels, annotations) = (pod.metadata.labels.unwrap(), pod.metadata.annotations.unwrap());
+        assert_eq!((labels["team"].as_str(), labels["app.kubernetes.io/managed-by"].as_str(), annotations["a"].as_str()), ("blue", "nestling", "b"));
+        let spec = pod.spec.unwrap();
+        assert_eq!(spec.node_selector.unwrap()["disk"], "fast");
+        assert_eq!((spec.runtime_class_name.as_deref(), spec.priority_class_name.as_deref()), (Some("kata"), Some("high")));
+        assert_eq!(spec.image_pull_secrets.unwrap()[0].name, "s");
+        assert_eq!(spec.tolerations.unwrap()[0].key.as_deref(), Some("k"));
+    }
+
+    #[test]
+    fn nothing_of_the_host_is_mounted_but_modules() {
+        let volumes = made("{}").spec.unwrap().volumes.unwrap();
+        let paths: Vec<_> = volumes.iter().filter_map(|volume| volume.host_path.as_ref()).map(|host| host.path.as_str()).collect();
+        assert_eq!(paths, ["/lib/modules"]);
+    }
+
+    #[test]
+    fn what_was_written_reads_back() {
+        let pod = made("{}");
+        assert_eq!(attempt_of(&pod), 3);
+        assert!(digests_of(&pod).contains_key("image"));
+    }
+}

@@ -1,0 +1,41 @@
+//! What the operator's owner has set and what it knows of the host cluster.
+
+use std::collections::BTreeMap;
+
+use ipnet::Ipv4Net;
+
+/// The operator's settings.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// Name of this installation. Objects of another one are left alone.
+    pub install: String,
+    /// Namespace of the operator itself.
+    pub operator_namespace: String,
+    /// Namespace that everything runs in.
+    pub clusters_namespace: String,
+    /// Image of the pods.
+    pub pod_image: String,
+    /// `imagePullPolicy` of the pods.
+    pub pod_image_pull_policy: String,
+    /// Node images by version, such as `v1.34.4` to `kindest/node:v1.34.4@sha256:…`.
+    pub node_images: BTreeMap<String, String>,
+    /// Where a version that [`Self::node_images`] does not list is looked for, as `<repository>:<version>`. Empty to refuse it.
+    pub node_image_repository: String,
+    /// Version of a cluster that names none.
+    pub default_version: String,
+    /// Whether hosts with cgroup v1 will do.
+    pub allow_cgroup_v1: bool,
+    /// Whether pods get the host's `/lib/modules`, read-only.
+    pub mount_modules: bool,
+    /// What is known of the host cluster.
+    pub host: HostFacts,
+}
+
+/// What is known of the host cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HostFacts {
+    /// Ranges of pods, Services and nodes, and those that the operator's owner added.
+    pub ranges: Vec<Ipv4Net>,
+    /// Addresses at which the nodes can be reached from outside, the best first.
+    pub node_addresses: Vec<String>,
+}

@@ -1,0 +1,442 @@
+//! What is to be said: the status after a pass, and the events that its changes are worth.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::decide::{Step, external_url, internal_url, kubeconfig};
+use super::desired::{Desired, desire};
+use super::objects::{attempt_of, digests_of};
+use super::observed::Observed;
+use super::problem::Problem;
+use super::situation::{Situation, progress, situation};
+use super::wire::AgentReport;
+use crate::api::conditions::{self, Claim};
+use crate::api::reasons::Reason;
+use crate::api::{Endpoint, EndpointType, KindClusterStatus, KubeconfigSecretRef, LastFailure, NodeCount, PodRef, StageTime};
+
+/// What became of a plan.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// The steps that were carried out, in order.
+    pub done: Vec<Step>,
+    /// The step that failed, and why.
+    pub failed: Option<(Step, Problem)>,
+    /// When the credentials that were published in this pass end.
+    pub kubeconfig_expires: Option<Timestamp>,
+}
+
+/// The claims of one pass; what is left `None` stays as it was said last.
+struct Claims {
+    ready: Claim,
+    reconciling: Claim,
+    stalled: Claim,
+    host: Option<Claim>,
+    control_plane: Option<Claim>,
+    nodes: Option<Claim>,
+    kubeconfig: Option<Claim>,
+    up_to_date: Option<Claim>,
+}
+
+impl Claims {
+    /// Nothing runs, and that is because of `reason`.
+    fn idle(reason: Reason, message: &str) -> Self {
+        let nothing = Claim::no(Reason::NoPod, "there is no pod");
+        Self {
+            ready: Claim::no(reason, message),
+            reconciling: Claim::yes(reason, message),
+            stalled: not_stalled(),
+            host: Some(nothing.clone()),
+            control_plane: Some(nothing.clone()),
+            nodes: Some(nothing),
+            kubeconfig: None,
+            up_to_date: None,
+        }
+    }
+
+    /// Nothing will happen until somebody changes something.
+    fn stalled(reason: Reason, message: &str) -> Self {
+        Self { reconciling: Claim::no(reason, message), stalled: Claim::yes(reason, message), ..Self::idle(reason, message) }
+    }
+}
+
+fn not_stalled() -> Claim {
+    Claim::no(Reason::NotStalled, "")
+}
+
+/// The status after a pass. Pure; written always, also after a failure.
+pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterStatus {
+    let mut status = seen.status();
+    let generation = seen.cluster.metadata.generation;
+    status.observed_generation = generation;
+    let stands = situation(now, seen);
+    record_facts(seen, done, &stands, &mut status);
+
+    let mut claims = match &stands {
+        Situation::Paused => return paused(now, status, generation),
+        Situation::Deleting => deleting(seen),
+        Situation::Unfinalized => Claims::idle(Reason::Pending, "the object was accepted"),
+        Situation::Refused(problem) => Claims::stalled(problem.reason, &problem.explain()),
+        Situation::Stalled(failure) => {
+            Claims::stalled(reason_of(failure), &format!("{} No further attempt is made (attempt {}).", failure.message, failure.attempt))
+        }
+        Situation::BackingOff { failure, until } => Claims::idle(reason_of(failure), &format!("{} The next attempt is made at {until}.", failure.message)),
+        Situation::Queued { before } => Claims::idle(Reason::Queued, &format!("{before} cluster(s) are created first")),
+        Situation::Create { attempt, .. } => Claims::idle(Reason::PodPending, &format!("attempt {attempt} is being started")),
+        Situation::Failed(failure) => Claims::idle(reason_of(failure), &failure.message),
+        Situation::Discard(_) => match &status.last_failure {
+            Some(failure) => Claims::idle(reason_of(failure), &failure.message),
+            None => Claims::idle(Reason::Progressing, ""),
+        },
+        Situation::Outdated(_) => Claims::idle(Reason::Progressing, "the spec has changed; the attempt starts anew"),
+        Situation::Creating { pod, desired, .. } => creating(seen, pod, desired.is_some()),
+        Situation::Running { pod, desired } => running(seen, pod, desired.as_deref(), &status),
+    };
+    if claims.ready.status == Some(true) {
+        status.ready_time.get_or_insert(Time(now));
+    }
+    if let Some((step, problem)) = &done.failed {
+        after_failure(step, problem, &stands, &mut claims);
+    }
+    write(now, &mut status, generation, &claims);
+    let deleting = match &stands {
+        Situation::Deleting => Claim::yes(Reason::DeletingCluster, what_is_left(seen)),
+        _ => Claim::no(Reason::NotDeleting, ""),
+    };
+    conditions::set(&mut status.conditions, now, generation, conditions::PAUSED, &Claim::no(Reason::NotPaused, ""));
+    conditions::set(&mut status.conditions, now, generation, conditions::DELETING, &deleting);
+    status
+}
+
+/// Only what `paused` itself says changes; everything else stays as it was seen last.
+fn paused(now: Timestamp, mut status: KindClusterStatus, generation: Option<i64>) -> KindClusterStatus {
+    let message = Reason::Paused.explain("the operator changes nothing");
+    for type_ in conditions::ALL {
+        if conditions::get(&status.conditions, type_).is_none() {
+            conditions::set(&mut status.conditions, now, generation, type_, &Claim::unknown(Reason::Paused, &message));
+        }
+    }
+    conditions::set(&mut status.conditions, now, generation, conditions::RECONCILING, &Claim::no(Reason::Paused, &message));
+    conditions::set(&mut status.conditions, now, generation, conditions::PAUSED, &Claim::yes(Reason::Paused, &message));
+    status
+}
+
+fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>, claims: &Claims) {
+    let pending = Claim::unknown(Reason::Pending, "");
+    let all: [(&str, Option<&Claim>); 8] = [
+        (conditions::READY, Some(&claims.ready)),
+        (conditions::RECONCILING, Some(&claims.reconciling)),
+        (conditions::STALLED, Some(&claims.stalled)),
+        (conditions::HOST_READY, claims.host.as_ref()),
+        (conditions::CONTROL_PLANE_READY, claims.control_plane.as_ref()),
+        (conditions::NODES_READY, claims.nodes.as_ref()),
+        (conditions::KUBECONFIG_PUBLISHED, claims.kubeconfig.as_ref()),
+        (conditions::UP_TO_DATE, claims.up_to_date.as_ref()),
+    ];
+    for (type_, claim) in all {
+        let first = conditions::get(&status.conditions, type_).is_none().then_some(&pending);
+        if let Some(claim) = claim.or(first) {
+            conditions::set(&mut status.conditions, now, generation, type_, claim);
+        }
+    }
+}
+
+/// What is plainly seen or done, without a judgement.
+fn record_facts(seen: &Observed, done: &Outcome, stands: &Situation<'_>, status: &mut KindClusterStatus) {
+    if let Ok(desired) = desire(&seen.cluster, &seen.identity, &seen.settings)
+        && matches!(stands, Situation::Create { .. } | Situation::Creating { .. } | Situation::Queued { .. })
+    {
+        status.version = desired.version;
+        status.image = Some(desired.image);
+    }
+    match stands {
+        Situation::Failed(failure) => {
+            status.last_failure = Some(failure.clone());
+            status.attempt = Some(failure.attempt);
+            status.ready_time = None;
+            status.nodes_ready = None;
+        }
+        Situation::Creating { pod, .. } | Situation::Running { pod, .. } => record_pod(pod, seen.report.as_ref(), status),
+        _ => {}
+    }
+    if let Situation::Running { pod, .. } = stands
+        && let Some(report) = seen.report.as_ref().filter(|report| report.control_plane_ready)
+    {
+        status.cluster_attempt = Some(attempt_of(pod));
+        status.cluster_uid.clone_from(&report.nested_uid);
+        if report.server_version.is_some() {
+            status.version.clone_from(&report.server_version);
+        }
+    }
+    status.endpoints = endpoints(seen);
+    for step in &done.done {
+        match step {
+            Step::CreatePod(pod) => record_pod(pod, None, status),
+            Step::Delete(child) if status.pod_ref.as_ref().is_some_and(|pod| pod.name == child.name) => status.pod_ref = None,
+            Step::PublishKubeconfig(plan) => {
+                status.kubeconfig_secret_ref = Some(KubeconfigSecretRef {
+                    name: plan.secret.clone(),
+                    digest: Some(plan.digest.clone()),
+                    expiration_time: done.kubeconfig_expires.map(Time),
+                });
+            }
+            Step::RetractKubeconfig { secret } if status.kubeconfig_secret_ref.as_ref().is_some_and(|published| published.name == *secret) => {
+                status.kubeconfig_secret_ref = None;
+            }
+            _ => {}
+        }
+    }
+}
+
+fn record_pod(pod: &Pod, report: Option<&AgentReport>, status: &mut KindClusterStatus) {
+    let attempt = attempt_of(pod);
+    if status.attempt != Some(attempt) {
+        status.ready_time = None;
+        status.nodes_ready = None;
+        status.control_planes = None;
+        status.workers = None;
+        status.stages.clear();
+    }
+    status.attempt = Some(attempt);
+    status.pod_ref = Some(PodRef {
+        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+        name: pod.metadata.name.clone().unwrap_or_default(),
+        uid: pod.metadata.uid.clone(),
+        node_name: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+    });
+    let Some(report) = report else { return };
+    if report.kind_version.is_some() {
+        status.kind_version.clone_from(&report.kind_version);
+    }
+    let count = |control_plane: bool| {
+        let of_role = report.nodes.iter().filter(|node| node.control_plane == control_plane);
+        let (total, ready) = of_role.fold((0, 0), |(total, ready), node| (total + 1, ready + i32::from(node.ready)));
+        NodeCount { total, ready }
+    };
+    if !report.nodes.is_empty() {
+        let (control_planes, workers) = (count(true), count(false));
+        status.nodes_ready = Some(format!("{}/{}", control_planes.ready + workers.ready, control_planes.total + workers.total));
+        status.control_planes = Some(control_planes);
+        status.workers = Some(workers);
+    }
+    status.stages =
+        report.stages.iter().take(32).map(|stage| StageTime { name: stage.stage.reason().as_str().to_owned(), milliseconds: stage.milliseconds }).collect();
+}
+
+fn endpoints(seen: &Observed) -> Vec<Endpoint> {
+    let Some(service) = seen.children.services.iter().find(|service| service.metadata.name.as_deref() == Some(&seen.identity.child())) else { return vec![] };
+    let internal = Endpoint { type_: EndpointType::Internal, url: internal_url(&seen.identity.service_dns_name(&seen.settings.clusters_namespace)) };
+    let external = external_url(seen, service).map(|url| Endpoint { type_: EndpointType::External, url });
+    std::iter::once(internal).chain(external).collect()
+}
+
+fn reason_of(failure: &LastFailure) -> Reason {
+    Reason::parse(&failure.reason).unwrap_or(Reason::KindFailed)
+}
+
+fn creating(seen: &Observed, pod: &Pod, possible: bool) -> Claims {
+    let (reason, message) = progress(pod, seen.report.as_ref());
+    let message = if reason.remedy().is_empty() && message.is_empty() { reason.meaning().to_owned() } else { reason.explain(&message) };
+    let host = match &seen.report {
+        Some(report) if report.stage > super::wire::Stage::Preflight => Claim::yes(Reason::HostFit, report.warnings.join(" ")),
+        _ => Claim::unknown(reason, &message),
+    };
+    let not_yet = Claim::no(reason, &message);
+    Claims {
+        host: Some(host),
+        control_plane: Some(not_yet.clone()),
+        nodes: Some(not_yet),
+        up_to_date: Some(if possible { in_sync() } else { Claim::no(Reason::RecreateRequired, "the spec cannot be carried out any more") }),
+        ..Claims::idle(reason, &message)
+    }
+}
+
+fn in_sync() -> Claim {
+    Claim::yes(Reason::InSync, "")
+}
+
+fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, status: &KindClusterStatus) -> Claims {
+    let up_to_date = up_to_date(pod, desired);
+    let Some(report) = &seen.report else {
+        // Nothing new has been heard: what was said last stands, unless the pod itself says that it is not ready.
+        return Claims {
+            ready: kept(status, conditions::READY),
+            reconciling: kept(status, conditions::RECONCILING),
+            stalled: not_stalled(),
+            host: None,
+            control_plane: None,
+            nodes: None,
+            kubeconfig: None,
+            up_to_date: Some(up_to_date),
+        };
+    };
+    let control_plane = if report.control_plane_ready {
+        Claim::yes(Reason::ApiServerReady, "")
+    } else {
+        Claim::no(Reason::ControlPlaneUnhealthy, Reason::ControlPlaneUnhealthy.explain("the API server does not answer /readyz"))
+    };
+    let expected = desired.map_or(0, |desired| usize::try_from(desired.node_count).unwrap_or(0));
+    let waiting: Vec<&str> = report.nodes.iter().filter(|node| !node.ready).map(|node| node.name.as_str()).collect();
+    let nodes = if waiting.is_empty() && !report.nodes.is_empty() && report.nodes.len() >= expected {
+        Claim::yes(Reason::AllNodesReady, "")
+    } else {
+        let message =
+            if waiting.is_empty() { format!("{} of {expected} nodes have joined", report.nodes.len()) } else { format!("not ready: {}", waiting.join(", ")) };
+        Claim::no(Reason::WaitingForNodes, Reason::WaitingForNodes.explain(&message))
+    };
+    let wanted = desired.ok().and_then(|desired| kubeconfig(seen, desired));
+    let kubeconfig = match (&status.kubeconfig_secret_ref, wanted) {
+        (Some(published), wanted)
+            if wanted.as_ref().is_none_or(|wanted| published.name == wanted.secret && published.digest.as_deref() == Some(&wanted.digest)) =>
+        {
+            Claim::yes(Reason::Published, format!("in Secret {}", published.name))
+        }
+        _ => Claim::no(Reason::PublishingKubeconfig, "the kubeconfig is about to be published"),
+    };
+    let hindrance = [&control_plane, &nodes, &kubeconfig].into_iter().find(|claim| claim.status != Some(true)).cloned();
+    let (ready, reconciling) = match hindrance {
+        None => (Claim::yes(Reason::ClusterReady, ""), Claim::no(Reason::Settled, "")),
+        Some(claim) => (Claim::no(claim.reason, &claim.message), Claim::yes(claim.reason, claim.message)),
+    };
+    Claims {
+        ready,
+        reconciling,
+        stalled: not_stalled(),
+        host: Some(Claim::yes(Reason::HostFit, report.warnings.join(" "))),
+        control_plane: Some(control_plane),
+        nodes: Some(nodes),
+        kubeconfig: Some(kubeconfig),
+        up_to_date: Some(up_to_date),
+    }
+}
+
+fn kept(status: &KindClusterStatus, type_: &str) -> Claim {
+    match conditions::get(&status.conditions, type_) {
+        Some(old) => Claim {
+            status: match old.status.as_str() {
+                "True" => Some(true),
+                "False" => Some(false),
+                _ => None,
+            },
+            reason: Reason::parse(&old.reason).unwrap_or(Reason::Progressing),
+            message: old.message.clone(),
+        },
+        None => Claim::unknown(Reason::Progressing, "the agent has not been heard yet"),
+    }
+}
+
+fn up_to_date(pod: &Pod, desired: Result<&Desired, &Problem>) -> Claim {
+    match desired {
+        Err(problem) => Claim::no(problem.reason, problem.explain()),
+        Ok(desired) => {
+            let made_from = digests_of(pod);
+            let changed: Vec<&str> =
+                desired.digests.iter().filter(|(part, digest)| made_from.get(*part) != Some(digest)).map(|(part, _)| part.as_str()).collect();
+            if changed.is_empty() {
+                in_sync()
+            } else {
+                Claim::no(Reason::RecreateRequired, Reason::RecreateRequired.explain(&format!("changed since the cluster was made: {}", changed.join(", "))))
+            }
+        }
+    }
+}
+
+fn deleting(seen: &Observed) -> Claims {
+    let message = what_is_left(seen);
+    Claims {
+        ready: Claim::no(Reason::DeletingCluster, &message),
+        reconciling: Claim::yes(Reason::DeletingCluster, &message),
+        stalled: not_stalled(),
+        host: None,
+        control_plane: None,
+        nodes: None,
+        kubeconfig: None,
+        up_to_date: None,
+    }
+}
+
+fn what_is_left(seen: &Observed) -> String {
+    let children = &seen.children;
+    let mut left: Vec<String> = children.pods.iter().filter_map(|pod| pod.metadata.name.as_ref()).map(|name| format!("Pod {name}")).collect();
+    left.extend(children.services.iter().filter_map(|service| service.metadata.name.as_ref()).map(|name| format!("Service {name}")));
+    left.extend(children.policies.iter().filter_map(|policy| policy.metadata.name.as_ref()).map(|name| format!("NetworkPolicy {name}")));
+    left.extend(children.keys.iter().filter_map(|keys| keys.name.as_ref()).map(|name| format!("Secret {name}")));
+    if left.is_empty() { "nothing is left but the finalizer".to_owned() } else { format!("left: {}", left.join(", ")) }
+}
+
+/// A write failed: says so where it matters, and keeps true what is still true.
+fn after_failure(step: &Step, problem: &Problem, stands: &Situation<'_>, claims: &mut Claims) {
+    let message = problem.explain();
+    match step {
+        Step::PublishKubeconfig(_) | Step::RetractKubeconfig { .. } => {
+            claims.kubeconfig = Some(Claim::no(problem.reason, &message));
+            claims.ready = Claim::no(problem.reason, &message);
+            claims.reconciling = Claim::yes(problem.reason, &message);
+        }
+        _ if matches!(stands, Situation::Running { .. }) => claims.reconciling = Claim::yes(problem.reason, &message),
+        _ => {
+            claims.ready = Claim::no(problem.reason, &message);
+            claims.reconciling = Claim::yes(problem.reason, &message);
+        }
+    }
+    // These wait for a person, though the operator keeps trying at its slowest.
+    if matches!(problem.reason, Reason::PodSecurity | Reason::QuotaExceeded | Reason::HostRefused | Reason::KubeconfigSecretConflict) {
+        claims.stalled = Claim::yes(problem.reason, &message);
+        claims.reconciling = Claim::no(problem.reason, message);
+    }
+}
+
+/// An event.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Note {
+    /// Whether it is a warning.
+    pub warning: bool,
+    /// Its reason.
+    pub reason: &'static str,
+    /// Its text.
+    pub message: String,
+}
+
+/// The events that the change from one status to the next is worth. Made from the statuses alone, so that a transition is told once and a pass
+/// that changes nothing tells nothing.
+pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note> {
+    let mut notes = Vec::new();
+    let mut note = |warning, reason, message: String| notes.push(Note { warning, reason, message });
+    let became = |type_: &str, wanted: &str| {
+        let is = |status: &KindClusterStatus| conditions::get(&status.conditions, type_).is_some_and(|condition| condition.status == wanted);
+        is(after) && !is(before)
+    };
+    let message_of = |type_: &str| conditions::get(&after.conditions, type_).map(|condition| condition.message.clone()).unwrap_or_default();
+    if after.pod_ref != before.pod_ref && after.attempt != before.attempt {
+        note(
+            false,
+            "CreatingCluster",
+            format!("attempt {} runs in pod {}", after.attempt.unwrap_or(0), after.pod_ref.as_ref().map_or("", |pod| pod.name.as_str())),
+        );
+    }
+    if let Some(failure) = &after.last_failure
+        && after.last_failure != before.last_failure
+    {
+        note(true, reason_of(failure).as_str(), failure.message.clone());
+    }
+    if before.cluster_uid.is_some() && after.cluster_uid != before.cluster_uid && after.cluster_uid.is_some() {
+        note(true, "ClusterReplaced", "the cluster was lost and a new, empty one has taken its place".to_owned());
+    }
+    if became(conditions::KUBECONFIG_PUBLISHED, "True") {
+        note(false, "KubeconfigPublished", message_of(conditions::KUBECONFIG_PUBLISHED));
+    }
+    if became(conditions::READY, "True") {
+        note(false, "Ready", "the cluster is ready".to_owned());
+    }
+    if became(conditions::STALLED, "True") && after.last_failure == before.last_failure {
+        let reason = conditions::get(&after.conditions, conditions::STALLED).and_then(|condition| Reason::parse(&condition.reason));
+        note(true, reason.unwrap_or(Reason::KindFailed).as_str(), message_of(conditions::STALLED));
+    }
+    if became(conditions::PAUSED, "True") {
+        note(false, "Paused", message_of(conditions::PAUSED));
+    }
+    if became(conditions::DELETING, "True") {
+        note(false, "Deleting", message_of(conditions::DELETING));
+    }
+    notes
+}

@@ -1,0 +1,261 @@
+//! Where a cluster stands. `decide` and `settle` both start from here, so that what is done and what is said never differ.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+
+use super::classify::classify;
+use super::desired::{Desired, desire};
+use super::objects::{attempt_of, digests_of};
+use super::observed::{Observed, Turn, created_at};
+use super::problem::Problem;
+use super::wire::{AgentFailure, AgentReport, Stage};
+use crate::api::conditions::{clip, clip_start};
+use crate::api::reasons::Reason;
+use crate::api::{FINALIZER, KindClusterStatus, LastFailure, PodLossPolicy};
+
+/// Pause after the first failed attempt; doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Longest message and evidence of a failure, in bytes. They come out of a pod in which users are root.
+const MESSAGE_LIMIT: usize = 1024;
+const EVIDENCE_LIMIT: usize = 2048;
+
+/// Where a cluster stands.
+#[derive(Clone, Debug)]
+pub enum Situation<'a> {
+    /// `spec.paused`: nothing is changed.
+    Paused,
+    /// The object is being deleted.
+    Deleting,
+    /// Our finalizer is missing; nothing may exist before it does.
+    Unfinalized,
+    /// The spec cannot be carried out and nothing runs.
+    Refused(Problem),
+    /// No further attempt will be made.
+    Stalled(LastFailure),
+    /// The next attempt comes at this time.
+    BackingOff {
+        /// When.
+        until: Timestamp,
+        /// What the last one failed of.
+        failure: LastFailure,
+    },
+    /// Others are created first.
+    Queued {
+        /// How many.
+        before: usize,
+    },
+    /// The next attempt can be made.
+    Create {
+        /// What is to be made.
+        desired: Box<Desired>,
+        /// Its number.
+        attempt: i64,
+    },
+    /// An attempt has failed, which is not on record yet.
+    Failed(LastFailure),
+    /// A failed attempt is on record; its pod can go.
+    Discard(&'a Pod),
+    /// The pod was made from another spec and has not become a cluster yet.
+    Outdated(&'a Pod),
+    /// A pod that is to become a cluster.
+    Creating {
+        /// The pod.
+        pod: &'a Pod,
+        /// What it was to be; `None` if the spec has become impossible since.
+        desired: Option<Box<Desired>>,
+        /// When the attempt ends.
+        deadline: Timestamp,
+    },
+    /// A pod that has become a cluster.
+    Running {
+        /// The pod.
+        pod: &'a Pod,
+        /// What it is to be.
+        desired: Result<Box<Desired>, Problem>,
+    },
+}
+
+/// Finds out where a cluster stands. Pure and total.
+pub fn situation<'a>(now: Timestamp, seen: &'a Observed) -> Situation<'a> {
+    let cluster = &seen.cluster;
+    if cluster.spec.paused {
+        return Situation::Paused;
+    }
+    if cluster.metadata.deletion_timestamp.is_some() {
+        return Situation::Deleting;
+    }
+    if !cluster.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER) {
+        return Situation::Unfinalized;
+    }
+    let desired = desire(cluster, &seen.identity, &seen.settings);
+    let status = seen.status();
+    match seen.children.current_pod() {
+        Some(pod) => with_pod(now, seen, &status, desired, pod),
+        None => without_pod(now, seen, &status, desired),
+    }
+}
+
+/// Whether this attempt has been a cluster.
+pub fn is_established(status: &KindClusterStatus, attempt: i64) -> bool {
+    status.cluster_attempt == Some(attempt)
+}
+
+fn with_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, desired: Result<Desired, Problem>, pod: &'a Pod) -> Situation<'a> {
+    let attempt = attempt_of(pod);
+    if status.last_failure.as_ref().is_some_and(|failure| failure.attempt == attempt) {
+        return Situation::Discard(pod);
+    }
+    let established = is_established(status, attempt);
+    if let Some(failure) = ended(pod).or_else(|| reported(seen.report.as_ref())) {
+        return Situation::Failed(record(now, seen, status, attempt, failure));
+    }
+    if established || seen.report.as_ref().is_some_and(|report| report.control_plane_ready) {
+        return Situation::Running { pod, desired: desired.map(Box::new) };
+    }
+    if let Ok(desired) = &desired
+        && desired.digests != digests_of(pod)
+    {
+        return Situation::Outdated(pod);
+    }
+    let timeout = desired.as_ref().map_or(Duration::from_secs(15 * 60), |desired| desired.creation_timeout);
+    let deadline = later(created_at(&pod.metadata), timeout);
+    if now >= deadline {
+        let (reason, message) = progress(pod, seen.report.as_ref());
+        let failure = AgentFailure {
+            reason: Reason::CreationTimeout,
+            message: format!(
+                "not ready within {}: still at {reason}{}",
+                readable(timeout),
+                if message.is_empty() { String::new() } else { format!(" ({message})") }
+            ),
+            log_tail: String::new(),
+        };
+        return Situation::Failed(record(now, seen, status, attempt, failure));
+    }
+    Situation::Creating { pod, desired: desired.ok().map(Box::new), deadline }
+}
+
+fn without_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, desired: Result<Desired, Problem>) -> Situation<'a> {
+    let last = status.attempt.unwrap_or(0).max(seen.children.newest_attempt());
+    let recorded = status.last_failure.as_ref().filter(|failure| failure.attempt == last);
+    // A pod that we took away ourselves leaves no reference behind.
+    if recorded.is_none() && status.pod_ref.is_some() && status.attempt == Some(last) {
+        let failure = AgentFailure { reason: Reason::PodLost, message: "the pod is gone".to_owned(), log_tail: String::new() };
+        return Situation::Failed(record(now, seen, status, last, failure));
+    }
+    let desired = match desired {
+        Ok(desired) => desired,
+        Err(problem) => return Situation::Refused(problem),
+    };
+    if let Some(failure) = recorded {
+        if is_established(status, last) {
+            if desired.pod_loss_policy == PodLossPolicy::Fail {
+                return Situation::Stalled(failure.clone());
+            }
+        } else if failure.generation == seen.generation() {
+            if failure.count > desired.backoff_limit {
+                return Situation::Stalled(failure.clone());
+            }
+            let until = later(failure.seen_at().unwrap_or(now), pause(failure.count));
+            if now < until {
+                return Situation::BackingOff { until, failure: failure.clone() };
+            }
+        }
+    }
+    match seen.turn {
+        Turn::Queued { before } => Situation::Queued { before },
+        Turn::Granted => Situation::Create { desired: Box::new(desired), attempt: last + 1 },
+    }
+}
+
+/// A failure as it goes on record. Attempts in a row are counted; a newer spec, or a cluster that had been there, starts anew.
+fn record(now: Timestamp, seen: &Observed, status: &KindClusterStatus, attempt: i64, failure: AgentFailure) -> LastFailure {
+    let generation = seen.generation();
+    let before =
+        status.last_failure.as_ref().filter(|last| last.generation == generation && !is_established(status, last.attempt)).map_or(0, |last| last.count);
+    LastFailure {
+        reason: failure.reason.as_str().to_owned(),
+        message: failure.reason.explain(clip(&failure.message, MESSAGE_LIMIT)),
+        time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now)),
+        attempt,
+        generation,
+        count: if is_established(status, attempt) { 0 } else { before + 1 },
+        log_tail: Some(clip_start(&failure.log_tail, EVIDENCE_LIMIT).to_owned()).filter(|tail| !tail.is_empty()),
+    }
+}
+
+fn pause(count: i32) -> Duration {
+    FIRST_PAUSE * 2_u32.saturating_pow(u32::try_from(count - 1).unwrap_or(0).min(6))
+}
+
+/// `time` and then `wait`; the end of time if that is beyond it.
+pub fn later(time: Timestamp, wait: Duration) -> Timestamp {
+    SignedDuration::try_from(wait).ok().and_then(|wait| time.checked_add(wait).ok()).unwrap_or(Timestamp::MAX)
+}
+
+/// As Go writes durations, such as `15m0s`.
+fn readable(duration: Duration) -> String {
+    serde_json::to_value(kube_core::Duration::from(duration)).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// How a pod ended, if it did.
+fn ended(pod: &Pod) -> Option<AgentFailure> {
+    let status = pod.status.as_ref()?;
+    let terminated = status.container_statuses.iter().flatten().find_map(|container| container.state.as_ref()?.terminated.as_ref());
+    let over = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) || terminated.is_some();
+    if !over {
+        return None;
+    }
+    let failure = |reason, message: String| AgentFailure { reason, message, log_tail: String::new() };
+    if status.reason.as_deref() == Some("Evicted") {
+        let message = status.message.clone().unwrap_or_default();
+        return Some(failure(classify(&message, Reason::PodEvicted), message));
+    }
+    let Some(terminated) = terminated else {
+        return Some(failure(Reason::PodLost, status.message.clone().unwrap_or_else(|| "the pod ended".to_owned())));
+    };
+    if terminated.reason.as_deref() == Some("OOMKilled") {
+        return Some(failure(Reason::OutOfMemory, "the pod was killed for the memory it used".to_owned()));
+    }
+    let said = terminated.message.as_deref().unwrap_or_default();
+    Some(serde_json::from_str(said).unwrap_or_else(|_| AgentFailure {
+        reason: Reason::AgentCrashed,
+        message: format!("the agent ended with exit code {}", terminated.exit_code),
+        log_tail: said.to_owned(),
+    }))
+}
+
+fn reported(report: Option<&AgentReport>) -> Option<AgentFailure> {
+    report.and_then(|report| report.failure.clone())
+}
+
+/// What an attempt is busy with: the agent's word, or before there is one, the pod's own state.
+pub fn progress(pod: &Pod, report: Option<&AgentReport>) -> (Reason, String) {
+    if let Some(report) = report {
+        return match report.stage {
+            Stage::Serving if !report.control_plane_ready => (Reason::WaitingForControlPlane, String::new()),
+            stage => (stage.reason(), String::new()),
+        };
+    }
+    let Some(status) = &pod.status else { return (Reason::PodPending, String::new()) };
+    let unscheduled = status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    if let Some(condition) = unscheduled {
+        return (Reason::Unschedulable, condition.message.clone().unwrap_or_default());
+    }
+    let waiting = status.container_statuses.iter().flatten().find_map(|container| container.state.as_ref()?.waiting.as_ref());
+    if let Some(waiting) = waiting {
+        let message = waiting.message.clone().unwrap_or_default();
+        return match waiting.reason.as_deref().unwrap_or_default() {
+            "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" => (Reason::PodImagePullFailed, message),
+            "CreateContainerError" | "CreateContainerConfigError" | "RunContainerError" => (Reason::PodStartFailed, message),
+            _ => (Reason::PodStarting, message),
+        };
+    }
+    match status.phase.as_deref() {
+        Some("Running") => (Reason::Progressing, "waiting for the agent".to_owned()),
+        _ => (Reason::PodPending, String::new()),
+    }
+}
