@@ -1,1 +1,372 @@
+//! The promise of the core, tried on a model of the host cluster: for any history of stale reads, failed writes, killed operators, lost pods and
+//! edited specs, repeated passes converge; no cluster ever has two pods at work; the finalizer goes last.
 
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use proptest::prelude::*;
+
+use super::decide::{ChildKind, Step, decide};
+use super::objects::attempt_of;
+use super::observed::{Children, Observed, Turn, needs_live};
+use super::problem::Problem;
+use super::settle::{Outcome, settle};
+use super::wire::{AgentReport, NodeReport, Stage};
+use super::{names::Identity, testing};
+use crate::api::conditions::{self, READY, STALLED};
+use crate::api::reasons::Reason;
+use crate::api::{FINALIZER, KindCluster, KindClusterStatus};
+
+/// How the next pods turn out.
+#[derive(Clone, Copy, Debug)]
+enum Luck {
+    Ready,
+    KindFails,
+    Crashes,
+    Hangs,
+}
+
+/// What happens between two moments.
+#[derive(Clone, Debug)]
+enum Happening {
+    /// The operator takes a pass on fresh caches.
+    Pass,
+    /// The operator takes a pass on caches that are this many changes behind.
+    StalePass(usize),
+    /// A write fails, so many steps into the pass.
+    FailedPass(usize),
+    /// The operator is killed, so many steps into the pass, before the status is written.
+    KilledPass(usize),
+    /// Time goes by, pods get on.
+    Seconds(i64),
+    /// Somebody deletes the pod.
+    LosePod,
+    /// The pod ends by itself.
+    CrashPod,
+    /// The user edits the spec.
+    Edit(bool),
+    /// The user pauses or resumes.
+    Pause(bool),
+    /// The user deletes the object.
+    Delete,
+    /// The next pods turn out like this.
+    Luck(Luck),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        8 => Just(Happening::Pass),
+        4 => (1..4_usize).prop_map(Happening::StalePass),
+        3 => (0..4_usize).prop_map(Happening::FailedPass),
+        3 => (0..5_usize).prop_map(Happening::KilledPass),
+        6 => (1..400_i64).prop_map(Happening::Seconds),
+        1 => Just(Happening::LosePod),
+        1 => Just(Happening::CrashPod),
+        1 => any::<bool>().prop_map(Happening::Edit),
+        1 => any::<bool>().prop_map(Happening::Pause),
+        1 => Just(Happening::Delete),
+        2 => prop_oneof![Just(Luck::Ready), Just(Luck::KindFails), Just(Luck::Crashes), Just(Luck::Hangs)].prop_map(Happening::Luck),
+    ]
+}
+
+/// The host cluster. `None` as cluster: the object is gone.
+struct World {
+    now: Timestamp,
+    cluster: Option<KindCluster>,
+    version: u64,
+    children: Children,
+    /// Earlier states, the newest last, for stale reads.
+    history: Vec<(KindCluster, u64, Children)>,
+    luck: Luck,
+    next_uid: u64,
+    identity: Identity,
+}
+
+impl World {
+    fn new() -> Self {
+        let cluster = testing::cluster("{lifecycle: {creationTimeout: 2m, backoffLimit: 1}}");
+        let identity = testing::identity(&cluster);
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        Self { now, cluster: Some(cluster), version: 0, children: Children::default(), history: vec![], luck: Luck::Ready, next_uid: 0, identity }
+    }
+
+    fn changed(&mut self) {
+        if let Some(cluster) = &self.cluster {
+            // `resourceVersion` of the object alone: a child's change does not move it.
+            self.version += u64::from(self.history.last().is_none_or(|(before, ..)| before != cluster));
+            self.history.push((cluster.clone(), self.version, self.children.clone()));
+        }
+    }
+
+    fn meta(&mut self, wanted: &ObjectMeta) -> ObjectMeta {
+        self.next_uid += 1;
+        ObjectMeta { uid: Some(format!("uid-{}", self.next_uid)), creation_timestamp: Some(Time(self.now)), ..wanted.clone() }
+    }
+
+    /// What the agent in the newest pod says.
+    fn report(&self, pod: Option<&Pod>) -> Option<AgentReport> {
+        let pod = pod?;
+        let age = self.now.duration_since(pod.metadata.creation_timestamp.as_ref()?.0).as_secs();
+        let luck = pod.metadata.annotations.as_ref()?.get("luck")?.as_str();
+        let mut report = AgentReport { attempt: attempt_of(pod), stage: Stage::PreparingNodes, ..AgentReport::default() };
+        if age >= 30 && luck == "Ready" {
+            report.stage = Stage::Serving;
+            report.control_plane_ready = true;
+            report.nested_uid = pod.metadata.uid.clone();
+            report.nodes = vec![NodeReport { name: "n".into(), control_plane: true, ready: true }];
+        }
+        if age >= 30 && luck == "KindFails" {
+            report.stage = Stage::Failed;
+            report.failure = Some(super::wire::AgentFailure { reason: Reason::KubeadmInitFailed, message: "no".into(), log_tail: "tail".into() });
+        }
+        (age >= 5).then_some(report)
+    }
+
+    fn pass(&mut self, behind: usize, fail_at: Option<usize>, kill_at: Option<usize>) {
+        let earlier = (behind > 0).then(|| self.history.len().checked_sub(1 + behind)).flatten();
+        let (mut cluster, mut version, mut children) = match (earlier, &self.cluster) {
+            (Some(index), _) => self.history[index].clone(),
+            (None, Some(cluster)) => (cluster.clone(), self.version, self.children.clone()),
+            (None, None) => return,
+        };
+        if needs_live(&cluster, &children) {
+            let Some(current) = &self.cluster else { return };
+            (cluster, version) = (current.clone(), self.version);
+            children = Children { live: true, ..self.children.clone() };
+        }
+        let report = self.report(children.current_pod());
+        let seen = Observed { cluster, identity: self.identity.clone(), settings: Arc::new(testing::settings()), children, report, turn: Turn::Granted };
+        let plan = decide(self.now, &seen);
+        let mut outcome = Outcome::default();
+        for (index, step) in plan.steps.into_iter().enumerate() {
+            if kill_at == Some(index) {
+                return;
+            }
+            let result = if fail_at == Some(index) { Err(Problem::new(Reason::HostUnavailable, "gone fishing")) } else { self.act(&step) };
+            match result {
+                Ok(()) => outcome.done.push(step),
+                Err(problem) => {
+                    outcome.failed = Some((step, problem));
+                    break;
+                }
+            }
+        }
+        if kill_at.is_some() {
+            return;
+        }
+        let status = settle(self.now, &seen, &outcome);
+        // The write carries the version that was read.
+        if version == self.version
+            && let Some(cluster) = &mut self.cluster
+            && cluster.status.as_ref() != Some(&status)
+        {
+            cluster.status = Some(status);
+            self.changed();
+        }
+    }
+
+    fn act(&mut self, step: &Step) -> Result<(), Problem> {
+        let conflict = || Problem::new(Reason::HostUnavailable, "conflict");
+        match step {
+            Step::AddFinalizer => {
+                let cluster = self.cluster.as_mut().ok_or_else(conflict)?;
+                if cluster.metadata.deletion_timestamp.is_some() {
+                    return Err(conflict());
+                }
+                cluster.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
+            }
+            Step::RemoveFinalizer => {
+                assert!(self.children.is_empty(), "the finalizer goes last: {:?}", self.children);
+                assert!(self.cluster.as_ref().is_none_or(|cluster| cluster.metadata.deletion_timestamp.is_some()));
+                self.cluster = None;
+            }
+            Step::CreateKeys => {
+                if self.children.keys.is_empty() {
+                    let meta = self.meta(&ObjectMeta { name: Some(self.identity.keys()), ..ObjectMeta::default() });
+                    self.children.keys.push(meta);
+                }
+            }
+            Step::ApplyNetworkPolicy(policy) => {
+                let mut policy = (**policy).clone();
+                policy.metadata = self.meta(&policy.metadata);
+                self.children.policies = vec![policy];
+            }
+            Step::ApplyService(service) => {
+                let mut service = (**service).clone();
+                service.metadata = self.meta(&service.metadata);
+                self.children.services = vec![service];
+            }
+            Step::CreatePod(pod) => {
+                if self.children.pods.iter().any(|have| have.metadata.name == pod.metadata.name) {
+                    return Err(conflict());
+                }
+                assert!(self.children.current_pod().is_none(), "two pods at work");
+                let mut pod = (**pod).clone();
+                pod.metadata = self.meta(&pod.metadata);
+                pod.metadata.annotations.get_or_insert_default().insert("luck".into(), format!("{:?}", self.luck));
+                self.children.pods.push(pod);
+            }
+            Step::PublishKubeconfig(_) | Step::RetractKubeconfig { .. } => {}
+            Step::Delete(child) => {
+                let is = |meta: &ObjectMeta| meta.uid.as_deref() == Some(child.uid.as_str());
+                match child.kind {
+                    // A pod takes its time.
+                    ChildKind::Pod => {
+                        let now = self.now;
+                        for pod in self.children.pods.iter_mut().filter(|pod| is(&pod.metadata)) {
+                            pod.metadata.deletion_timestamp.get_or_insert(Time(now));
+                        }
+                    }
+                    ChildKind::Service => self.children.services.retain(|have| !is(&have.metadata)),
+                    ChildKind::NetworkPolicy => self.children.policies.retain(|have| !is(&have.metadata)),
+                    ChildKind::Keys => self.children.keys.retain(|have| !is(have)),
+                }
+            }
+        }
+        self.changed();
+        Ok(())
+    }
+
+    fn seconds(&mut self, seconds: i64) {
+        self.now = self.now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
+        let now = self.now;
+        let before = self.children.pods.clone();
+        self.children.pods.retain(|pod| pod.metadata.deletion_timestamp.as_ref().is_none_or(|time| now.duration_since(time.0).as_secs() < 6));
+        for pod in &mut self.children.pods {
+            let crashes = pod.metadata.annotations.as_ref().is_some_and(|annotations| annotations.get("luck").is_some_and(|luck| luck == "Crashes"));
+            if crashes && now.duration_since(pod.metadata.creation_timestamp.as_ref().unwrap().0).as_secs() >= 20 {
+                crash(pod);
+            }
+        }
+        if self.children.pods != before {
+            self.changed();
+        }
+    }
+
+    fn happen(&mut self, happening: &Happening) {
+        match *happening {
+            Happening::Pass => self.pass(0, None, None),
+            Happening::StalePass(behind) => self.pass(behind, None, None),
+            Happening::FailedPass(at) => self.pass(0, Some(at), None),
+            Happening::KilledPass(at) => self.pass(0, None, Some(at)),
+            Happening::Seconds(seconds) => self.seconds(seconds),
+            Happening::LosePod => {
+                self.children.pods.clear();
+                self.changed();
+            }
+            Happening::CrashPod => {
+                self.children.pods.iter_mut().for_each(crash);
+                self.changed();
+            }
+            Happening::Luck(luck) => self.luck = luck,
+            Happening::Edit(possible) => self.edit(|cluster| cluster.spec.image = Some(if possible { "a:v1.34.4" } else { "b:v1.33.0" }.to_owned())),
+            Happening::Pause(paused) => self.edit(|cluster| cluster.spec.paused = paused),
+            Happening::Delete => {
+                let now = self.now;
+                if let Some(cluster) = &mut self.cluster {
+                    if cluster.metadata.finalizers.iter().flatten().next().is_some() {
+                        cluster.metadata.deletion_timestamp.get_or_insert(Time(now));
+                    } else {
+                        assert!(self.children.is_empty(), "something existed before the finalizer: {:?}", self.children);
+                        self.cluster = None;
+                    }
+                }
+                self.changed();
+            }
+        }
+    }
+
+    fn edit(&mut self, change: impl Fn(&mut KindCluster)) {
+        if let Some(cluster) = &mut self.cluster {
+            let before = cluster.spec.clone();
+            change(cluster);
+            if cluster.spec != before {
+                cluster.metadata.generation = cluster.metadata.generation.map(|generation| generation + 1);
+            }
+        }
+        self.changed();
+    }
+
+    fn status(&self) -> KindClusterStatus {
+        self.cluster.as_ref().and_then(|cluster| cluster.status.clone()).unwrap_or_default()
+    }
+
+    /// Nothing disturbs any more; every pod succeeds.
+    fn calm(&mut self) {
+        self.luck = Luck::Ready;
+        self.edit(|cluster| cluster.spec.paused = false);
+        for _ in 0..120 {
+            self.pass(0, None, None);
+            self.pass(0, None, None);
+            self.seconds(10);
+        }
+    }
+}
+
+fn crash(pod: &mut Pod) {
+    pod.status = Some(PodStatus {
+        phase: Some("Failed".into()),
+        container_statuses: Some(vec![ContainerStatus {
+            state: Some(ContainerState { terminated: Some(ContainerStateTerminated { exit_code: 1, ..Default::default() }), ..Default::default() }),
+            ..Default::default()
+        }]),
+        ..Default::default()
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn repeated_passes_converge(happenings in prop::collection::vec(happening(), 0..60)) {
+        let mut world = World::new();
+        for happening in &happenings {
+            world.happen(happening);
+        }
+        world.calm();
+        match &world.cluster {
+            None => prop_assert!(world.children.is_empty()),
+            Some(cluster) => {
+                let status = world.status();
+                let ready = conditions::is_true(&status.conditions, READY);
+                let stalled = conditions::is_true(&status.conditions, STALLED);
+                prop_assert!(cluster.metadata.deletion_timestamp.is_none(), "deletion hangs: {status:?}");
+                prop_assert!(ready != stalled, "neither ready nor given up: {status:#?}");
+                prop_assert_eq!(status.conditions.len(), conditions::ALL.len());
+                if ready {
+                    prop_assert_eq!(world.children.pods.len(), 1);
+                } else {
+                    prop_assert!(world.children.pods.is_empty(), "given up, but still consuming");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn at_rest_nothing_is_written(happenings in prop::collection::vec(happening(), 0..40)) {
+        let mut world = World::new();
+        for happening in &happenings {
+            world.happen(happening);
+        }
+        world.calm();
+        let changes = world.history.len();
+        for _ in 0..20 {
+            world.pass(0, None, None);
+        }
+        prop_assert_eq!(world.history.len(), changes);
+    }
+
+    #[test]
+    fn deletion_always_ends(happenings in prop::collection::vec(happening(), 0..60)) {
+        let mut world = World::new();
+        for happening in &happenings {
+            world.happen(happening);
+        }
+        world.happen(&Happening::Delete);
+        world.calm();
+        prop_assert!(world.cluster.is_none(), "{:#?}", world.status());
+        prop_assert!(world.children.is_empty());
+    }
+}

@@ -15,10 +15,10 @@ use super::situation::{Situation, later, situation};
 use crate::api::{KindClusterStatus, ServiceType};
 
 /// A cluster at rest is looked at this often, in case an event was missed.
-const REST: Duration = Duration::from_secs(3600);
+const REST: Duration = Duration::from_hours(1);
 
 /// A kubeconfig is written anew when this much of its life is left.
-const RENEW_BEFORE: Duration = Duration::from_secs(60 * 24 * 3600);
+const RENEW_BEFORE: Duration = Duration::from_hours(60 * 24);
 
 /// What is to be done, in order. The first step that fails ends the pass.
 #[derive(Clone, Debug, Default)]
@@ -133,8 +133,8 @@ pub fn decide(now: Timestamp, seen: &Observed) -> Plan {
     let rest = Some(later(now, REST + Duration::from_secs(spread(&seen.identity.uid))));
     match situation(now, seen) {
         Situation::Paused | Situation::Refused(_) | Situation::Stalled(_) | Situation::Queued { .. } => Plan { steps: vec![], wake_at: rest },
-        // Settle puts the failure on record; the next pass acts on it.
-        Situation::Failed(_) => Plan { steps: vec![], wake_at: Some(now) },
+        // Settle puts the failure on record, observe takes a live look; the next pass acts on it.
+        Situation::Failed(_) | Situation::Unsure => Plan { steps: vec![], wake_at: Some(now) },
         Situation::Unfinalized => Plan { steps: vec![Step::AddFinalizer], wake_at: rest },
         Situation::Deleting => Plan { steps: deletion(seen), wake_at: Some(later(now, Duration::from_secs(30))) },
         Situation::BackingOff { until, .. } => Plan { steps: vec![], wake_at: Some(until) },

@@ -38,6 +38,9 @@ const DEFAULT_CPU: (i64, i64) = (500, 250);
 /// Disk of the first node and of each further one.
 const DEFAULT_STORAGE: (i64, i64) = (10 * GIB, 5 * GIB);
 
+/// Bound of one attempt, where the spec sets none.
+pub const DEFAULT_CREATION_TIMEOUT: Duration = Duration::from_mins(15);
+
 /// What a spec comes to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Desired {
@@ -122,7 +125,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
             .as_ref()
             .and_then(|kubeconfig| kubeconfig.secret_name.clone())
             .unwrap_or_else(|| identity.default_kubeconfig_secret()),
-        creation_timeout: lifecycle.creation_timeout.map_or(Duration::from_secs(15 * 60), Duration::from),
+        creation_timeout: lifecycle.creation_timeout.map_or(DEFAULT_CREATION_TIMEOUT, Duration::from),
         backoff_limit: lifecycle.backoff_limit.unwrap_or(2),
         pod_loss_policy: lifecycle.pod_loss_policy.unwrap_or_default(),
     })

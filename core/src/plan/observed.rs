@@ -11,7 +11,7 @@ use super::names::Identity;
 use super::objects::attempt_of;
 use super::settings::Settings;
 use super::wire::AgentReport;
-use crate::api::{KindCluster, KindClusterStatus};
+use crate::api::{FINALIZER, KindCluster, KindClusterStatus};
 
 /// What one pass has seen. Caches may be behind; only [`Children::live`] proves that something is gone.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ pub struct Observed {
 /// Everything in the clusters namespace that carries one `KindCluster`'s UID.
 #[derive(Clone, Debug, Default)]
 pub struct Children {
-    /// Whether this is a complete list from the API server itself rather than from a cache.
+    /// Whether this, and the object itself, was read from the API server rather than from a cache.
     pub live: bool,
     /// Pods, of all attempts.
     pub pods: Vec<Pod>,
@@ -84,6 +84,14 @@ impl Observed {
     pub fn generation(&self) -> i64 {
         self.cluster.metadata.generation.unwrap_or(0)
     }
+}
+
+/// Whether the caches are not enough: nothing is there, and what follows from that (a new pod, the end of the finalizer) must not follow from
+/// a cache that is only behind. The object itself and its children are then read from the API server.
+pub fn needs_live(cluster: &KindCluster, children: &Children) -> bool {
+    let ours = cluster.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER);
+    let deleting = cluster.metadata.deletion_timestamp.is_some();
+    ours && !cluster.spec.paused && if deleting { children.is_empty() } else { children.current_pod().is_none() }
 }
 
 /// The identity of an object that the API server has accepted; `None` for one that it has not seen.

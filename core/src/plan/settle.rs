@@ -74,6 +74,7 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
 
     let mut claims = match &stands {
         Situation::Paused => return paused(now, status, generation),
+        Situation::Unsure => return seen.status(),
         Situation::Deleting => deleting(seen),
         Situation::Unfinalized => Claims::idle(Reason::Pending, "the object was accepted"),
         Situation::Refused(problem) => Claims::stalled(problem.reason, &problem.explain()),

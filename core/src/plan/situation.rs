@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
 use super::classify::classify;
-use super::desired::{Desired, desire};
+use super::desired::{DEFAULT_CREATION_TIMEOUT, Desired, desire};
 use super::objects::{attempt_of, digests_of};
 use super::observed::{Observed, Turn, created_at};
 use super::problem::Problem;
@@ -31,6 +31,8 @@ pub enum Situation<'a> {
     Deleting,
     /// Our finalizer is missing; nothing may exist before it does.
     Unfinalized,
+    /// There is no pod in the caches, which may only be behind: nothing is decided before a live look.
+    Unsure,
     /// The spec cannot be carried out and nothing runs.
     Refused(Problem),
     /// No further attempt will be made.
@@ -79,7 +81,7 @@ pub enum Situation<'a> {
 }
 
 /// Finds out where a cluster stands. Pure and total.
-pub fn situation<'a>(now: Timestamp, seen: &'a Observed) -> Situation<'a> {
+pub fn situation(now: Timestamp, seen: &Observed) -> Situation<'_> {
     let cluster = &seen.cluster;
     if cluster.spec.paused {
         return Situation::Paused;
@@ -94,6 +96,8 @@ pub fn situation<'a>(now: Timestamp, seen: &'a Observed) -> Situation<'a> {
     let status = seen.status();
     match seen.children.current_pod() {
         Some(pod) => with_pod(now, seen, &status, desired, pod),
+        // A cache that is behind shows no pod either, and perhaps an object that is long deleted.
+        None if !seen.children.live => Situation::Unsure,
         None => without_pod(now, seen, &status, desired),
     }
 }
@@ -110,7 +114,7 @@ fn with_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, 
     }
     let established = is_established(status, attempt);
     if let Some(failure) = ended(pod).or_else(|| reported(seen.report.as_ref())) {
-        return Situation::Failed(record(now, seen, status, attempt, failure));
+        return Situation::Failed(record(now, seen, status, attempt, &failure));
     }
     if established || seen.report.as_ref().is_some_and(|report| report.control_plane_ready) {
         return Situation::Running { pod, desired: desired.map(Box::new) };
@@ -120,7 +124,7 @@ fn with_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, 
     {
         return Situation::Outdated(pod);
     }
-    let timeout = desired.as_ref().map_or(Duration::from_secs(15 * 60), |desired| desired.creation_timeout);
+    let timeout = desired.as_ref().map_or(DEFAULT_CREATION_TIMEOUT, |desired| desired.creation_timeout);
     let deadline = later(created_at(&pod.metadata), timeout);
     if now >= deadline {
         let (reason, message) = progress(pod, seen.report.as_ref());
@@ -133,7 +137,7 @@ fn with_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, 
             ),
             log_tail: String::new(),
         };
-        return Situation::Failed(record(now, seen, status, attempt, failure));
+        return Situation::Failed(record(now, seen, status, attempt, &failure));
     }
     Situation::Creating { pod, desired: desired.ok().map(Box::new), deadline }
 }
@@ -144,7 +148,7 @@ fn without_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatu
     // A pod that we took away ourselves leaves no reference behind.
     if recorded.is_none() && status.pod_ref.is_some() && status.attempt == Some(last) {
         let failure = AgentFailure { reason: Reason::PodLost, message: "the pod is gone".to_owned(), log_tail: String::new() };
-        return Situation::Failed(record(now, seen, status, last, failure));
+        return Situation::Failed(record(now, seen, status, last, &failure));
     }
     let desired = match desired {
         Ok(desired) => desired,
@@ -172,7 +176,7 @@ fn without_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatu
 }
 
 /// A failure as it goes on record. Attempts in a row are counted; a newer spec, or a cluster that had been there, starts anew.
-fn record(now: Timestamp, seen: &Observed, status: &KindClusterStatus, attempt: i64, failure: AgentFailure) -> LastFailure {
+fn record(now: Timestamp, seen: &Observed, status: &KindClusterStatus, attempt: i64, failure: &AgentFailure) -> LastFailure {
     let generation = seen.generation();
     let before =
         status.last_failure.as_ref().filter(|last| last.generation == generation && !is_established(status, last.attempt)).map_or(0, |last| last.count);
