@@ -38,9 +38,6 @@ const OUTPUT_LIMIT: usize = 64 << 10;
 /// Bytes of an archive that are read at once.
 const CHUNK: usize = 1 << 20;
 
-/// The oldest API that Docker 29 still speaks; Docker 25 and later know it (`api/` of moby).
-const API: bollard::ClientVersion = bollard::ClientVersion { major_version: 1, minor_version: 44 };
-
 /// Why Docker did not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -99,7 +96,8 @@ impl Docker {
     /// # Errors
     /// If it does not.
     pub async fn connect() -> Result<Self, Error> {
-        let short = bollard::Docker::connect_with_unix(DOCKER_SOCKET, SHORT.as_secs(), &API)?;
+        // bollard 0.21 does not send the version (`uri.rs`: the joined path replaces it), so the daemon answers with its own newest.
+        let short = bollard::Docker::connect_with_unix(DOCKER_SOCKET, SHORT.as_secs(), bollard::API_DEFAULT_VERSION)?;
         short.ping().await?;
         Ok(Self { long: short.clone().with_timeout(LONG), short })
     }
