@@ -415,9 +415,9 @@ mod tests {
     }
 
     async fn publish(create: Answer, patch: Option<Answer>) -> Acted {
-        let path = format!("/api/v1/namespaces/clusters/secrets/{}", seen(&[]).identity.keys());
+        let keys_path = format!("/api/v1/namespaces/clusters/secrets/{}", seen(&[]).identity.keys());
         act(&seen(&[]), plan(), async move |mut mock: Mock| {
-            mock.expect("GET", &path, Answer::ok(keys())).await;
+            mock.expect("GET", &keys_path, Answer::ok(keys())).await;
             let sent = mock.expect("POST", PUBLISHED, create).await;
             assert_eq!((sent["metadata"]["name"].as_str(), sent["metadata"]["ownerReferences"][0]["uid"].as_str()), (Some("crane-kubeconfig"), Some(UID)));
             if let Some(patch) = patch {

@@ -176,7 +176,7 @@ async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action
     let result = async {
         let cluster = object.0.clone().map_err(|invalid| ReconcileError::Unreadable(invalid.error));
         let result = match cluster {
-            Ok(cluster) => context.pass(&key, cluster).await,
+            Ok(cluster) => Box::pin(context.pass(&key, cluster)).await,
             Err(error) => Err(error),
         };
         if let Err(error) = &result {
@@ -207,7 +207,7 @@ impl Context {
     async fn pass(&self, key: &Key, cached: KindCluster) -> Result<Action, ReconcileError> {
         let cluster = locked(&self.own_writes).newest(key, cached);
         let now = Timestamp::now();
-        let observed = self.observer.observe(cluster).await.inspect_err(|_| self.slots.give_way(key))?;
+        let observed = Box::pin(self.observer.observe(cluster)).await.inspect_err(|_| self.slots.give_way(key))?;
         let Some(mut seen) = observed else { return Ok(self.gone(key)) };
         self.take_turn(now, key, &mut seen);
 

@@ -22,8 +22,8 @@ pub struct Events(Recorder);
 
 impl Events {
     /// Events in the name of this process.
-    pub fn new(client: Client, identity: String) -> Self {
-        Self(Recorder::new(client, Reporter { controller: "nestling.dev/operator".to_owned(), instance: Some(clip(&identity, 128).to_owned()) }))
+    pub fn new(client: Client, identity: &str) -> Self {
+        Self(Recorder::new(client, Reporter { controller: "nestling.dev/operator".to_owned(), instance: Some(clip(identity, 128).to_owned()) }))
     }
 
     /// Publishes notes. An event that cannot be written is logged and forgotten: the status says the same.

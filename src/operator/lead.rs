@@ -43,7 +43,7 @@ const CACHES: [&str; 5] = ["the cache of KindClusters", "the cache of pods", "th
 const NOT_ENDING: &str = "not shutting down";
 
 /// Leads until `shutdown`, then finishes what is under way.
-pub async fn lead(args: &Args, client: Client, identity: String, admin: &Admin, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn lead(args: &Args, client: Client, identity: &str, admin: &Admin, shutdown: CancellationToken) -> anyhow::Result<()> {
     let gates = &admin.gates;
     for gate in [HOST, AUTHORITY].iter().chain(&CACHES) {
         gates.close(gate);
@@ -92,7 +92,7 @@ pub async fn lead(args: &Args, client: Client, identity: String, admin: &Admin, 
 fn context(
     args: &Args,
     client: &Client,
-    identity: String,
+    identity: &str,
     admin: &Admin,
     (agents, settings, caches, triggers): (Authority, watch::Receiver<Arc<Settings>>, Caches, Triggers),
 ) -> anyhow::Result<Arc<Context>> {

@@ -24,7 +24,10 @@ impl Answer {
     }
 
     pub fn refused(code: u16, reason: &str, message: &str) -> Self {
-        Self { code, body: json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message, "details": {}}) }
+        Self {
+            code,
+            body: json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message, "details": {}}),
+        }
     }
 
     /// The answer to a JSON patch whose `test` does not hold.
@@ -45,7 +48,7 @@ impl Mock {
     /// Expects one request and returns its body (`Null` if empty). Waits a minute of (paused) time at most.
     pub async fn expect(&mut self, method: &str, path: &str, answer: Answer) -> Value {
         let waiting_for = format!("{method} {path}");
-        let next = tokio::time::timeout(Duration::from_secs(60), self.0.next_request()).await;
+        let next = tokio::time::timeout(Duration::from_mins(1), self.0.next_request()).await;
         let (request, send) = next.unwrap_or_else(|_| panic!("never called: {waiting_for}")).unwrap_or_else(|| panic!("client gone before {waiting_for}"));
         assert_eq!(format!("{} {}", request.method(), request.uri().path()), waiting_for);
         let bytes = request.into_body().collect_bytes().await.unwrap();

@@ -58,7 +58,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signal().context("cannot wait for signals")?;
     let admin = Arc::new(Admin::default());
     admin.gates.close(LEASE);
-    let server = tokio::spawn(admin::serve(args.admin_address, Arc::clone(&admin)));
+    let admin_server = tokio::spawn(admin::serve(args.admin_address, Arc::clone(&admin)));
 
     let client = Client::try_default().await.context("cannot find the host cluster")?;
     let identity = identity(&args)?;
@@ -69,13 +69,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut held: Held = tokio::select! {
         held = lease.acquire(|| gates.open(LEASE)) => held,
         () = shutdown.cancelled() => return Ok(()),
-        served = server => return Err(no_server(served)),
+        ended = admin_server => return Err(no_server(ended)),
     };
     admin.gates.open(LEASE);
     admin.metrics.leads(true);
     let result = tokio::select! {
         lost = held.keep() => Err(anyhow::Error::new(lost)),
-        led = lead::lead(&args, client, identity, &admin, shutdown.clone()) => led,
+        led = lead::lead(&args, client, &identity, &admin, shutdown.clone()) => led,
     };
     admin.metrics.leads(false);
     // A lease that was lost is not ours to free.

@@ -113,7 +113,8 @@ pub fn owner_uid(child: &ObjectMeta) -> Option<&str> {
 /// The children of this object, from complete lists of the API server's newest state.
 async fn live_children(client: &Client, namespace: &str, uid: &str) -> Result<Children, CallError> {
     let params = || ListParams::default().labels(&format!("{}={uid}", labels::CLUSTER_UID));
-    let (pods, services, policies) = (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace));
+    let (pods, services, policies) =
+        (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace));
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let (pods, services, policies, keys) = tokio::try_join!(
         list_all::<Pod>("list the cluster's pods", &pods, params()),

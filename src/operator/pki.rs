@@ -213,12 +213,8 @@ mod tests {
     fn the_secret_holds_every_file_that_the_agent_expects() {
         let agents = Authority::new("agents", now()).unwrap();
         let made = cluster_keys(&identity(), &agents, now()).unwrap();
-        let expected = keys::CLUSTER.iter().map(|(key, _)| *key).chain([
-            keys::BOOTSTRAP_TOKEN,
-            keys::AGENT_CERTIFICATE,
-            keys::AGENT_KEY,
-            keys::AGENT_AUTHORITY,
-        ]);
+        let expected =
+            keys::CLUSTER.iter().map(|(key, _)| *key).chain([keys::BOOTSTRAP_TOKEN, keys::AGENT_CERTIFICATE, keys::AGENT_KEY, keys::AGENT_AUTHORITY]);
         for key in expected {
             assert!(made.contains_key(key), "{key}");
         }

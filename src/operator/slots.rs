@@ -148,7 +148,6 @@ impl SlotQueue {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -71,15 +71,10 @@ async fn sweep(client: &Client, namespace: &str, install: &str, now: Timestamp, 
     for child in children {
         // Without these labels it is not something that we made.
         let (Some(key), Some(wanted), Some(uid)) = (Key::of_owner(&child.meta), owner_uid(&child.meta), child.meta.uid.clone()) else { continue };
-        let owner = match owners.get(&key) {
-            Some(owner) => owner.clone(),
-            None => {
-                let owner = owner(client, &key).await?;
-                owners.insert(key.clone(), owner.clone());
-                owner
-            }
-        };
-        if owner.as_deref() == Some(wanted) {
+        if !owners.contains_key(&key) {
+            owners.insert(key.clone(), owner(client, &key).await?);
+        }
+        if owners.get(&key).and_then(Option::as_deref) == Some(wanted) {
             continue;
         }
         still.insert(uid.clone(), suspects.get(&uid).copied().unwrap_or(now));

@@ -32,13 +32,7 @@ pub struct Writers {
 
 /// Empty caches.
 pub fn caches() -> (Caches, Writers) {
-    let writers = Writers {
-        clusters: Writer::new(()),
-        pods: Writer::new(()),
-        services: Writer::new(()),
-        policies: Writer::new(()),
-        keys: Writer::new(()),
-    };
+    let writers = Writers { clusters: Writer::new(()), pods: Writer::new(()), services: Writer::new(()), policies: Writer::new(()), keys: Writer::new(()) };
     let caches = Caches {
         clusters: writers.clusters.as_reader(),
         pods: writers.pods.as_reader(),
