@@ -1,0 +1,572 @@
+//! Carrying out a plan: the only writer of children, of the finalizer and of published kubeconfigs. In order, up to the first failure.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource};
+use nestling_core::api::reasons::Reason;
+use nestling_core::api::{FIELD_MANAGER, KindCluster};
+use nestling_core::plan::decide::{Child, ChildKind, KubeconfigPlan, Step};
+use nestling_core::plan::objects::kubeconfig_secret;
+use nestling_core::plan::observed::Observed;
+use nestling_core::plan::problem::Problem;
+use nestling_core::plan::settle::Outcome;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tracing::info;
+
+use super::call::{CallError, Trouble, call};
+use super::metrics::Metrics;
+use super::observe::owner_uid;
+use super::pki::{Authority, PkiError, cluster_keys};
+use super::{fault, kubeconfig, patches};
+
+/// Writes.
+pub struct Actor {
+    /// Towards the host cluster.
+    pub client: Client,
+    /// The authority behind the agents' certificates.
+    pub agents: Authority,
+    /// Counts steps.
+    pub metrics: Arc<Metrics>,
+}
+
+/// What became of a plan, and of the object meanwhile.
+#[derive(Debug, Default)]
+pub struct Acted {
+    /// For [`settle`](nestling_core::plan::settle::settle).
+    pub outcome: Outcome,
+    /// The object as the last write to it left it.
+    pub cluster: Option<KindCluster>,
+    /// Why the plan ended early, if not for a problem.
+    pub cut_short: Option<CutShort>,
+}
+
+/// Why a plan ended early though nothing is wrong.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum CutShort {
+    /// What was seen is out of date: look again.
+    Stale,
+    /// The user's namespace is being deleted; the object's own deletion is on its way.
+    NamespaceTerminating,
+    /// The object is gone.
+    Gone,
+}
+
+/// A step that was not carried out.
+#[derive(Debug, Eq, PartialEq)]
+enum StepError {
+    CutShort(CutShort),
+    Problem(Problem),
+}
+
+impl From<PkiError> for StepError {
+    fn from(error: PkiError) -> Self {
+        Self::Problem(Problem::new(Reason::HostRefused, error.to_string()))
+    }
+}
+
+impl From<CallError> for StepError {
+    /// Of a call in which it makes no difference what was missing.
+    fn from(error: CallError) -> Self {
+        match error.trouble() {
+            Trouble::Conflict | Trouble::TestFailed => Self::CutShort(CutShort::Stale),
+            Trouble::NamespaceTerminating => Self::CutShort(CutShort::NamespaceTerminating),
+            Trouble::Gone => Self::Problem(Problem::new(Reason::HostRefused, error.to_string())),
+            Trouble::Refused(problem) | Trouble::Unavailable(problem) => Self::Problem(problem),
+        }
+    }
+}
+
+const STALE: StepError = StepError::CutShort(CutShort::Stale);
+
+impl Actor {
+    /// Carries out the steps.
+    pub async fn act(&self, seen: &Observed, steps: Vec<Step>) -> Acted {
+        let mut acted = Acted::default();
+        for step in steps {
+            let name = step.name();
+            match self.carry_out(seen, &step, &mut acted).await {
+                Ok(done) => {
+                    info!(step = name, "done");
+                    self.metrics.step(name, "done");
+                    acted.outcome.done.push(done.unwrap_or(step));
+                    fault::after_step(name);
+                }
+                Err(StepError::CutShort(why)) => {
+                    info!(step = name, ?why, "not done");
+                    self.metrics.step(name, "cut short");
+                    acted.cut_short = Some(why);
+                    break;
+                }
+                Err(StepError::Problem(problem)) => {
+                    self.metrics.step(name, "failed");
+                    acted.outcome.failed = Some((step, problem));
+                    break;
+                }
+            }
+        }
+        acted
+    }
+
+    /// Carries out one step. Returns what was really done, where that says more than the step.
+    async fn carry_out(&self, seen: &Observed, step: &Step, acted: &mut Acted) -> Result<Option<Step>, StepError> {
+        match step {
+            Step::AddFinalizer => acted.cluster = Some(self.patch_cluster(seen, &patches::add_finalizer(&seen.cluster)).await?),
+            Step::RemoveFinalizer => {
+                if let Some(patch) = patches::remove_finalizer(&seen.cluster) {
+                    match self.patch_cluster(seen, &patch).await {
+                        Ok(_) | Err(StepError::CutShort(CutShort::Gone)) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+            Step::CreateKeys => self.create_keys(seen).await?,
+            Step::ApplyNetworkPolicy(policy) => self.apply::<NetworkPolicy>(seen, "apply the network policy", policy).await?,
+            Step::ApplyService(service) => self.apply::<Service>(seen, "apply the Service", service).await?,
+            Step::CreatePod(pod) => return self.create_pod(seen, pod).await.map(|pod| Some(Step::CreatePod(Box::new(pod)))),
+            Step::PublishKubeconfig(plan) => acted.outcome.kubeconfig_expires = Some(self.publish(seen, plan).await?),
+            Step::RetractKubeconfig { secret } => self.retract(seen, secret).await?,
+            Step::Delete(child) => self.delete(seen, child).await?,
+        }
+        Ok(None)
+    }
+
+    async fn patch_cluster(&self, seen: &Observed, patch: &Patch<()>) -> Result<KindCluster, StepError> {
+        let api: Api<KindCluster> = Api::namespaced(self.client.clone(), &seen.identity.namespace);
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        call("change the finalizers of the KindCluster", api.patch(&seen.identity.name, &params, patch)).await.map_err(|error| match error.trouble() {
+            Trouble::Gone => StepError::CutShort(CutShort::Gone),
+            _ => error.into(),
+        })
+    }
+
+    /// An API of the clusters namespace.
+    fn children<K>(&self, seen: &Observed) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), &seen.settings.clusters_namespace)
+    }
+
+    async fn apply<K>(&self, seen: &Observed, what: &'static str, object: &K) -> Result<(), StepError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Serialize + Debug,
+    {
+        let name = object.meta().name.clone().unwrap_or_default();
+        call(what, self.children::<K>(seen).patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object))).await?;
+        Ok(())
+    }
+
+    /// Made once: a Secret that is there already is kept, whatever the caches say.
+    async fn create_keys(&self, seen: &Observed) -> Result<(), StepError> {
+        let identity = &seen.identity;
+        let secret = Secret {
+            metadata: ObjectMeta { name: Some(identity.keys()), labels: Some(identity.labels(&seen.settings.install)), ..ObjectMeta::default() },
+            data: Some(cluster_keys(identity, &self.agents, Timestamp::now())?),
+            immutable: Some(true),
+            ..Secret::default()
+        };
+        let api = self.children::<Secret>(seen);
+        match call("create the Secret with the cluster's keys", api.create(&params(), &secret)).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.trouble() == Trouble::Conflict => {
+                let existing = call("read the Secret with the cluster's keys", api.get_metadata_opt(&identity.keys())).await?;
+                expect_ours(seen, "Secret", existing.map(|secret| secret.metadata)).map(|_| ())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn create_pod(&self, seen: &Observed, pod: &Pod) -> Result<Pod, StepError> {
+        let api = self.children::<Pod>(seen);
+        match call("create the pod", api.create(&params(), pod)).await {
+            Ok(created) => Ok(created),
+            Err(error) if error.trouble() == Trouble::Conflict => {
+                let name = pod.metadata.name.clone().unwrap_or_default();
+                let existing = call("read the pod", api.get_metadata_opt(&name)).await?;
+                // Ours: the caches are behind.
+                expect_ours(seen, "Pod", existing.map(|pod| pod.metadata)).and(Err(STALE))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn delete(&self, seen: &Observed, child: &Child) -> Result<(), StepError> {
+        match child.kind {
+            ChildKind::Pod => self.delete_one::<Pod>(seen, "delete the pod", child).await,
+            ChildKind::Service => self.delete_one::<Service>(seen, "delete the Service", child).await,
+            ChildKind::NetworkPolicy => self.delete_one::<NetworkPolicy>(seen, "delete the network policy", child).await,
+            ChildKind::Keys => self.delete_one::<Secret>(seen, "delete the Secret with the cluster's keys", child).await,
+        }
+    }
+
+    async fn delete_one<K>(&self, seen: &Observed, what: &'static str, child: &Child) -> Result<(), StepError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+    {
+        Ok(delete_exactly(what, &self.children::<K>(seen), &child.name, &child.uid).await?)
+    }
+
+    /// Publishes the kubeconfig. A Secret of that name that is not ours is left as it is.
+    async fn publish(&self, seen: &Observed, plan: &KubeconfigPlan) -> Result<Timestamp, StepError> {
+        let keys = match call("read the cluster's keys", self.children::<Secret>(seen).get(&plan.identity.keys())).await {
+            Err(error) if error.is_gone() => return Err(STALE),
+            keys => keys?,
+        };
+        if owner_uid(&keys.metadata) != Some(&plan.identity.uid) {
+            return Err(taken("Secret", &plan.identity.keys()));
+        }
+        let (credentials, expires) = kubeconfig::mint(&keys, Timestamp::now())?;
+        let secret = kubeconfig_secret(plan, &credentials);
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &plan.identity.namespace);
+        match call("create the Secret with the kubeconfig", api.create(&params(), &secret)).await {
+            Ok(_) => return Ok(expires),
+            Err(error) => match error.trouble() {
+                Trouble::Conflict => {}
+                // The namespace, and soon the object.
+                Trouble::Gone => return Err(STALE),
+                _ => return Err(not_written(error)),
+            },
+        }
+        let patch = patches::republish(&plan.identity.uid, &secret);
+        let patched = call("write the Secret with the kubeconfig", api.patch_metadata(&plan.secret, &PatchParams::default(), &patch)).await;
+        match patched {
+            Ok(_) => Ok(expires),
+            Err(error) => Err(match error.trouble() {
+                Trouble::TestFailed => StepError::Problem(Problem::new(
+                    Reason::KubeconfigSecretConflict,
+                    format!("Secret {} in namespace {} exists and is not this cluster's", plan.secret, plan.identity.namespace),
+                )),
+                Trouble::Gone => STALE,
+                _ => not_written(error),
+            }),
+        }
+    }
+
+    /// Takes a published kubeconfig away, if it is ours. We may not read Secrets there, so a patch that changes nothing tells the UID.
+    async fn retract(&self, seen: &Observed, secret: &str) -> Result<(), StepError> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &seen.identity.namespace);
+        let patch = patches::only_if_ours(&seen.identity.uid);
+        let ours = match call("find the Secret with the kubeconfig", api.patch_metadata(secret, &PatchParams::default(), &patch)).await {
+            Ok(ours) => ours.metadata,
+            Err(error) if matches!(error.trouble(), Trouble::Gone | Trouble::TestFailed) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let uid = ours.uid.unwrap_or_default();
+        Ok(delete_exactly("delete the Secret with the kubeconfig", &api, secret, &uid).await?)
+    }
+}
+
+/// Deletes an object of exactly this UID. One that is gone, or another of the same name, is none of our business.
+pub async fn delete_exactly<K>(what: &'static str, api: &Api<K>, name: &str, uid: &str) -> Result<(), CallError>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+    match call(what, api.delete(name, &params)).await {
+        Ok(_) => Ok(()),
+        Err(error) if matches!(error.trouble(), Trouble::Gone | Trouble::Conflict) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn params() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
+}
+
+/// An object that was in the way of a creation: ours, gone meanwhile (look again), or another's.
+fn expect_ours(seen: &Observed, kind: &str, existing: Option<ObjectMeta>) -> Result<ObjectMeta, StepError> {
+    let existing = existing.ok_or(STALE)?;
+    if owner_uid(&existing) == Some(&seen.identity.uid) {
+        return Ok(existing);
+    }
+    Err(taken(kind, existing.name.as_deref().unwrap_or_default()))
+}
+
+fn taken(kind: &str, name: &str) -> StepError {
+    StepError::Problem(Problem::new(Reason::HostRefused, format!("{kind} {name} in the clusters namespace belongs to another cluster")))
+}
+
+fn not_written(error: CallError) -> StepError {
+    match error.into() {
+        StepError::Problem(problem) if problem.reason == Reason::HostRefused => {
+            StepError::Problem(Problem { reason: Reason::KubeconfigWriteFailed, ..problem })
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::Future;
+
+    use nestling_core::plan::decide::Plan;
+    use nestling_core::plan::observed::{Children, Turn, identity};
+    use nestling_core::plan::settings::Settings;
+    use serde_json::{Value, json};
+
+    use crate::operator::mock::{Answer, Mock};
+
+    const UID: &str = "0b5c5c4e-0000-4000-8000-000000000001";
+    const CLUSTER: &str = "/apis/nestling.dev/v1alpha1/namespaces/marsh/kindclusters/crane";
+    const PUBLISHED: &str = "/api/v1/namespaces/marsh/secrets";
+
+    fn seen(finalizers: &[&str]) -> Observed {
+        let cluster: KindCluster = serde_json::from_value(json!({
+            "metadata": {"name": "crane", "namespace": "marsh", "uid": UID, "resourceVersion": "7", "finalizers": finalizers}, "spec": {},
+        }))
+        .unwrap();
+        let settings = Settings { install: "reed".into(), clusters_namespace: "clusters".into(), ..Settings::default() };
+        let identity = identity(&cluster).unwrap();
+        Observed { cluster, identity, settings: Arc::new(settings), children: Children::default(), report: None, turn: Turn::Granted }
+    }
+
+    async fn act<F: Future<Output = ()> + Send + 'static>(seen: &Observed, step: Step, script: impl FnOnce(Mock) -> F) -> Acted {
+        let (client, mock) = Mock::new();
+        let server = tokio::spawn(script(mock));
+        let agents = Authority::new("agents", Timestamp::now()).unwrap();
+        let actor = Actor { client, agents, metrics: Arc::new(Metrics::new()) };
+        let plan = Plan { steps: vec![step], wake_at: None };
+        let acted = tokio::time::timeout(std::time::Duration::from_secs(20), actor.act(seen, plan.steps)).await.expect("act is bounded");
+        server.await.unwrap();
+        acted
+    }
+
+    fn answer_cluster(version: &str) -> Answer {
+        Answer::ok(json!({"metadata": {"name": "crane", "namespace": "marsh", "uid": UID, "resourceVersion": version}, "spec": {}}))
+    }
+
+    #[tokio::test]
+    async fn the_finalizer_is_added_to_what_was_read_and_nothing_newer() {
+        let acted = act(&seen(&[]), Step::AddFinalizer, async |mut mock: Mock| {
+            let sent = mock.expect("PATCH", CLUSTER, answer_cluster("8")).await;
+            assert_eq!(
+                sent,
+                json!([
+                    {"op": "test", "path": "/metadata/uid", "value": UID},
+                    {"op": "test", "path": "/metadata/resourceVersion", "value": "7"},
+                    {"op": "add", "path": "/metadata/finalizers", "value": ["nestling.dev/cluster"]},
+                ])
+            );
+            mock.done().await;
+        })
+        .await;
+        assert_eq!(acted.cluster.unwrap().metadata.resource_version.as_deref(), Some("8"));
+        let stale = act(&seen(&["other"]), Step::AddFinalizer, async |mut mock: Mock| {
+            let sent = mock.expect("PATCH", CLUSTER, Answer::failed_test()).await;
+            assert_eq!(sent[2], json!({"op": "add", "path": "/metadata/finalizers/-", "value": "nestling.dev/cluster"}));
+        })
+        .await;
+        assert_eq!(stale.cut_short, Some(CutShort::Stale));
+        assert!(stale.outcome.done.is_empty());
+    }
+
+    #[tokio::test]
+    async fn only_our_finalizer_is_removed_and_an_object_that_is_gone_is_finished() {
+        for (answer, cut_short) in [(answer_cluster("8"), None), (Answer::missing(), None), (Answer::failed_test(), Some(CutShort::Stale))] {
+            let acted = act(&seen(&["other", "nestling.dev/cluster"]), Step::RemoveFinalizer, async move |mut mock: Mock| {
+                let sent = mock.expect("PATCH", CLUSTER, answer).await;
+                assert_eq!(
+                    sent,
+                    json!([
+                        {"op": "test", "path": "/metadata/uid", "value": UID},
+                        {"op": "test", "path": "/metadata/finalizers/1", "value": "nestling.dev/cluster"},
+                        {"op": "remove", "path": "/metadata/finalizers/1"},
+                    ])
+                );
+            })
+            .await;
+            assert_eq!(acted.cut_short, cut_short);
+            assert_eq!(acted.outcome.done.is_empty(), cut_short.is_some());
+        }
+    }
+
+    fn plan() -> Step {
+        Step::PublishKubeconfig(Box::new(KubeconfigPlan {
+            identity: seen(&[]).identity,
+            secret: "crane-kubeconfig".into(),
+            internal: "https://c.clusters.svc:6443".into(),
+            external: None,
+            tls_server_name: "c.clusters.svc".into(),
+            digest: "d".into(),
+            install: "reed".into(),
+        }))
+    }
+
+    /// The Secret with the keys, as the API server has it.
+    fn keys() -> Value {
+        let seen = seen(&[]);
+        let agents = Authority::new("agents", Timestamp::now()).unwrap();
+        let secret = Secret {
+            metadata: ObjectMeta { name: Some(seen.identity.keys()), labels: Some(seen.identity.labels("reed")), ..ObjectMeta::default() },
+            data: Some(cluster_keys(&seen.identity, &agents, Timestamp::now()).unwrap()),
+            ..Secret::default()
+        };
+        serde_json::to_value(secret).unwrap()
+    }
+
+    async fn publish(create: Answer, patch: Option<Answer>) -> Acted {
+        let keys_path = format!("/api/v1/namespaces/clusters/secrets/{}", seen(&[]).identity.keys());
+        act(&seen(&[]), plan(), async move |mut mock: Mock| {
+            mock.expect("GET", &keys_path, Answer::ok(keys())).await;
+            let sent = mock.expect("POST", PUBLISHED, create).await;
+            assert_eq!((sent["metadata"]["name"].as_str(), sent["metadata"]["ownerReferences"][0]["uid"].as_str()), (Some("crane-kubeconfig"), Some(UID)));
+            if let Some(patch) = patch {
+                let sent = mock.expect("PATCH", &format!("{PUBLISHED}/crane-kubeconfig"), patch).await;
+                assert_eq!(sent[0], json!({"op": "test", "path": "/metadata/labels/nestling.dev~1cluster-uid", "value": UID}), "the test comes first");
+                let paths: Vec<&str> = sent.as_array().unwrap().iter().map(|operation| operation["path"].as_str().unwrap()).collect();
+                assert!(paths.contains(&"/data") && paths.contains(&"/metadata/ownerReferences"), "{paths:?}");
+                assert!(paths.contains(&"/metadata/labels/cluster.x-k8s.io~1cluster-name"), "{paths:?}");
+                assert!(!paths.contains(&"/type") && !paths.contains(&"/metadata/labels"), "{paths:?}");
+            }
+            mock.done().await;
+        })
+        .await
+    }
+
+    fn exists() -> Answer {
+        Answer::refused(409, "AlreadyExists", "secrets \"crane-kubeconfig\" already exists")
+    }
+
+    fn written() -> Answer {
+        Answer::ok(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "crane-kubeconfig", "uid": "s"}}))
+    }
+
+    #[tokio::test]
+    async fn a_kubeconfig_is_published_or_written_anew() {
+        for (create, patch) in [(written(), None), (exists(), Some(written()))] {
+            let acted = publish(create, patch).await;
+            assert_eq!(acted.outcome.done.len(), 1);
+            let days = acted.outcome.kubeconfig_expires.unwrap().duration_since(Timestamp::now()).as_hours() / 24;
+            assert!((364..=365).contains(&days), "{days}");
+        }
+    }
+
+    #[tokio::test]
+    async fn anothers_secret_survives() {
+        let acted = publish(exists(), Some(Answer::failed_test())).await;
+        let (step, problem) = acted.outcome.failed.unwrap();
+        assert_eq!((step.name(), problem.reason), ("PublishKubeconfig", Reason::KubeconfigSecretConflict));
+        assert_eq!(acted.outcome.kubeconfig_expires, None);
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_comes_and_goes_is_no_problem() {
+        let acted = publish(exists(), Some(Answer::missing())).await;
+        assert_eq!((acted.cut_short, acted.outcome.failed.is_none()), (Some(CutShort::Stale), true));
+    }
+
+    #[tokio::test]
+    async fn what_the_users_namespace_refuses_is_said() {
+        let acted = publish(Answer::refused(403, "Forbidden", "secrets is forbidden"), None).await;
+        assert_eq!(acted.outcome.failed.unwrap().1.reason, Reason::KubeconfigWriteFailed);
+        let acted = publish(
+            Answer::refused(403, "Forbidden", "secrets \"s\" is forbidden: unable to create new content in namespace marsh because it is being terminated"),
+            None,
+        )
+        .await;
+        assert_eq!((acted.cut_short, acted.outcome.failed.is_none()), (Some(CutShort::NamespaceTerminating), true));
+    }
+
+    #[tokio::test]
+    async fn only_our_own_kubeconfig_is_taken_away() {
+        let path = format!("{PUBLISHED}/crane-kubeconfig");
+        let step = || Step::RetractKubeconfig { secret: "crane-kubeconfig".into() };
+        let (patched, deleted) = (path.clone(), path.clone());
+        let acted = act(&seen(&[]), step(), async move |mut mock: Mock| {
+            let sent = mock.expect("PATCH", &patched, written()).await;
+            assert_eq!(sent, json!([{"op": "test", "path": "/metadata/labels/nestling.dev~1cluster-uid", "value": UID}]));
+            let sent = mock.expect("DELETE", &deleted, Answer::ok(json!({"kind": "Status", "status": "Success"}))).await;
+            assert_eq!(sent["preconditions"], json!({"uid": "s"}));
+            mock.done().await;
+        })
+        .await;
+        assert_eq!(acted.outcome.done.len(), 1);
+        for answer in [Answer::missing(), Answer::failed_test()] {
+            let path = path.clone();
+            let acted = act(&seen(&[]), step(), async move |mut mock: Mock| {
+                mock.expect("PATCH", &path, answer).await;
+                mock.done().await;
+            })
+            .await;
+            assert_eq!(acted.outcome.done.len(), 1, "there is nothing of ours to take away");
+        }
+    }
+
+    #[tokio::test]
+    async fn children_are_deleted_by_uid() {
+        for answer in [Answer::ok(json!({"metadata": {"name": "p"}})), Answer::missing(), Answer::refused(409, "Conflict", "the UID in the precondition")] {
+            let child = Child { kind: ChildKind::Pod, name: "p".into(), uid: "u".into() };
+            let acted = act(&seen(&[]), Step::Delete(child), async move |mut mock: Mock| {
+                let sent = mock.expect("DELETE", "/api/v1/namespaces/clusters/pods/p", answer).await;
+                assert_eq!(sent["preconditions"], json!({"uid": "u"}));
+                mock.done().await;
+            })
+            .await;
+            assert_eq!(acted.outcome.done.len(), 1);
+        }
+    }
+
+    fn pod() -> Step {
+        Step::CreatePod(Box::new(Pod { metadata: ObjectMeta { name: Some("p".into()), ..ObjectMeta::default() }, ..Pod::default() }))
+    }
+
+    #[tokio::test]
+    async fn the_created_pod_is_what_was_done() {
+        let acted = act(&seen(&[]), pod(), async |mut mock: Mock| {
+            mock.expect("POST", "/api/v1/namespaces/clusters/pods", Answer::ok(json!({"metadata": {"name": "p", "uid": "new"}}))).await;
+        })
+        .await;
+        assert!(matches!(&acted.outcome.done[..], [Step::CreatePod(pod)] if pod.metadata.uid.as_deref() == Some("new")));
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_exists_is_ours_unless_it_is_not() {
+        for (uid, stale) in [(UID, true), ("another", false)] {
+            let acted = act(&seen(&[]), pod(), async move |mut mock: Mock| {
+                mock.expect("POST", "/api/v1/namespaces/clusters/pods", Answer::refused(409, "AlreadyExists", "pods \"p\" already exists")).await;
+                let existing = json!({"metadata": {"name": "p", "labels": {"nestling.dev/cluster-uid": uid}}});
+                mock.expect("GET", "/api/v1/namespaces/clusters/pods/p", Answer::ok(existing)).await;
+            })
+            .await;
+            assert_eq!(acted.cut_short == Some(CutShort::Stale), stale);
+            assert_eq!(acted.outcome.failed.is_some(), !stale);
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_are_made_once() {
+        let name = seen(&[]).identity.keys();
+        let acted = act(&seen(&[]), Step::CreateKeys, async move |mut mock: Mock| {
+            let sent = mock.expect("POST", "/api/v1/namespaces/clusters/secrets", Answer::refused(409, "AlreadyExists", "exists")).await;
+            assert_eq!(sent["data"].as_object().unwrap().len(), 12);
+            mock.expect("GET", &format!("/api/v1/namespaces/clusters/secrets/{name}"), Answer::ok(keys())).await;
+            mock.done().await;
+        })
+        .await;
+        assert_eq!(acted.outcome.done.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_first_failure_ends_the_plan() {
+        let (client, mut mock) = Mock::new();
+        let server = tokio::spawn(async move {
+            mock.expect("POST", "/api/v1/namespaces/clusters/pods", Answer::refused(403, "Forbidden", "violates PodSecurity \"baseline:latest\"")).await;
+            mock.done().await;
+        });
+        let agents = Authority::new("agents", Timestamp::now()).unwrap();
+        let actor = Actor { client, agents, metrics: Arc::new(Metrics::new()) };
+        let acted = actor.act(&seen(&[]), vec![pod(), Step::CreateKeys]).await;
+        assert_eq!(acted.outcome.failed.unwrap().1.reason, Reason::PodSecurity);
+        server.await.unwrap();
+    }
+}

@@ -1,0 +1,263 @@
+//! Asking one agent for its report: HTTP over mutual TLS. What it answers is untrusted: users are root in its pod.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::HOST;
+use hyper_util::rt::TokioIo;
+use nestling_core::plan::wire::{AgentReport, REPORT_LIMIT, STATUS_PATH};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::pki::{Authority, Issued};
+
+/// Bound of connecting, TLS included.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How long the agent may wait for something new before it answers.
+const WAIT: Duration = Duration::from_secs(20);
+
+/// Bound of an answer beyond [`WAIT`].
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Whom to ask and what to believe.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Target {
+    /// UID of the pod.
+    pub pod_uid: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The name in its certificate.
+    pub server_name: String,
+    /// UID of the `KindCluster` it must work for.
+    pub cluster_uid: String,
+    /// The attempt that it must be.
+    pub attempt: i64,
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// No connection.
+    #[error("failed to connect to the agent: {0}")]
+    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The connection broke.
+    #[error("failed to ask the agent: {0}")]
+    Broken(#[source] hyper::Error),
+    /// No answer in time.
+    #[error("no answer while waiting for the agent's report")]
+    TimedOut,
+    /// An answer other than a report.
+    #[error("the agent answers with status {0}")]
+    Refused(u16),
+    /// A report that is too large, not readable or not this cluster's.
+    #[error("the agent's report is not acceptable: {0}")]
+    Invalid(String),
+}
+
+impl AgentError {
+    /// Label for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "unreachable",
+            Self::Broken(_) => "broken",
+            Self::TimedOut => "timeout",
+            Self::Refused(_) => "refused",
+            Self::Invalid(_) => "invalid",
+        }
+    }
+}
+
+/// The operator's side of the channel to all agents.
+pub struct AgentClient(TlsConnector);
+
+/// An open connection; closed when dropped.
+pub struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    driver: AbortHandle,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl AgentClient {
+    /// Believes certificates of `agents` only, and shows `own`.
+    pub fn new(agents: &Authority, own: &Issued) -> Result<Self, rustls::Error> {
+        let unreadable = |what: &str| rustls::Error::General(format!("{what} cannot be read"));
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(agents.certificate.as_bytes()).map_err(|_| unreadable("the authority"))?)?;
+        let certificate = CertificateDer::from_pem_slice(own.certificate.as_bytes()).map_err(|_| unreadable("the certificate"))?;
+        let key = PrivateKeyDer::from_pem_slice(own.key.expose().as_bytes()).map_err(|_| unreadable("the key"))?;
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![certificate], key)?;
+        Ok(Self(TlsConnector::from(Arc::new(config))))
+    }
+
+    /// Asks for a report newer than revision `after`; `None`: for whatever there is, at once.
+    pub async fn ask(&self, connection: &mut Option<Connection>, target: &Target, after: Option<u64>) -> Result<AgentReport, AgentError> {
+        let mut open = match connection.take().filter(|open| !open.sender.is_closed()) {
+            Some(open) => open,
+            None => timeout(CONNECT, self.connect(target)).await.map_err(|_| AgentError::Unreachable("no connection in time".into()))??,
+        };
+        let wait = after.map_or(Duration::ZERO, |_| WAIT);
+        let report = timeout(wait + GRACE, exchange(&mut open, target, after, wait)).await.map_err(|_| AgentError::TimedOut)??;
+        *connection = Some(open);
+        Ok(report)
+    }
+
+    async fn connect(&self, target: &Target) -> Result<Connection, AgentError> {
+        let unreachable = |error: std::io::Error| AgentError::Unreachable(error.into());
+        let name = ServerName::try_from(target.server_name.clone()).map_err(|error| AgentError::Unreachable(error.into()))?;
+        let stream = TcpStream::connect(target.address).await.map_err(unreachable)?;
+        let stream = self.0.connect(name, stream).await.map_err(unreachable)?;
+        let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(AgentError::Broken)?;
+        let driver = tokio::spawn(async move {
+            // How it ends shows in the sender.
+            let _ = driver.await;
+        });
+        Ok(Connection { sender, driver: driver.abort_handle() })
+    }
+}
+
+async fn exchange(open: &mut Connection, target: &Target, after: Option<u64>, wait: Duration) -> Result<AgentReport, AgentError> {
+    let uri = format!("{STATUS_PATH}?after={}&wait={}", after.unwrap_or(0), wait.as_secs());
+    let request = Request::get(uri).header(HOST, &target.server_name).body(Empty::new());
+    let request = request.map_err(|error| AgentError::Invalid(error.to_string()))?;
+    open.sender.ready().await.map_err(AgentError::Broken)?;
+    let answer = open.sender.send_request(request).await.map_err(AgentError::Broken)?;
+    if answer.status() != hyper::StatusCode::OK {
+        return Err(AgentError::Refused(answer.status().as_u16()));
+    }
+    let body = Limited::new(answer.into_body(), REPORT_LIMIT).collect().await.map_err(|error| AgentError::Invalid(error.to_string()))?;
+    read_report(&body.to_bytes(), target)
+}
+
+/// Reads a report and checks whose it is.
+fn read_report(bytes: &[u8], target: &Target) -> Result<AgentReport, AgentError> {
+    // Where, not what: the text is somebody else's.
+    let report: AgentReport = serde_json::from_slice(bytes).map_err(|error| AgentError::Invalid(format!("line {} column {}", error.line(), error.column())))?;
+    if report.cluster_uid != target.cluster_uid || report.attempt != target.attempt {
+        return Err(AgentError::Invalid("it is another cluster's".to_owned()));
+    }
+    Ok(report)
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use std::convert::Infallible;
+
+    use http_body_util::Full;
+    use hyper::Response;
+    use hyper::service::service_fn;
+    use jiff::Timestamp;
+    use nestling_core::plan::names::Identity;
+    use nestling_core::plan::wire::keys;
+    use rustls::ServerConfig;
+    use rustls::server::WebPkiClientVerifier;
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    use crate::operator::pki::{cluster_keys, operator_certificate};
+
+    pub const UID: &str = "0b5c5c4e-0000-4000-8000-000000000001";
+
+    /// An agent on loopback that answers each request with what `body` says.
+    pub async fn fake_agent(agents: &Authority, body: impl Fn(&str) -> String + Clone + Send + Sync + 'static) -> SocketAddr {
+        let identity = Identity { namespace: "marsh".into(), name: "crane".into(), uid: UID.into() };
+        let made = cluster_keys(&identity, agents, Timestamp::now()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(&made[keys::AGENT_AUTHORITY].0).unwrap()).unwrap();
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
+        let certificate = CertificateDer::from_pem_slice(&made[keys::AGENT_CERTIFICATE].0).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(&made[keys::AGENT_KEY].0).unwrap();
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = config.with_client_cert_verifier(verifier).with_single_cert(vec![certificate], key).unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (acceptor, body) = (acceptor.clone(), body.clone());
+                tokio::spawn(async move {
+                    let Ok(stream) = acceptor.accept(stream).await else { return };
+                    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+                        let answer = body(&request.uri().to_string());
+                        async move { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer)))) }
+                    });
+                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        address
+    }
+
+    pub fn client(agents: &Authority) -> AgentClient {
+        AgentClient::new(agents, &operator_certificate(agents, Timestamp::now()).unwrap()).unwrap()
+    }
+
+    pub fn target(address: SocketAddr) -> Target {
+        Target { pod_uid: "pod".into(), address, server_name: format!("{UID}.agent.nestling"), cluster_uid: UID.into(), attempt: 1 }
+    }
+
+    pub fn report(revision: u64) -> String {
+        format!(r#"{{"revision":{revision},"clusterUid":"{UID}","attempt":1,"stage":"Dockerd"}}"#)
+    }
+
+    fn agents() -> Authority {
+        Authority::new("agents", Timestamp::now()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_report_comes_over_mutual_tls_and_the_connection_is_kept() {
+        let agents = agents();
+        let address = fake_agent(&agents, |uri| if uri == "/v1/status?after=0&wait=0" { report(1) } else { report(2) }).await;
+        let client = client(&agents);
+        let mut connection = None;
+        assert_eq!(client.ask(&mut connection, &target(address), None).await.unwrap().revision, 1);
+        assert!(connection.is_some());
+        assert_eq!(client.ask(&mut connection, &target(address), Some(1)).await.unwrap().revision, 2);
+    }
+
+    #[tokio::test]
+    async fn another_authoritys_agent_is_not_believed_nor_one_of_another_name() {
+        let agents = agents();
+        let address = fake_agent(&Authority::new("others", Timestamp::now()).unwrap(), |_| report(1)).await;
+        let error = client(&agents).ask(&mut None, &target(address), None).await.unwrap_err();
+        assert_eq!(error.reason(), "unreachable", "{error}");
+        let address = fake_agent(&agents, |_| report(1)).await;
+        let other = Target { server_name: "other.agent.nestling".into(), ..target(address) };
+        let error = client(&agents).ask(&mut None, &other, None).await.unwrap_err();
+        assert_eq!(error.reason(), "unreachable", "{error}");
+    }
+
+    #[tokio::test]
+    async fn large_unreadable_and_foreign_reports_are_refused() {
+        let agents = agents();
+        let large = format!(r#"{{"x":"{}"}}"#, "x".repeat(REPORT_LIMIT));
+        let foreign = report(1).replace(UID, "other");
+        let earlier = report(1).replace(r#""attempt":1"#, r#""attempt":2"#);
+        for body in [large, foreign, earlier, "no".to_owned()] {
+            let shown = body.clone();
+            let address = fake_agent(&agents, move |_| body.clone()).await;
+            let error = client(&agents).ask(&mut None, &target(address), None).await.unwrap_err();
+            assert_eq!(error.reason(), "invalid", "{} {error}", &shown[..shown.len().min(80)]);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The operator's command line.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use ipnet::Ipv4Net;
+use nestling_core::plan::settings::{HostFacts, Settings};
+
+/// Runs the operator: turns KindCluster objects into clusters.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Name of this installation; objects of others are left alone.
+    #[arg(long, env = "NESTLING_INSTALL", default_value = "nestling")]
+    pub install: String,
+
+    /// Namespace of the operator itself.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "nestling-system")]
+    pub namespace: String,
+
+    /// Namespace that the clusters run in.
+    #[arg(long, env = "NESTLING_CLUSTERS_NAMESPACE", default_value = "nestling-clusters")]
+    pub clusters_namespace: String,
+
+    /// Image of the clusters' pods.
+    #[arg(long, env = "NESTLING_POD_IMAGE")]
+    pub pod_image: String,
+
+    /// imagePullPolicy of the clusters' pods.
+    #[arg(long, env = "NESTLING_POD_IMAGE_PULL_POLICY", default_value = "IfNotPresent")]
+    pub pod_image_pull_policy: String,
+
+    /// Node image of a version. May be given more than once.
+    #[arg(long = "node-image", env = "NESTLING_NODE_IMAGES", value_name = "VERSION=IMAGE", value_delimiter = ',', value_parser = version_and_image)]
+    pub node_images: Vec<(String, String)>,
+
+    /// Where versions without a --node-image are looked for; empty to refuse them.
+    #[arg(long, env = "NESTLING_NODE_IMAGE_REPOSITORY", default_value = "kindest/node")]
+    pub node_image_repository: String,
+
+    /// Version of clusters that name none.
+    #[arg(long, env = "NESTLING_DEFAULT_VERSION", default_value = "v1.34.4")]
+    pub default_version: String,
+
+    /// Accept hosts with cgroup v1.
+    #[arg(long, env = "NESTLING_ALLOW_CGROUP_V1")]
+    pub allow_cgroup_v1: bool,
+
+    /// Give the clusters' pods the host's /lib/modules, read-only.
+    #[arg(long, env = "NESTLING_MOUNT_MODULES")]
+    pub mount_modules: bool,
+
+    /// A further range of host addresses that clusters must be clear of and may not reach. May be given more than once.
+    #[arg(long = "host-range", env = "NESTLING_HOST_RANGES", value_name = "CIDR", value_delimiter = ',')]
+    pub host_ranges: Vec<Ipv4Net>,
+
+    /// How many clusters are created at once.
+    #[arg(long, env = "NESTLING_MAX_CREATING", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub max_creating: u32,
+
+    /// How many objects are looked at at once.
+    #[arg(long, env = "NESTLING_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub concurrency: u16,
+
+    /// Where /livez, /readyz and /metrics are served.
+    #[arg(long, env = "NESTLING_ADMIN_ADDRESS", default_value = "0.0.0.0:8080")]
+    pub admin_address: SocketAddr,
+
+    /// Name of the Lease that operators of this installation compete for. Default: the installation's name.
+    #[arg(long, env = "NESTLING_LEASE_NAME")]
+    pub lease_name: Option<String>,
+
+    /// Name of this process, unique among those that compete. Default: the host name.
+    #[arg(long, env = "POD_NAME")]
+    pub identity: Option<String>,
+
+    /// Format of the log.
+    #[arg(long, env = "NESTLING_LOG_FORMAT", default_value = "json")]
+    pub log_format: LogFormat,
+
+    /// Ask this address for the reports of all agents.
+    #[cfg(feature = "fault-injection")]
+    #[arg(long, env = "NESTLING_AGENT_ADDRESS_OVERRIDE", hide = true)]
+    pub agent_address_override: Option<SocketAddr>,
+}
+
+/// Format of the log.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object per line.
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Args {
+    /// The settings that all decisions are based on. Pure.
+    pub fn settings(&self, host: HostFacts) -> Settings {
+        Settings {
+            install: self.install.clone(),
+            operator_namespace: self.namespace.clone(),
+            clusters_namespace: self.clusters_namespace.clone(),
+            pod_image: self.pod_image.clone(),
+            pod_image_pull_policy: self.pod_image_pull_policy.clone(),
+            node_images: self.node_images.iter().cloned().collect::<BTreeMap<_, _>>(),
+            node_image_repository: self.node_image_repository.clone(),
+            default_version: self.default_version.clone(),
+            allow_cgroup_v1: self.allow_cgroup_v1,
+            mount_modules: self.mount_modules,
+            host,
+        }
+    }
+
+    /// Where all agents are asked, if not at their pods' addresses.
+    pub fn agent_address(&self) -> Option<SocketAddr> {
+        #[cfg(feature = "fault-injection")]
+        return self.agent_address_override;
+        #[cfg(not(feature = "fault-injection"))]
+        None
+    }
+}
+
+fn version_and_image(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((version, image)) if !version.is_empty() && !image.is_empty() => Ok((version.to_owned(), image.to_owned())),
+        _ => Err("expected VERSION=IMAGE, such as v1.34.4=kindest/node:v1.34.4".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Args, clap::Error> {
+        Command::try_parse_from(["operator", "--pod-image", "registry.example/node:1"].iter().chain(arguments)).map(|command| command.args)
+    }
+
+    #[test]
+    fn arguments_become_settings() {
+        let args = parse(&["--install", "reed", "--node-image", "v1.34.4=a@sha256:1", "--node-image", "v1.33.1=b", "--host-range", "10.9.0.0/16"]).unwrap();
+        let settings = args.settings(HostFacts::default());
+        assert_eq!((settings.install.as_str(), settings.node_images["v1.33.1"].as_str()), ("reed", "b"));
+        assert_eq!(settings.default_version, "v1.34.4");
+        assert_eq!(args.host_ranges, ["10.9.0.0/16".parse().unwrap()]);
+        assert_eq!((args.max_creating, args.concurrency, args.log_format), (4, 16, LogFormat::Json));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for arguments in [["--node-image", "v1.34.4"], ["--host-range", "fd00::/64"], ["--max-creating", "0"], ["--log-format", "xml"]] {
+            assert!(parse(&arguments).is_err(), "{arguments:?}");
+        }
+    }
+}

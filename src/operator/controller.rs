@@ -1,0 +1,355 @@
+//! The loop: what asks for a pass, the pass itself, and what follows from how it ended.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{Stream, StreamExt};
+use jiff::Timestamp;
+use kube::runtime::applier;
+use kube::runtime::controller::{Action, Config, Error as ControllerError, ReconcileRequest};
+use kube::{Client, Resource};
+use nestling_core::api::reasons::Reason;
+use nestling_core::api::{KindCluster, KindClusterStatus, conditions};
+use nestling_core::plan::decide::{Step, decide, is_moving, takes_slot};
+use nestling_core::plan::observed::{Observed, created_at};
+use nestling_core::plan::problem::Problem;
+use nestling_core::plan::settle::{notes, settle};
+use nestling_core::plan::situation::situation;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, info_span, warn};
+
+use super::act::{Acted, Actor, CutShort};
+use super::backoff::Backoff;
+use super::call::{CallError, Trouble};
+use super::events::Events;
+use super::key::{Guarded, Key};
+use super::metrics::{Metrics, Snapshot};
+use super::observe::{ObserveError, Observer};
+use super::own_writes::OwnWrites;
+use super::reports::Reports;
+use super::slots::{SlotQueue, Want, want};
+use super::status;
+
+/// Several changes at once make one pass.
+const DEBOUNCE: Duration = Duration::from_millis(20);
+
+/// First pause after an error.
+const AFTER_ERROR: Duration = Duration::from_secs(1);
+
+/// First pause where only somebody else can help: at most three attempts a minute.
+const AFTER_REFUSAL: Duration = Duration::from_secs(30);
+
+/// First pause where what was seen was out of date.
+const AFTER_STALE: Duration = Duration::from_millis(200);
+
+/// A namespace that is being deleted soon deletes the object as well.
+const AFTER_TERMINATING: Duration = Duration::from_secs(5);
+
+/// Longest pause between two passes.
+const LONGEST: Duration = Duration::from_hours(2);
+
+/// Everything that passes share.
+pub struct Context {
+    /// Towards the host cluster.
+    pub client: Client,
+    /// Reads.
+    pub observer: Observer,
+    /// Writes.
+    pub actor: Actor,
+    /// Who may be created.
+    pub slots: SlotQueue,
+    /// What the agents say.
+    pub reports: Arc<Reports>,
+    /// What users are told.
+    pub events: Events,
+    /// What operators of the operator are told.
+    pub metrics: Arc<Metrics>,
+    /// Pauses after errors.
+    pub backoff: Mutex<Backoff>,
+    /// What the caches may not show yet.
+    pub own_writes: Mutex<OwnWrites>,
+}
+
+/// A pass that did not do what it should. Never `ok`, `not yet` or the like.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The object cannot be read: it was written under another schema.
+    #[error("the KindCluster cannot be read: {0}")]
+    Unreadable(String),
+    /// Nothing was seen.
+    #[error("failed to observe: {0}")]
+    Observe(#[from] ObserveError),
+    /// A step failed; the status says so.
+    #[error("failed at step {step}: {problem}")]
+    Step {
+        /// The step.
+        step: &'static str,
+        /// What is the matter.
+        problem: Problem,
+    },
+    /// What was seen is out of date.
+    #[error("what was seen is out of date")]
+    Stale,
+    /// The namespace is being deleted.
+    #[error("the namespace is being deleted")]
+    NamespaceTerminating,
+    /// The status was not written.
+    #[error(transparent)]
+    Status(CallError),
+}
+
+impl ReconcileError {
+    /// Label for metrics.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Unreadable(_) => "Unreadable",
+            Self::Observe(error) => error.reason(),
+            Self::Step { problem, .. } => problem.reason.as_str(),
+            Self::Stale => "Conflict",
+            Self::NamespaceTerminating => "NamespaceTerminating",
+            Self::Status(error) => error.reason(),
+        }
+    }
+
+    /// The first pause; `None`: nothing but a change of the object helps.
+    fn first_pause(&self) -> Option<Duration> {
+        match self {
+            Self::Unreadable(_) => None,
+            Self::Stale => Some(AFTER_STALE),
+            Self::NamespaceTerminating => Some(AFTER_TERMINATING),
+            Self::Step { problem, .. } if waits_for_a_person(problem.reason) => Some(AFTER_REFUSAL),
+            Self::Observe(_) | Self::Step { .. } | Self::Status(_) => Some(AFTER_ERROR),
+        }
+    }
+}
+
+/// The host has answered and will answer the same again.
+fn waits_for_a_person(reason: Reason) -> bool {
+    matches!(reason, Reason::PodSecurity | Reason::QuotaExceeded | Reason::HostRefused | Reason::KubeconfigSecretConflict | Reason::KubeconfigWriteFailed)
+}
+
+/// Does passes until `shutdown`, and then those under way to their end.
+pub async fn run(context: Arc<Context>, keys: UnboundedReceiver<Key>, concurrency: u16, shutdown: CancellationToken) {
+    let store = context.observer.caches.clusters.clone();
+    let queue = requests(keys).take_until(shutdown.cancelled_owned());
+    let config = Config::default().debounce(DEBOUNCE).concurrency(concurrency);
+    let results = applier(
+        |object: Arc<Guarded>, context: Arc<Context>| Box::pin(reconcile(object, context)),
+        |object, error: &ReconcileError, context| after_error(&object, error, &context),
+        Arc::clone(&context),
+        store,
+        queue,
+        config,
+    );
+    results
+        .for_each(|result| {
+            if let Err(ControllerError::ObjectNotFound(object)) = &result {
+                debug!(%object, "the object is gone");
+            } else if let Err(error @ (ControllerError::QueueError(_) | ControllerError::RunnerError(_))) = &result {
+                warn!(%error, "the queue of passes is not well");
+            }
+            std::future::ready(())
+        })
+        .await;
+}
+
+fn requests(keys: UnboundedReceiver<Key>) -> impl Stream<Item = Result<ReconcileRequest<Guarded>, Infallible>> {
+    keys.map(|key| Ok(ReconcileRequest::from(key.reference())))
+}
+
+/// One pass over one object.
+async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let Some(key) = Key::of(object.meta()) else { return Ok(Action::await_change()) };
+    let meta = object.meta();
+    let span = info_span!(
+        "reconcile",
+        namespace = key.namespace,
+        name = key.name,
+        uid = meta.uid.as_deref().unwrap_or_default(),
+        generation = meta.generation.unwrap_or(0)
+    );
+    let started = Instant::now();
+    let result = async {
+        let cluster = object.0.clone().map_err(|invalid| ReconcileError::Unreadable(invalid.error));
+        let result = match cluster {
+            Ok(cluster) => Box::pin(context.pass(&key, cluster)).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &result {
+            // Usual between caches that lag and a namespace that goes.
+            if matches!(error, ReconcileError::Stale | ReconcileError::NamespaceTerminating) {
+                debug!(%error, "pass cut short");
+            } else {
+                warn!(%error, reason = error.reason(), "pass failed");
+            }
+        }
+        result
+    }
+    .instrument(span)
+    .await;
+    context.metrics.reconciled(started.elapsed());
+    result
+}
+
+/// Counts an error and says when to try again.
+fn after_error(object: &Guarded, error: &ReconcileError, context: &Context) -> Action {
+    context.metrics.reconcile_error(error.reason());
+    let pause = Key::of(object.meta()).zip(error.first_pause()).map(|(key, first)| locked(&context.backoff).after_failure(&key, first));
+    pause.map_or_else(Action::await_change, Action::requeue)
+}
+
+impl Context {
+    /// Observe, decide, act, settle.
+    async fn pass(&self, key: &Key, cached: KindCluster) -> Result<Action, ReconcileError> {
+        let cluster = locked(&self.own_writes).newest(key, cached);
+        let now = Timestamp::now();
+        let observed = Box::pin(self.observer.observe(cluster)).await.inspect_err(|_| self.slots.give_way(key))?;
+        let Some(mut seen) = observed else { return Ok(self.gone(key)) };
+        self.take_turn(now, key, &mut seen);
+
+        let plan = decide(now, &seen);
+        let acted = self.actor.act(&seen, plan.steps).await;
+        self.after_acting(now, key, &seen, &acted);
+        let finished = acted.outcome.done.iter().any(|step| matches!(step, Step::RemoveFinalizer));
+        if finished || acted.cut_short == Some(CutShort::Gone) {
+            return Ok(self.gone(key));
+        }
+
+        let after = settle(now, &seen, &acted.outcome);
+        self.reports.tend(key, &seen.identity, seen.children.current_pod(), listens(&seen, &after));
+        if !self.write_status(key, &seen, &acted, &after).await? {
+            return Ok(self.gone(key));
+        }
+        self.tell(now, &seen, &after).await;
+
+        match (acted.outcome.failed, acted.cut_short) {
+            (Some((step, problem)), _) => Err(ReconcileError::Step { step: step.name(), problem }),
+            (None, Some(CutShort::NamespaceTerminating)) => Err(ReconcileError::NamespaceTerminating),
+            (None, Some(_)) => Err(ReconcileError::Stale),
+            (None, None) => {
+                locked(&self.backoff).reset(key);
+                Ok(requeue(now, plan.wake_at))
+            }
+        }
+    }
+
+    /// Settles with the slots what this pass may do.
+    fn take_turn(&self, now: Timestamp, key: &Key, seen: &mut Observed) {
+        match want(seen, &situation(now, seen)) {
+            Want::Ask => seen.turn = self.slots.ask(key, created_at(&seen.cluster.metadata)),
+            Want::Hold => self.slots.hold(key),
+            Want::Nothing => self.slots.release(key),
+        }
+    }
+
+    /// Gives back a slot that led to no pod, and counts a finished deletion.
+    fn after_acting(&self, now: Timestamp, key: &Key, seen: &Observed, acted: &Acted) {
+        if acted.outcome.failed.is_some() && seen.children.current_pod().is_none() {
+            self.slots.release(key);
+        }
+        let finished = acted.outcome.done.iter().any(|step| matches!(step, Step::RemoveFinalizer));
+        if let Some(deleted) = seen.cluster.metadata.deletion_timestamp.as_ref().filter(|_| finished) {
+            self.metrics.deleted_after(now.duration_since(deleted.0).as_secs_f64());
+        }
+    }
+
+    /// Writes the status if it says anything new. `false`: the object is gone.
+    async fn write_status(&self, key: &Key, seen: &Observed, acted: &Acted, after: &KindClusterStatus) -> Result<bool, ReconcileError> {
+        let read = seen.cluster.metadata.resource_version.clone().unwrap_or_default();
+        if let Some(cluster) = &acted.cluster {
+            locked(&self.own_writes).record(key, &read, cluster.clone());
+        }
+        if seen.cluster.status.as_ref() == Some(after) {
+            return Ok(true);
+        }
+        let base = acted.cluster.clone().unwrap_or_else(|| seen.cluster.clone());
+        let version = base.metadata.resource_version.clone().unwrap_or_default();
+        match status::write(&self.client, base, after.clone()).await {
+            Ok(Some(written)) => {
+                locked(&self.own_writes).record(key, &version, written);
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(error) if error.trouble() == Trouble::Conflict => Err(ReconcileError::Stale),
+            Err(error) => Err(ReconcileError::Status(error)),
+        }
+    }
+
+    /// Tells what has changed.
+    async fn tell(&self, now: Timestamp, seen: &Observed, after: &KindClusterStatus) {
+        let before = seen.status();
+        let is_ready = |status: &KindClusterStatus| conditions::is_true(&status.conditions, conditions::READY);
+        if is_ready(after) && !is_ready(&before) && before.ready_time.is_none() {
+            // A second attempt has its own clock: what came before it is on record as a failure.
+            let first = after.attempt.is_none_or(|attempt| attempt <= 1);
+            let pod = seen.children.current_pod().map(|pod| &pod.metadata).filter(|_| !first);
+            let since = created_at(pod.unwrap_or(&seen.cluster.metadata));
+            self.metrics.ready_after(now.duration_since(since).as_secs_f64());
+        }
+        self.events.publish(&seen.cluster, notes(&before, after)).await;
+    }
+
+    /// Forgets an object that is gone.
+    pub fn forget(&self, key: &Key) {
+        self.slots.release(key);
+        self.reports.forget(key);
+        locked(&self.backoff).reset(key);
+        locked(&self.own_writes).forget(key);
+    }
+
+    fn gone(&self, key: &Key) -> Action {
+        self.forget(key);
+        Action::await_change()
+    }
+
+    /// Gives slots to the clusters that an earlier process has begun to create. Before the first pass.
+    pub fn restore_slots(&self) {
+        let caches = &self.observer.caches;
+        for object in caches.clusters.state() {
+            let (Some(key), Ok(cluster)) = (Key::of(object.meta()), &object.0) else { continue };
+            let children = caches.children(cluster.metadata.uid.as_deref().unwrap_or_default());
+            let status = cluster.status.clone().unwrap_or_default();
+            if children.current_pod().is_some_and(|pod| takes_slot(&status, pod)) {
+                self.slots.hold(&key);
+            }
+        }
+    }
+
+    /// The numbers of the moment.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut clusters: BTreeMap<String, i64> = BTreeMap::new();
+        for object in self.observer.caches.clusters.state() {
+            let reason = match &object.0 {
+                Err(_) => "Unreadable".to_owned(),
+                Ok(cluster) => {
+                    let ready = cluster.status.as_ref().and_then(|status| conditions::get(&status.conditions, conditions::READY));
+                    ready.map_or_else(|| Reason::Pending.as_str().to_owned(), |ready| ready.reason.clone())
+                }
+            };
+            *clusters.entry(reason).or_default() += 1;
+        }
+        let (creating, queued) = self.slots.counts();
+        Snapshot { clusters, creating, queued }
+    }
+}
+
+/// Whether the last word on a cluster is not spoken yet, so that its agent is worth listening to.
+fn listens(seen: &Observed, after: &KindClusterStatus) -> bool {
+    let going = seen.cluster.metadata.deletion_timestamp.is_some() || seen.cluster.spec.paused;
+    let over = after.last_failure.as_ref().is_some_and(|failure| Some(failure.attempt) == after.attempt);
+    !going && !over && is_moving(after, seen.report.is_some())
+}
+
+fn requeue(now: Timestamp, wake_at: Option<Timestamp>) -> Action {
+    let Some(wake_at) = wake_at else { return Action::await_change() };
+    let pause = Duration::try_from(wake_at.duration_since(now)).unwrap_or_default();
+    Action::requeue(pause.min(LONGEST))
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

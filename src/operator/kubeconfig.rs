@@ -1,0 +1,80 @@
+//! Credentials for a cluster, from its own authority.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use nestling_core::plan::objects::Credentials;
+use nestling_core::plan::wire::ADMIN_GROUP;
+use rcgen::ExtendedKeyUsagePurpose;
+
+use super::agent_authority::text;
+use super::pki::{Authority, PkiError, Private, Subject};
+
+/// Name of the user. What the user may do comes from the group.
+const USER: &str = "nestling:admin";
+
+/// Life of the credentials; they are written anew in time.
+const LIFE: Duration = Duration::from_hours(365 * 24);
+
+/// Mints credentials from the keys of a cluster. Returns also when they end.
+pub fn mint(keys: &Secret, now: Timestamp) -> Result<(Credentials, Timestamp), PkiError> {
+    let authority = Authority { certificate: text(keys, "ca.crt")?, key: Private::new(text(keys, "ca.key")?) };
+    let subject = Subject { common_name: USER, organization: Some(ADMIN_GROUP), dns_names: &[], usage: ExtendedKeyUsagePurpose::ClientAuth };
+    let issued = authority.issue(&subject, now, LIFE)?;
+    let credentials = Credentials { authority: authority.certificate, certificate: issued.certificate, key: issued.key.expose().to_owned() };
+    Ok((credentials, issued.expires))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use nestling_core::plan::names::Identity;
+    use rustls::RootCertStore;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, UnixTime};
+    use rustls::server::WebPkiClientVerifier;
+    use x509_parser::pem::parse_x509_pem;
+
+    use crate::operator::pki::cluster_keys;
+
+    fn minted(now: Timestamp) -> (Credentials, Timestamp) {
+        let identity = Identity { namespace: "marsh".into(), name: "crane".into(), uid: "u".into() };
+        let agents = Authority::new("agents", now).unwrap();
+        let keys = Secret { data: Some(cluster_keys(&identity, &agents, now).unwrap()), ..Secret::default() };
+        mint(&keys, now).unwrap()
+    }
+
+    #[test]
+    fn the_certificate_is_the_groups_for_a_year() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let (credentials, expires) = minted(now);
+        let (_, pem) = parse_x509_pem(credentials.certificate.as_bytes()).unwrap();
+        let certificate = pem.parse_x509().unwrap();
+        let organizations: Vec<_> = certificate.subject().iter_organization().map(|organization| organization.as_str().unwrap()).collect();
+        assert_eq!(organizations, ["nestling:cluster-admins"]);
+        assert_eq!(certificate.validity().not_before.timestamp(), 1_800_000_000 - 300);
+        assert_eq!(certificate.validity().not_after.timestamp(), expires.as_second());
+        assert_eq!(expires.as_second(), 1_800_000_000 + 365 * 86_400);
+    }
+
+    #[test]
+    fn the_clusters_authority_vouches_for_it() {
+        let now = Timestamp::now();
+        let (credentials, _) = minted(now);
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(credentials.authority.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        let certificate = CertificateDer::from_pem_slice(credentials.certificate.as_bytes()).unwrap();
+        verifier.verify_client_cert(&certificate, &[], UnixTime::now()).unwrap();
+    }
+
+    #[test]
+    fn keys_that_are_missing_are_named() {
+        let error = mint(&Secret::default(), Timestamp::now()).err().unwrap();
+        assert_eq!(error.to_string(), "ca.crt is missing or cannot be read");
+    }
+}

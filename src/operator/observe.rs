@@ -1,0 +1,126 @@
+//! What a pass gets to see: caches, and the API server itself where a cache is not enough.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{ListParams, PartialObjectMeta};
+use kube::runtime::reflector::Store;
+use kube::{Api, Client, Resource};
+use nestling_core::api::{KindCluster, labels};
+use nestling_core::plan::observed::{Children, Observed, Turn, identity, needs_live};
+use nestling_core::plan::settings::Settings;
+use tokio::sync::watch;
+
+use super::call::{CallError, call, list_all, list_all_metadata};
+use super::key::{Guarded, Key};
+use super::reports::Reports;
+
+/// The caches. All but the first hold only objects of this installation, in the clusters namespace.
+#[derive(Clone)]
+pub struct Caches {
+    /// `KindCluster`s of all namespaces.
+    pub clusters: Store<Guarded>,
+    /// Pods.
+    pub pods: Store<Pod>,
+    /// Services.
+    pub services: Store<Service>,
+    /// Network policies.
+    pub policies: Store<NetworkPolicy>,
+    /// Secrets with keys, metadata only: keys are never cached.
+    pub keys: Store<PartialObjectMeta<Secret>>,
+}
+
+/// Why nothing was seen.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveError {
+    /// The API server.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// An object without name, namespace or UID: not from an API server.
+    #[error("the object has no identity")]
+    NoIdentity,
+}
+
+impl ObserveError {
+    /// Label for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Call(error) => error.reason(),
+            Self::NoIdentity => "NoIdentity",
+        }
+    }
+}
+
+/// Reads only.
+pub struct Observer {
+    /// Towards the host cluster.
+    pub client: Client,
+    /// The caches.
+    pub caches: Caches,
+    /// The settings, which change with the host cluster.
+    pub settings: watch::Receiver<Arc<Settings>>,
+    /// What the agents say.
+    pub reports: Arc<Reports>,
+}
+
+impl Observer {
+    /// Everything that a pass over this object needs. `None`: the object is gone.
+    pub async fn observe(&self, cached: KindCluster) -> Result<Option<Observed>, ObserveError> {
+        let identity = identity(&cached).ok_or(ObserveError::NoIdentity)?;
+        let settings = Arc::clone(&self.settings.borrow());
+        let mut cluster = cached;
+        let mut children = self.caches.children(&identity.uid);
+        if needs_live(&cluster, &children) {
+            let api: Api<KindCluster> = Api::namespaced(self.client.clone(), &identity.namespace);
+            let live = call("read the KindCluster", api.get_opt(&identity.name)).await?;
+            let Some(live) = live.filter(|live| live.metadata.uid.as_ref() == Some(&identity.uid)) else { return Ok(None) };
+            cluster = live;
+            children = live_children(&self.client, &settings.clusters_namespace, &identity.uid).await?;
+        }
+        let key = Key { namespace: identity.namespace.clone(), name: identity.name.clone() };
+        let report = children.current_pod().and_then(|pod| self.reports.newest(&key, pod));
+        Ok(Some(Observed { cluster, identity, settings, children, report, turn: Turn::Granted }))
+    }
+}
+
+impl Caches {
+    /// The children of this object that the caches show.
+    pub fn children(&self, uid: &str) -> Children {
+        Children {
+            live: false,
+            pods: of(&self.pods, uid).map(|pod| (*pod).clone()).collect(),
+            services: of(&self.services, uid).map(|service| (*service).clone()).collect(),
+            policies: of(&self.policies, uid).map(|policy| (*policy).clone()).collect(),
+            keys: of(&self.keys, uid).map(|keys| keys.metadata.clone()).collect(),
+        }
+    }
+}
+
+fn of<K>(store: &Store<K>, uid: &str) -> impl Iterator<Item = Arc<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    store.state_filter(|object| owner_uid(object.meta()) == Some(uid)).into_iter()
+}
+
+/// UID of the `KindCluster` that a child belongs to.
+pub fn owner_uid(child: &ObjectMeta) -> Option<&str> {
+    child.labels.as_ref()?.get(labels::CLUSTER_UID).map(String::as_str)
+}
+
+/// The children of this object, from complete lists of the API server's newest state.
+async fn live_children(client: &Client, namespace: &str, uid: &str) -> Result<Children, CallError> {
+    let params = || ListParams::default().labels(&format!("{}={uid}", labels::CLUSTER_UID));
+    let (pods, services, policies) =
+        (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace));
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let (pods, services, policies, keys) = tokio::try_join!(
+        list_all::<Pod>("list the cluster's pods", &pods, params()),
+        list_all::<Service>("list the cluster's Services", &services, params()),
+        list_all::<NetworkPolicy>("list the cluster's network policies", &policies, params()),
+        list_all_metadata("list the cluster's keys", &secrets, params()),
+    )?;
+    Ok(Children { live: true, pods, services, policies, keys: keys.into_iter().map(|keys| keys.metadata).collect() })
+}

@@ -1,0 +1,229 @@
+//! What the agents say: the newest report of each cluster's current pod, and one listener per cluster that moves.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use nestling_core::plan::names::Identity;
+use nestling_core::plan::objects::attempt_of;
+use nestling_core::plan::wire::{AGENT_PORT, AgentReport};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::debug;
+
+use super::agent_client::{AgentClient, Target};
+use super::key::{Key, Triggers};
+use super::metrics::Metrics;
+
+/// Least time between two answers, so that an agent that talks without end does not keep the operator busy.
+const BREATH: Duration = Duration::from_millis(250);
+
+/// First and longest pause after a failure.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// A report older than this is asked for again when its cluster is looked at next: the hourly pass of a cluster at rest.
+const OLD: Duration = Duration::from_mins(50);
+
+/// The reports and the listeners.
+pub struct Reports {
+    entries: Mutex<HashMap<Key, Entry>>,
+    client: AgentClient,
+    /// Where all agents are asked, if not at their pods' addresses.
+    address: Option<SocketAddr>,
+    triggers: Triggers,
+    metrics: Arc<Metrics>,
+}
+
+/// What is known of one cluster's current pod.
+struct Entry {
+    pod_uid: String,
+    heard: Option<(AgentReport, Instant)>,
+    /// Ends the listener when dropped.
+    listener: Option<(Target, DropGuard)>,
+}
+
+impl Reports {
+    /// No reports yet.
+    pub fn new(client: AgentClient, address: Option<SocketAddr>, triggers: Triggers, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { entries: Mutex::default(), client, address, triggers, metrics })
+    }
+
+    /// The newest report of exactly this pod.
+    pub fn newest(&self, key: &Key, pod: &Pod) -> Option<AgentReport> {
+        let entries = self.entries();
+        let entry = entries.get(key).filter(|entry| Some(&entry.pod_uid) == pod.metadata.uid.as_ref())?;
+        entry.heard.as_ref().map(|(report, _)| report.clone())
+    }
+
+    /// Starts or stops listening, after a pass. `moving`: the last word on this cluster is not spoken.
+    pub fn tend(self: &Arc<Self>, key: &Key, identity: &Identity, pod: Option<&Pod>, moving: bool) {
+        let mut entries = self.entries();
+        let Some((pod, uid)) = pod.and_then(|pod| Some((pod, pod.metadata.uid.clone()?))) else {
+            entries.remove(key);
+            return;
+        };
+        if entries.get(key).is_none_or(|entry| entry.pod_uid != uid) {
+            entries.insert(key.clone(), Entry { pod_uid: uid.clone(), heard: None, listener: None });
+        }
+        let Some(entry) = entries.get_mut(key) else { return };
+        let old = entry.heard.as_ref().is_none_or(|(_, at)| at.elapsed() >= OLD);
+        let disagrees = entry.heard.as_ref().is_some_and(|(report, _)| report.control_plane_ready != is_ready(pod));
+        let target = self.address_of(pod).map(|address| Target {
+            pod_uid: uid,
+            address,
+            server_name: identity.agent_server_name(),
+            cluster_uid: identity.uid.clone(),
+            attempt: attempt_of(pod),
+        });
+        match target.filter(|_| moving || old || disagrees) {
+            None => entry.listener = None,
+            Some(target) if entry.listener.as_ref().is_some_and(|(listened, _)| *listened == target) => {}
+            Some(target) => {
+                let token = CancellationToken::new();
+                tokio::spawn(Self::listen(Arc::clone(self), key.clone(), target.clone(), token.clone()));
+                entry.listener = Some((target, token.drop_guard()));
+            }
+        }
+    }
+
+    /// The object is gone.
+    pub fn forget(&self, key: &Key) {
+        self.entries().remove(key);
+    }
+
+    fn address_of(&self, pod: &Pod) -> Option<SocketAddr> {
+        if self.address.is_some() {
+            return self.address;
+        }
+        let address = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
+        Some(SocketAddr::new(address, u16::try_from(AGENT_PORT).ok()?))
+    }
+
+    /// Asks one agent again and again until it is cancelled.
+    async fn listen(self: Arc<Self>, key: Key, target: Target, token: CancellationToken) {
+        let mut connection = None;
+        let mut after = None;
+        let mut pause = PAUSES.0;
+        loop {
+            let Some(answer) = token.run_until_cancelled(self.client.ask(&mut connection, &target, after)).await else { return };
+            let breath = match answer {
+                Ok(report) => {
+                    let new = after.is_none_or(|after| report.revision > after);
+                    self.metrics.agent_request(if new { "report" } else { "unchanged" });
+                    after = Some(report.revision.max(after.unwrap_or(0)));
+                    pause = PAUSES.0;
+                    self.heard(&key, &target, report, new);
+                    BREATH
+                }
+                Err(error) => {
+                    debug!(%key, %error, "no report from the agent");
+                    self.metrics.agent_request(error.reason());
+                    let now = pause;
+                    pause = (pause * 2).min(PAUSES.1);
+                    now
+                }
+            };
+            if token.run_until_cancelled(sleep(breath)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Keeps a report, if its pod is still the current one, and has the cluster looked at if it is new.
+    fn heard(&self, key: &Key, target: &Target, report: AgentReport, new: bool) {
+        {
+            let mut entries = self.entries();
+            let Some(entry) = entries.get_mut(key).filter(|entry| entry.pod_uid == target.pod_uid) else { return };
+            match &mut entry.heard {
+                Some((_, at)) if !new => {
+                    *at = Instant::now();
+                    return;
+                }
+                heard => *heard = Some((report, Instant::now())),
+            }
+        }
+        self.triggers.fire(key.clone());
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the kubelet finds the pod ready.
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use futures::StreamExt;
+    use futures::channel::mpsc::UnboundedReceiver;
+    use jiff::Timestamp;
+    use serde_json::json;
+    use tokio::time::timeout;
+
+    use crate::operator::agent_client::tests::{UID, client, fake_agent, report};
+    use crate::operator::pki::Authority;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn key() -> Key {
+        Key { namespace: "marsh".into(), name: "crane".into() }
+    }
+
+    fn identity() -> Identity {
+        Identity { namespace: "marsh".into(), name: "crane".into(), uid: UID.into() }
+    }
+
+    fn pod(uid: &str) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p", "uid": uid, "labels": {"nestling.dev/attempt": "1"}}})).unwrap()
+    }
+
+    async fn reports(body: impl Fn(&str) -> String + Clone + Send + Sync + 'static) -> (Arc<Reports>, UnboundedReceiver<Key>) {
+        let agents = Authority::new("agents", Timestamp::now()).unwrap();
+        let address = fake_agent(&agents, body).await;
+        let (triggers, keys) = Triggers::new();
+        (Reports::new(client(&agents), Some(address), triggers, Arc::new(Metrics::new())), keys)
+    }
+
+    #[tokio::test]
+    async fn news_are_kept_and_trigger_a_pass_until_nothing_moves() {
+        let asked = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&asked);
+        let (reports, mut keys) = reports(move |_| report(count.fetch_add(1, Ordering::Relaxed) + 1)).await;
+        reports.tend(&key(), &identity(), Some(&pod("a")), true);
+        reports.tend(&key(), &identity(), Some(&pod("a")), true);
+        for _ in 0..2 {
+            assert_eq!(timeout(SOON, keys.next()).await.unwrap(), Some(key()));
+        }
+        assert!(reports.newest(&key(), &pod("a")).unwrap().revision >= 2);
+        assert_eq!(reports.newest(&key(), &pod("b")), None, "another pod's report is nobody's business");
+        reports.tend(&key(), &identity(), Some(&pod("a")), false);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let before = asked.load(Ordering::Relaxed);
+        tokio::time::sleep(2 * BREATH).await;
+        assert_eq!(asked.load(Ordering::Relaxed), before, "a cluster at rest is not asked");
+        reports.tend(&key(), &identity(), None, true);
+        assert_eq!(reports.newest(&key(), &pod("a")), None);
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_disagrees_with_its_last_report_is_asked_again() {
+        let (reports, mut keys) = reports(|_| report(1)).await;
+        reports.tend(&key(), &identity(), Some(&pod("a")), true);
+        timeout(SOON, keys.next()).await.unwrap();
+        let mut ready = pod("a");
+        ready.status = Some(serde_json::from_value(json!({"conditions": [{"type": "Ready", "status": "True"}]})).unwrap());
+        reports.tend(&key(), &identity(), Some(&ready), false);
+        assert!(reports.entries().get(&key()).unwrap().listener.is_some());
+        reports.tend(&key(), &identity(), Some(&pod("a")), false);
+        assert!(reports.entries().get(&key()).unwrap().listener.is_none());
+    }
+}
