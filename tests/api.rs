@@ -75,7 +75,11 @@ fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
             None,
         ),
         ("pod: our labels", json!({"pod": {"metadata": {"labels": {"nestling.dev/cluster-uid": "x"}}}}), Some("labels under nestling.dev/ are the operator's")),
-        ("pod: our annotations", json!({"pod": {"metadata": {"annotations": {"nestling.dev/settings": "x"}}}}), Some("annotations under nestling.dev/ are the operator's")),
+        (
+            "pod: our annotations",
+            json!({"pod": {"metadata": {"annotations": {"nestling.dev/settings": "x"}}}}),
+            Some("annotations under nestling.dev/ are the operator's"),
+        ),
         ("paused", json!({"paused": true}), None),
     ]
 }

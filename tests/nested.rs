@@ -72,7 +72,10 @@ config:
     host.create("t-one", "crane", wish).await;
     let cluster = host.ready("t-one", "crane").await;
     if let Some(bare) = bare_seconds() {
-        println!("apply to Ready (1 node, others at work beside it): {:.1} s; bare kind create --wait in this run: {bare:.1} s", host.seconds_to_ready(&cluster));
+        println!(
+            "apply to Ready (1 node, others at work beside it): {:.1} s; bare kind create --wait in this run: {bare:.1} s",
+            host.seconds_to_ready(&cluster)
+        );
     }
 
     // From outside the host cluster, over the NodePort, with strict TLS.
@@ -95,7 +98,24 @@ config:
     host.apply_outside(&external, &workload());
     host.from_outside(&external, &["rollout", "status", "deployment/web", "--timeout=120s"]).unwrap();
     let image = format!("--image={TOOLS}");
-    let probe = ["run", "probe", &image, "--image-pull-policy=Never", "--restart=Never", "--attach", "--rm", "--quiet", "--command", "--", "curl", "-sS", "--retry", "10", "--retry-all-errors", "http://web.default.svc.cluster.local/"];
+    let probe = [
+        "run",
+        "probe",
+        &image,
+        "--image-pull-policy=Never",
+        "--restart=Never",
+        "--attach",
+        "--rm",
+        "--quiet",
+        "--command",
+        "--",
+        "curl",
+        "-sS",
+        "--retry",
+        "10",
+        "--retry-all-errors",
+        "http://web.default.svc.cluster.local/",
+    ];
     let page = host.from_outside(&external, &probe).unwrap();
     assert!(page.contains("served-from-a-claim"), "{page}");
 
@@ -112,7 +132,14 @@ config:
     let pod = cluster.status.unwrap().pod_ref.unwrap().name;
     let inside = host.kubectl(&["exec", "-n", CLUSTERS_NAMESPACE, &pod, "--", "sh", "-c", "ls /var/run/secrets/kubernetes.io 2>&1; env | grep ^KUBERNETES_"]);
     assert!(inside.contains("No such file"), "{inside}");
-    assert!(inside.lines().filter(|line| line.starts_with("KUBERNETES_SERVICE_")).filter(|line| line.contains("HOST=") || line.contains("PORT=")).all(|line| line.ends_with('=')), "{inside}");
+    assert!(
+        inside
+            .lines()
+            .filter(|line| line.starts_with("KUBERNETES_SERVICE_"))
+            .filter(|line| line.contains("HOST=") || line.contains("PORT="))
+            .all(|line| line.ends_with('=')),
+        "{inside}"
+    );
     let logs = host.kubectl(&["logs", "-n", CLUSTERS_NAMESPACE, &pod]);
     assert!(!logs.contains("PRIVATE KEY") && !logs.contains("client-key-data"), "secrets in the logs");
 
@@ -133,13 +160,37 @@ async fn three_nodes_become_ready() {
     assert_eq!((status.control_planes.unwrap().total, status.workers.unwrap().total), (1, 2));
     let external = host.kubeconfig("t-three", "trio", "external").await;
     // One pod on each worker, and they hear each other.
-    host.apply_outside(&external, &workload().replace("terminationGracePeriodSeconds", "affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: []}}\n      terminationGracePeriodSeconds"));
+    host.apply_outside(
+        &external,
+        &workload().replace(
+            "terminationGracePeriodSeconds",
+            "affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: []}}\n      terminationGracePeriodSeconds",
+        ),
+    );
     host.from_outside(&external, &["rollout", "status", "deployment/web", "--timeout=120s"]).unwrap();
     let placed = host.from_outside(&external, &["get", "pods", "-o", "jsonpath={.items[0].spec.nodeName}"]).unwrap();
     let other = if placed.ends_with("worker2") { "trio-worker" } else { "trio-worker2" };
     let image = format!("--image={TOOLS}");
     let overrides = format!("--overrides={}", json!({"spec": {"nodeName": other}}));
-    let probe = ["run", "probe", &image, &overrides, "--image-pull-policy=Never", "--restart=Never", "--attach", "--rm", "--quiet", "--command", "--", "curl", "-sS", "--retry", "10", "--retry-all-errors", "http://web.default.svc.cluster.local/"];
+    let probe = [
+        "run",
+        "probe",
+        &image,
+        &overrides,
+        "--image-pull-policy=Never",
+        "--restart=Never",
+        "--attach",
+        "--rm",
+        "--quiet",
+        "--command",
+        "--",
+        "curl",
+        "-sS",
+        "--retry",
+        "10",
+        "--retry-all-errors",
+        "http://web.default.svc.cluster.local/",
+    ];
     assert!(host.from_outside(&external, &probe).unwrap().contains("served-from-a-claim"));
     // All nodes together offer no more memory than the pod may use.
     let allocatable = host.from_outside(&external, &["get", "nodes", "-o", "jsonpath={.items[*].status.allocatable.memory}"]).unwrap();
@@ -221,7 +272,12 @@ async fn failures_have_reasons_and_are_mended() {
     // An image that nobody has.
     host.create("t-fail", "image", spec("{image: 'localhost:1/no/such-node:v1.34.4', lifecycle: {backoffLimit: 0}}")).await;
     // A patch that kubeadm refuses.
-    host.create("t-fail", "kubeadm", spec("{config: {kubeadmConfigPatches: ['{kind: ClusterConfiguration, kubernetesVersion: nonsense}']}, lifecycle: {backoffLimit: 0}}")).await;
+    host.create(
+        "t-fail",
+        "kubeadm",
+        spec("{config: {kubeadmConfigPatches: ['{kind: ClusterConfiguration, kubernetesVersion: nonsense}']}, lifecycle: {backoffLimit: 0}}"),
+    )
+    .await;
     // A range of the host.
     host.create("t-fail", "overlap", spec("{networking: {serviceCIDRs: [10.96.0.0/16]}}")).await;
 
@@ -232,7 +288,7 @@ async fn failures_have_reasons_and_are_mended() {
     let cluster = condition(&api, "kubeadm", STALLED, "True", Some("KubeadmInitFailed"), CREATED).await;
     let failure = cluster.status.unwrap().last_failure.unwrap();
     assert!(failure.log_tail.as_deref().unwrap_or_default().contains("nonsense"), "{failure:?}");
-    until("the failed pods to go", Duration::from_mins(3), || async {
+    until("the failed pods to go", Duration::from_mins(3), async || {
         let pods = host.pods(CLUSTERS_NAMESPACE).list(&ListParams::default().labels("nestling.dev/cluster-namespace=t-fail")).await.unwrap();
         if pods.items.is_empty() { Ok(()) } else { Err(format!("{} left", pods.items.len())) }
     })

@@ -24,7 +24,9 @@ fn rights_of_the_chart() -> String {
     let output = Command::new(helm).args(["template", "nestling", chart, "-n", OPERATOR_NAMESPACE, "--no-hooks"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let rendered = String::from_utf8(output.stdout).unwrap();
-    let rights = |document: &&str| ["kind: Role\n", "kind: RoleBinding\n", "kind: ClusterRole\n", "kind: ClusterRoleBinding\n"].iter().any(|kind| document.contains(kind));
+    let rights = |document: &&str| {
+        ["kind: Role\n", "kind: RoleBinding\n", "kind: ClusterRole\n", "kind: ClusterRoleBinding\n"].iter().any(|kind| document.contains(kind))
+    };
     rendered.split("\n---\n").filter(rights).collect::<Vec<_>>().join("\n---\n")
 }
 

@@ -63,9 +63,15 @@ impl Stage {
         let client = &self.plane.client;
         let mut names = Vec::new();
         names.extend(Api::<Pod>::namespaced(client.clone(), CLUSTERS_NAMESPACE).list(&ours).await.unwrap().iter().map(|o| format!("Pod {}", o.name_any())));
-        names.extend(Api::<Service>::namespaced(client.clone(), CLUSTERS_NAMESPACE).list(&ours).await.unwrap().iter().map(|o| format!("Service {}", o.name_any())));
-        names.extend(Api::<NetworkPolicy>::namespaced(client.clone(), CLUSTERS_NAMESPACE).list(&ours).await.unwrap().iter().map(|o| format!("Policy {}", o.name_any())));
-        names.extend(Api::<Secret>::namespaced(client.clone(), CLUSTERS_NAMESPACE).list(&ours).await.unwrap().iter().map(|o| format!("Secret {}", o.name_any())));
+        names.extend(
+            Api::<Service>::namespaced(client.clone(), CLUSTERS_NAMESPACE).list(&ours).await.unwrap().iter().map(|o| format!("Service {}", o.name_any())),
+        );
+        names.extend(
+            Api::<NetworkPolicy>::namespaced(client.clone(), CLUSTERS_NAMESPACE).list(&ours).await.unwrap().iter().map(|o| format!("Policy {}", o.name_any())),
+        );
+        names.extend(
+            Api::<Secret>::namespaced(client.clone(), CLUSTERS_NAMESPACE).list(&ours).await.unwrap().iter().map(|o| format!("Secret {}", o.name_any())),
+        );
         names
     }
 
@@ -94,7 +100,7 @@ async fn a_cluster_comes_and_goes_and_leaves_nothing() {
     assert_eq!(secret.labels()["cluster.x-k8s.io/cluster-name"], "crane");
 
     let events: Api<Event> = Api::namespaced(stage.plane.client.clone(), "team");
-    let told = until("the events", SOON, || async {
+    let told = until("the events", SOON, async || {
         let told: Vec<String> = events.list(&ListParams::default()).await.unwrap().iter().filter_map(|event| event.reason.clone()).collect();
         if told.iter().any(|reason| reason == "Ready") { Ok(told) } else { Err(format!("{told:?}")) }
     })
@@ -134,7 +140,7 @@ async fn failures_have_a_reason_an_end_and_a_cure() {
     let failure = status.last_failure.unwrap();
     assert!(failure.message.starts_with("no such image. "), "{}", failure.message);
     assert_eq!(failure.log_tail.as_deref(), Some("the last line of evidence"));
-    until("the failed pod to go", SOON, || async {
+    until("the failed pod to go", SOON, async || {
         let left = stage.children().await;
         if left.iter().any(|child| child.starts_with("Pod")) { Err(format!("{left:?}")) } else { Ok(()) }
     })
@@ -162,7 +168,12 @@ async fn impossible_specs_are_refused_before_a_pod_exists() {
     let stage = Stage::set().await;
     let _operator = stage.operator();
     for (name, spec, reason, cure) in [
-        ("owned", json!({"config": {"networking": {"apiServerPort": 6443}}}), "ConfigFieldOwned", json!({"spec": {"config": {"networking": {"apiServerPort": null}}}})),
+        (
+            "owned",
+            json!({"config": {"networking": {"apiServerPort": 6443}}}),
+            "ConfigFieldOwned",
+            json!({"spec": {"config": {"networking": {"apiServerPort": null}}}}),
+        ),
         ("small", json!({"resources": {"limits": {"memory": "100Mi"}}}), "ResourcesTooSmall", json!({"spec": {"resources": null}})),
         ("overlap", json!({"networking": {"serviceCIDRs": ["10.0.0.0/24"]}}), "CIDROverlap", json!({"spec": {"networking": null}})),
     ] {
@@ -179,7 +190,10 @@ async fn impossible_specs_are_refused_before_a_pod_exists() {
 async fn a_foreign_secret_is_left_alone() {
     let stage = Stage::set().await;
     let _operator = stage.operator();
-    let foreign: Secret = serde_json::from_value(json!({"metadata": {"name": "crane-kubeconfig", "labels": {"cluster.x-k8s.io/cluster-name": "crane"}}, "stringData": {"value": "theirs"}})).unwrap();
+    let foreign: Secret = serde_json::from_value(
+        json!({"metadata": {"name": "crane-kubeconfig", "labels": {"cluster.x-k8s.io/cluster-name": "crane"}}, "stringData": {"value": "theirs"}}),
+    )
+    .unwrap();
     stage.secrets().create(&PostParams::default(), &foreign).await.unwrap();
     stage.create("crane", json!({})).await;
     condition(&stage.clusters, "crane", KUBECONFIG_PUBLISHED, "False", Some("KubeconfigSecretConflict"), SOON).await;
@@ -230,7 +244,7 @@ async fn a_lost_pod_is_replaced_and_announced_or_mourned() {
         let pod = pods.list(&ListParams::default().labels(&format!("nestling.dev/cluster-name={name}"))).await.unwrap().items.remove(0);
         pods.delete(&pod.name_any(), &DeleteParams::default()).await.unwrap();
     }
-    let phoenix = until("the phoenix", SOON, || async {
+    let phoenix = until("the phoenix", SOON, async || {
         let cluster = stage.clusters.get("phoenix").await.unwrap();
         let status = cluster.status.clone().unwrap();
         let ready = nestling_core::api::conditions::is_true(&status.conditions, READY);
@@ -261,7 +275,7 @@ async fn a_storm_is_queued_and_never_exceeds_its_bound() {
     for index in 0..12 {
         stage.create(&format!("s{index}"), json!({})).await;
     }
-    until("all to be ready", Duration::from_secs(60), || async {
+    until("all to be ready", Duration::from_secs(60), async || {
         let all = stage.clusters.list(&ListParams::default()).await.unwrap();
         let with = |reason: &str| all.iter().filter(|cluster| support::wait::describe(cluster).contains(reason)).count();
         queued = queued.max(with("Ready=False Queued"));

@@ -67,7 +67,7 @@ async fn a_deletion_leaves_nothing_behind() {
     for namespace in ["t-namespace", "t-owner", "t-by-hand"] {
         host.delete_namespace(namespace).await;
     }
-    until("the machine to be as before", Duration::from_mins(2), || async {
+    until("the machine to be as before", Duration::from_mins(2), async || {
         let left = snapshot(&host).difference(&before);
         if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
     })
@@ -84,7 +84,7 @@ async fn a_storm_waits_its_turn_and_none_fails() {
     }
     let api = host.clusters("t-storm");
     let (mut queued, mut most) = (0, 0);
-    until("six clusters to be ready", CREATED * 3, || async {
+    until("six clusters to be ready", CREATED * 3, async || {
         let all = api.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
         let count = |text: &str| all.iter().filter(|cluster| support::wait::describe(cluster).contains(text)).count();
         queued = queued.max(count("Ready=False Queued"));
@@ -199,7 +199,8 @@ async fn the_chart_is_upgraded_and_uninstalled() {
     let indent = " ".repeat(paused.len() - "paused:".len());
     std::fs::write(&crd_file, crd.replacen(paused, &format!("{indent}fieldOfTheFuture:\n{indent}  type: string\n{paused}"), 1)).unwrap();
     let values = std::env::var("NESTLING_TEST_VALUES").unwrap();
-    let mut upgrade = vec!["upgrade", "nestling", newer.path().join("nestling").to_str().unwrap().to_owned().leak(), "-n", "nestling-system", "--wait", "--timeout", "3m"];
+    let mut upgrade =
+        vec!["upgrade", "nestling", newer.path().join("nestling").to_str().unwrap().to_owned().leak(), "-n", "nestling-system", "--wait", "--timeout", "3m"];
     upgrade.extend(values.lines());
     let (good, said) = helm(&upgrade);
     assert!(good, "{said}");
@@ -215,7 +216,8 @@ async fn the_chart_is_upgraded_and_uninstalled() {
     host.delete_namespace("t-chart").await;
     let (good, said) = helm(&["uninstall", "nestling", "-n", "nestling-system", "--wait", "--timeout", "3m"]);
     assert!(good, "{said}");
-    let left = host.kubectl(&["get", "deployments,pods,services,serviceaccounts,roles,rolebindings", "-A", "-l", "app.kubernetes.io/instance=nestling", "-o", "name"]);
+    let left =
+        host.kubectl(&["get", "deployments,pods,services,serviceaccounts,roles,rolebindings", "-A", "-l", "app.kubernetes.io/instance=nestling", "-o", "name"]);
     assert_eq!(left, "");
     assert!(crds.get_opt("kindclusters.nestling.dev").await.unwrap().is_some(), "the CRD, and with it everybody's objects, stays");
 }

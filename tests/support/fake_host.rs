@@ -151,8 +151,8 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod,
     let uid = pod.labels()[labels::CLUSTER_UID].clone();
     let attempt: i64 = pod.labels()[labels::ATTEMPT].parse().unwrap();
     // Bound to a node, so that deletion waits for the kubelet.
-    let binding = serde_json::from_value(json!({"metadata": {"name": name}, "target": {"kind": "Node", "name": "fake"}})).unwrap();
-    let _: Result<serde_json::Value, _> = pods.create_subresource("binding", &name, &PostParams::default(), serde_json::to_vec::<serde_json::Value>(&binding).unwrap()).await;
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"kind": "Node", "name": "fake"}});
+    let _: Result<serde_json::Value, _> = pods.create_subresource("binding", &name, &PostParams::default(), &binding).await;
     let secret_name = pod.spec.as_ref().unwrap().volumes.as_ref().unwrap().iter().find_map(|volume| volume.secret.as_ref()?.secret_name.clone()).unwrap();
     let Ok(secret) = secrets.get(&secret_name).await else { return false };
     let data = secret.data.unwrap();
@@ -160,7 +160,8 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod,
     let key = PrivateKeyDer::from_pem_slice(&data[keys::AGENT_KEY].0).unwrap();
     let signing = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
     agents.certificates.lock().unwrap().insert(format!("{uid}.agent.nestling"), Arc::new(CertifiedKey::new(certificates, signing)));
-    let (sender, _) = watch::channel(AgentReport { schema: 1, revision: 1, cluster_uid: uid.clone(), attempt, stage: Stage::Preflight, ..AgentReport::default() });
+    let (sender, _) =
+        watch::channel(AgentReport { schema: 1, revision: 1, cluster_uid: uid.clone(), attempt, stage: Stage::Preflight, ..AgentReport::default() });
     agents.reports.lock().unwrap().insert(uid, sender.clone());
 
     let status = json!({"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}],

@@ -4,5 +4,5 @@
 pub mod fake_host;
 pub mod operator;
 pub mod plane;
-pub mod wait;
 pub mod real;
+pub mod wait;

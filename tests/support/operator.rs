@@ -32,9 +32,8 @@ pub struct Operator {
 impl Operator {
     /// Starts it.
     pub fn start(plane: &Plane, options: &Options) -> Self {
-        let log = std::env::var_os("NESTLING_TEST_OPERATOR_LOG").map_or_else(Stdio::null, |path| {
-            Stdio::from(std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap())
-        });
+        let log = std::env::var_os("NESTLING_TEST_OPERATOR_LOG")
+            .map_or_else(Stdio::null, |path| Stdio::from(std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap()));
         let mut command = Command::new(env!("CARGO_BIN_EXE_nestling"));
         command
             .args(["operator", "--namespace", OPERATOR_NAMESPACE, "--clusters-namespace", CLUSTERS_NAMESPACE])

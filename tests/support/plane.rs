@@ -39,10 +39,14 @@ impl Plane {
         for crd in nestling_core::api::crds::all() {
             crds.create(&PostParams::default(), &crd).await.expect("the API server accepts the CRD");
             let name = crd.metadata.name.unwrap();
-            super::wait::until("the CRD to be established", Duration::from_secs(20), || async {
+            super::wait::until("the CRD to be established", Duration::from_secs(20), async || {
                 let crd = crds.get(&name).await.map_err(|error| error.to_string())?;
                 let conditions = crd.status.and_then(|status| status.conditions).unwrap_or_default();
-                if conditions.iter().any(|condition| condition.type_ == "Established" && condition.status == "True") { Ok(()) } else { Err("not yet".to_owned()) }
+                if conditions.iter().any(|condition| condition.type_ == "Established" && condition.status == "True") {
+                    Ok(())
+                } else {
+                    Err("not yet".to_owned())
+                }
             })
             .await;
         }

@@ -118,7 +118,16 @@ impl Host {
 
     /// What is in the clusters namespace for this UID.
     pub async fn children(&self, uid: &str) -> Vec<String> {
-        let list = self.kubectl(&["get", "pods,services,networkpolicies,secrets", "-n", CLUSTERS_NAMESPACE, "-l", &format!("nestling.dev/cluster-uid={uid}"), "-o", "name"]);
+        let list = self.kubectl(&[
+            "get",
+            "pods,services,networkpolicies,secrets",
+            "-n",
+            CLUSTERS_NAMESPACE,
+            "-l",
+            &format!("nestling.dev/cluster-uid={uid}"),
+            "-o",
+            "name",
+        ]);
         list.lines().map(str::to_owned).collect()
     }
 
@@ -174,7 +183,7 @@ impl Host {
         .unwrap();
         let pods = self.pods(namespace);
         pods.create(&PostParams::default(), &pod).await.unwrap();
-        let phase = until("the visitor to end", Duration::from_mins(4), || async {
+        let phase = until("the visitor to end", Duration::from_mins(4), async || {
             let phase = pods.get(&name).await.map_err(|error| error.to_string())?.status.and_then(|status| status.phase).unwrap_or_default();
             if ["Succeeded", "Failed"].contains(&phase.as_str()) { Ok(phase) } else { Err(phase) }
         })
@@ -206,7 +215,10 @@ impl Host {
 
     /// Pods of one KindCluster that were ever numbered: the highest attempt.
     pub async fn attempts(&self, namespace: &str, name: &str) -> i64 {
-        let pods = self.pods(CLUSTERS_NAMESPACE).list(&ListParams::default().labels(&format!("nestling.dev/cluster-namespace={namespace},nestling.dev/cluster-name={name}"))).await;
+        let pods = self
+            .pods(CLUSTERS_NAMESPACE)
+            .list(&ListParams::default().labels(&format!("nestling.dev/cluster-namespace={namespace},nestling.dev/cluster-name={name}")))
+            .await;
         pods.unwrap().iter().filter_map(|pod| pod.labels().get("nestling.dev/attempt")?.parse().ok()).max().unwrap_or(0)
     }
 }

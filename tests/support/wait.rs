@@ -8,11 +8,7 @@ use nestling_core::api::KindCluster;
 use nestling_core::api::conditions;
 
 /// Polls until `check` gives a value.
-pub async fn until<T, F, Fut>(what: &str, limit: Duration, mut check: F) -> T
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = Result<T, String>>,
-{
+pub async fn until<T>(what: &str, limit: Duration, mut check: impl AsyncFnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
         match check().await {
@@ -25,7 +21,7 @@ where
 
 /// Waits until a condition of a `KindCluster` has this status and reason (any, if `None`).
 pub async fn condition(api: &Api<KindCluster>, name: &str, type_: &str, status: &str, reason: Option<&str>, limit: Duration) -> KindCluster {
-    until(&format!("{name}: {type_}={status} {}", reason.unwrap_or("")), limit, || async {
+    until(&format!("{name}: {type_}={status} {}", reason.unwrap_or("")), limit, async || {
         let cluster = api.get(name).await.map_err(|error| error.to_string())?;
         let have = cluster.status.as_ref().and_then(|status| conditions::get(&status.conditions, type_)).cloned();
         match have {
@@ -41,12 +37,10 @@ pub async fn gone<K>(api: &Api<K>, name: &str, limit: Duration)
 where
     K: Clone + Debug + serde::de::DeserializeOwned,
 {
-    until(&format!("{name} to be gone"), limit, || async {
-        match api.get_opt(name).await {
-            Ok(None) => Ok(()),
-            Ok(Some(object)) => Err(format!("{object:?}").chars().take(2000).collect()),
-            Err(error) => Err(error.to_string()),
-        }
+    until(&format!("{name} to be gone"), limit, async || match api.get_opt(name).await {
+        Ok(None) => Ok(()),
+        Ok(Some(object)) => Err(format!("{object:?}").chars().take(2000).collect()),
+        Err(error) => Err(error.to_string()),
     })
     .await;
 }

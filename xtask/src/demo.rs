@@ -60,7 +60,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     note(format!("ready {:.1} s after kubectl apply", start.elapsed().as_secs_f64()));
 
     note("its nodes and pods, read with the published kubeconfig from a pod of another namespace");
-    println!("{}", inside(&host, "kubectl wait --for=condition=Ready nodes,pods --all --all-namespaces --timeout=120s >&2; kubectl get nodes,pods --all-namespaces -o wide")?);
+    println!(
+        "{}",
+        inside(
+            &host,
+            "kubectl wait --for=condition=Ready nodes,pods --all --all-namespaces --timeout=120s >&2; kubectl get nodes,pods --all-namespaces -o wide"
+        )?
+    );
     println!(
         "\nTry it:\n  export KUBECONFIG={}\n  kubectl get kindclusters\n  kubectl get secret {CLUSTER}-kubeconfig -o jsonpath='{{.data.value}}' | base64 -d\n\
          and remove everything with\n  ./dev demo --down",
@@ -80,7 +86,8 @@ fn nestling(host: &HostCluster) -> Command {
 /// Runs a shell script in a pod of the host cluster that has nothing but the published Secret.
 fn inside(host: &HostCluster, script: &str) -> Result<String> {
     let node_image = output(host.kubectl().args(["get", "nodes", "-o", "jsonpath={.items[0].status.images[*].names}"]))?;
-    let tools = node_image.split(['"', ',', ' ', '[', ']']).find(|name| name.contains("nestling-lab/tools")).context("the lab's tools image is not on the host")?;
+    let tools =
+        node_image.split(['"', ',', ' ', '[', ']']).find(|name| name.contains("nestling-lab/tools")).context("the lab's tools image is not on the host")?;
     let pod = serde_json::json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "visitor"},
         "spec": {

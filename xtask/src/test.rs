@@ -112,7 +112,17 @@ fn fast(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Res
     if arguments.only.is_none() {
         stages.run("format", || status(crate::cargo().args(["fmt", "--all", "--check"])))?;
         stages.run("lints", || {
-            status(crate::cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--features", "nestling/fault-injection", "--", "-D", "warnings"]))
+            status(crate::cargo().args([
+                "clippy",
+                "--locked",
+                "--workspace",
+                "--all-targets",
+                "--features",
+                "nestling/fault-injection",
+                "--",
+                "-D",
+                "warnings",
+            ]))
         })?;
         stages.run("generated files", || generate::run(true))?;
     }
@@ -162,10 +172,7 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
     stages.run("chart installed", || install::install(paths, &host, &pushed, &["--set", "maxCreating=2"]))?;
     let values = install::values(paths, &pushed)?.join("\n");
     let environment = |command: &mut Command| {
-        command
-            .env("NESTLING_TEST_HOST", HOST)
-            .env("NESTLING_TEST_VALUES", &values)
-            .env("NESTLING_TEST_BARE_SECONDS", format!("{bare:.1}"));
+        command.env("NESTLING_TEST_HOST", HOST).env("NESTLING_TEST_VALUES", &values).env("NESTLING_TEST_BARE_SECONDS", format!("{bare:.1}"));
     };
     stages.run("nested clusters", || {
         let mut command = cargo_test(arguments, seed, &["--test", "nested"], &["--test-threads", "3", "--nocapture"]);
