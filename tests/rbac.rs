@@ -21,7 +21,7 @@ const SERVICE_ACCOUNT: &str = "system:serviceaccount:nestling-system:nestling";
 fn rights_of_the_chart() -> String {
     let helm = lab().bin("helm").unwrap();
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/nestling");
-    let output = Command::new(helm).args(["template", "nestling", chart, "-n", OPERATOR_NAMESPACE, "--no-hooks"]).output().unwrap();
+    let output = Command::new(helm).args(["template", "nestling", chart, "-n", OPERATOR_NAMESPACE, "--no-hooks", "--kube-version", "1.34.4"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let rendered = String::from_utf8(output.stdout).unwrap();
     let rights = |document: &&str| {

@@ -111,7 +111,12 @@ async fn kubelet(
                 creating.lock().unwrap().remove(&pod.uid().unwrap());
                 continue;
             }
-            _ => continue,
+            Ok(_) => continue,
+            // Without a pause this would spin when the API server has ended before us.
+            Err(_) => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
         };
         let uid = pod.uid().unwrap();
         if pod.metadata.deletion_timestamp.is_some() {

@@ -38,7 +38,8 @@ impl Operator {
         command
             .args(["operator", "--namespace", OPERATOR_NAMESPACE, "--clusters-namespace", CLUSTERS_NAMESPACE])
             .args(["--pod-image", "nestling/node:test", "--allow-cgroup-v1", "--log-format", "text", "--admin-address", "127.0.0.1:0"])
-            .args(["--identity", &format!("test-{}", rand::random::<u32>())])
+            // A container that is started again is in the same pod, and its lease is its own.
+            .args(["--identity", "the-same-pod"])
             .args(["--agent-address-override", &options.agents.to_string()])
             .args(["--max-creating", &options.max_creating.to_string()])
             .env("KUBECONFIG", options.kubeconfig.as_deref().unwrap_or_else(|| plane.control_plane.kubeconfig()))
