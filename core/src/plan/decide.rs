@@ -255,6 +255,9 @@ fn deletion(seen: &Observed) -> Vec<Step> {
         steps.extend(metas.into_iter().filter(|meta| meta.deletion_timestamp.is_none()).filter_map(|meta| delete(kind, meta)));
     }
     if children.live && children.is_empty() && seen.cluster.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == crate::api::FINALIZER) {
+        // An operator that was killed between publishing and saying so has left no word of it.
+        let unrecorded = seen.cluster.spec.kubeconfig.as_ref().and_then(|kubeconfig| kubeconfig.secret_name.clone());
+        steps.push(Step::RetractKubeconfig { secret: unrecorded.unwrap_or_else(|| seen.identity.default_kubeconfig_secret()) });
         steps.push(Step::RemoveFinalizer);
     }
     steps

@@ -733,7 +733,7 @@ mod tests {
         seen.children = Children::default();
         assert!(steps(&seen).is_empty(), "an empty cache proves nothing");
         seen.children.live = true;
-        assert_eq!(steps(&seen), ["RemoveFinalizer"]);
+        assert_eq!(steps(&seen), ["RetractKubeconfig", "RemoveFinalizer"]);
     }
 
     #[test]
