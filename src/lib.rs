@@ -1,7 +1,8 @@
 //! Nestling: real kind clusters as Kubernetes objects.
 //!
 //! Everything that reads or writes is here, in three rooms that know nothing of each other: the [`operator`] (the host cluster), the
-//! [`agent`] (inside the pod) and the command line. What they decide is in `nestling-core`.
+//! [`agent`] (inside the pod) and the command line ([`cli`]). What they decide is in `nestling-core`.
 
 pub mod agent;
+pub mod cli;
 pub mod operator;

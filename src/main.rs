@@ -1,1 +1,86 @@
-fn main() {}
+//! `nestling`: one program, in three rooms. Which one is chosen here and nowhere else.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use nestling::cli::{self, HostArgs, Verb};
+use nestling::{agent, operator};
+
+/// Real kind clusters as Kubernetes objects.
+#[derive(Parser)]
+#[command(name = "nestling", bin_name = "nestling", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+struct CommandLine {
+    #[command(flatten)]
+    host: HostArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    #[command(flatten)]
+    User(Verb),
+    /// Runs the operator; the Helm chart does this
+    Operator(Box<operator::Args>),
+    /// Runs a cluster inside its pod
+    #[command(hide = true)]
+    Agent(AgentArgs),
+    /// Refuses while there are KindClusters; the Helm chart asks before it uninstalls
+    #[command(hide = true)]
+    PreDelete,
+}
+
+#[derive(Args)]
+struct AgentArgs {
+    /// Set by the agent itself: this process is watched over by another one
+    #[arg(long)]
+    supervised: bool,
+}
+
+fn main() -> ExitCode {
+    // Docker speaks to this verb in runc's own language, of which clap must not take a word (such as `--version`).
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|verb| verb == "oci-runtime") {
+        return agent::oci_runtime::run(arguments.collect::<Vec<OsString>>());
+    }
+    let line = match CommandLine::try_parse() {
+        Ok(line) => line,
+        Err(error) => return cli::usage(&error),
+    };
+    match line.command {
+        // Before any thread exists: the agent is PID 1 and unshares its namespaces, which binds only the calling thread.
+        Command::Agent(args) => agent::run(args.supervised),
+        Command::Operator(args) => cli::block_on(operator::run(*args)),
+        Command::PreDelete => cli::block_on(cli::pre_delete(line.host)),
+        Command::User(verb) => cli::block_on(cli::run(line.host, verb)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn the_operators_own_namespace_is_not_kubectls() {
+        let line = CommandLine::try_parse_from(["nestling", "operator", "--pod-image=a", "--namespace=reed"]).unwrap();
+        assert!(matches!(line.command, Command::Operator(args) if args.namespace == "reed"));
+        let line = CommandLine::try_parse_from(["nestling", "operator", "--pod-image=a"]).unwrap();
+        assert!(matches!(line.command, Command::Operator(args) if args.namespace == "nestling-system"));
+    }
+
+    #[test]
+    fn kubectls_flags_are_taken_on_either_side_of_the_verb() {
+        for words in ["nestling -n marsh --context c wait crane", "nestling wait crane -n marsh --context c"] {
+            let line = CommandLine::try_parse_from(words.split(' ')).unwrap();
+            assert_eq!((line.host.namespace.as_deref(), line.host.context.as_deref()), (Some("marsh"), Some("c")), "{words}");
+        }
+    }
+}

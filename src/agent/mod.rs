@@ -1,1 +1,47 @@
-//! The agent.
+//! The agent: everything that runs inside the pod, and the only room with privilege.
+//!
+//! `nestling agent` is two processes of one binary. The first ([`init`]) is PID 1: it sets up the control groups before any
+//! thread exists, starts the second, passes signals on and reaps orphans; it must not crash, so it does nothing else. The second
+//! ([`machine`]) drives the stages from the checks of the host to the running cluster and tells the operator about them ([`server`]).
+//!
+//! Each other file is one thing the machine uses. What decides is a pure function with a table test beside it; what
+//! touches the machine is short. What cannot go on ends as an [`AgentFailure`](nestling_core::plan::wire::AgentFailure).
+
+use std::process::ExitCode;
+
+mod capabilities;
+mod cgroup;
+mod docker;
+mod dockerd;
+mod facts;
+mod failure;
+mod image;
+mod init;
+mod keys;
+mod kind;
+mod machine;
+mod nested;
+mod network;
+mod node_files;
+pub mod oci_runtime;
+mod output;
+mod preflight;
+mod relay;
+mod report;
+mod server;
+mod teardown;
+mod wait;
+
+/// Directory of everything that the agent writes and that must not outlive the pod; a tmpfs.
+const RUN_DIRECTORY: &str = "/run/nestling";
+
+/// Docker's only door.
+const DOCKER_SOCKET: &str = "/run/docker.sock";
+
+/// Runs the agent: as PID 1 of the pod, or (`supervised`) as the child of that.
+///
+/// Starts no thread and needs none when `supervised` is false: the control groups must be set up before. Exit codes: 0 after a
+/// complete teardown, 1 after a failure that is in the termination log, others as the child's.
+pub fn run(supervised: bool) -> ExitCode {
+    if supervised { machine::run() } else { init::run() }
+}

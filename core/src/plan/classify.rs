@@ -66,6 +66,26 @@ pub fn classify(text: &str, otherwise: Reason) -> Reason {
     TABLE.iter().find(|row| row.parts.iter().all(|part| text.contains(part))).map_or(otherwise, |row| row.reason)
 }
 
+/// What a log of several lines tells of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Finding {
+    /// The reason.
+    pub reason: Reason,
+    /// Place of its row in the [`TABLE`]: the lower, the more exact.
+    pub rank: usize,
+    /// Number of the first line that says so, from 0.
+    pub line: usize,
+}
+
+/// The most exact thing that any line of a log tells of. All parts of a row must be in one line: in a long log
+/// every word occurs somewhere.
+pub fn classify_log(log: &str) -> Option<Finding> {
+    TABLE.iter().enumerate().find_map(|(rank, row)| {
+        let line = log.lines().position(|line| row.parts.iter().all(|part| line.contains(part)))?;
+        Some(Finding { reason: row.reason, rank, line })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +101,14 @@ mod tests {
     #[case("something else", Reason::KindFailed)]
     fn texts_seen_in_the_wild(#[case] text: &str, #[case] reason: Reason) {
         assert_eq!(classify(text, Reason::KindFailed), reason);
+    }
+
+    #[test]
+    fn parts_of_different_lines_are_not_put_together() {
+        let log = "cgroup of the node\nwrite /x: no space left on device\nfailed to init node with kubeadm";
+        let found = classify_log(log).unwrap();
+        assert_eq!((found.reason, found.line), (Reason::DataRootFull, 1));
+        assert_eq!(classify_log("all is well"), None);
     }
 
     #[test]

@@ -441,3 +441,313 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     }
     notes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::decide::decide;
+    use crate::plan::observed::{Children, Turn};
+    use crate::plan::testing::{self, NOW};
+    use crate::plan::wire::{AgentFailure, NodeReport, Stage, StageDuration};
+    use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus};
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(NOW).unwrap()
+    }
+
+    fn settled(seen: &Observed) -> KindClusterStatus {
+        settle(now(), seen, &Outcome::default())
+    }
+
+    fn claim(status: &KindClusterStatus, type_: &str) -> String {
+        let condition = conditions::get(&status.conditions, type_).unwrap();
+        format!("{} {}", condition.status, condition.reason)
+    }
+
+    fn steps(seen: &Observed) -> Vec<&'static str> {
+        decide(now(), seen).steps.iter().map(Step::name).collect()
+    }
+
+    fn report(stage: Stage) -> AgentReport {
+        AgentReport {
+            stage,
+            stages: vec![StageDuration { stage: Stage::Preflight, milliseconds: 12 }],
+            kind_version: Some("v0.33.0".into()),
+            ..AgentReport::default()
+        }
+    }
+
+    fn serving(nodes_ready: bool) -> AgentReport {
+        AgentReport {
+            control_plane_ready: true,
+            nested_uid: Some("nested".into()),
+            server_version: Some("v1.34.4".into()),
+            nodes: vec![NodeReport { name: "crane-control-plane".into(), control_plane: true, ready: nodes_ready }],
+            ..report(Stage::Serving)
+        }
+    }
+
+    fn recorded(reason: Reason, count: i32, seconds_ago: i64) -> LastFailure {
+        LastFailure {
+            reason: reason.as_str().into(),
+            message: "it broke.".into(),
+            time: Some(Time(Timestamp::from_second(NOW - seconds_ago).unwrap())),
+            attempt: 1,
+            generation: 1,
+            count,
+            log_tail: None,
+        }
+    }
+
+    #[test]
+    fn the_first_pass_writes_every_condition_and_only_the_finalizer() {
+        let mut seen = testing::observed(testing::cluster("{}"));
+        seen.cluster.metadata.finalizers = None;
+        assert_eq!(steps(&seen), ["AddFinalizer"]);
+        let status = settled(&seen);
+        assert_eq!(status.conditions.len(), conditions::ALL.len());
+        assert_eq!((claim(&status, conditions::READY), status.observed_generation), ("False Pending".into(), Some(1)));
+    }
+
+    #[test]
+    fn creation_makes_what_a_pod_needs_before_the_pod() {
+        let seen = testing::observed(testing::cluster("{}"));
+        assert_eq!(steps(&seen), ["CreateKeys", "ApplyNetworkPolicy", "ApplyService", "CreatePod"]);
+    }
+
+    #[test]
+    fn a_cache_without_a_pod_decides_nothing() {
+        let mut seen = testing::observed(testing::cluster("{}"));
+        seen.children.live = false;
+        assert_eq!(steps(&seen), Vec::<&str>::new());
+        assert_eq!(settled(&seen), seen.status());
+    }
+
+    #[test]
+    fn who_waits_is_told_how_many_are_before() {
+        let mut seen = testing::observed(testing::cluster("{}"));
+        seen.turn = Turn::Queued { before: 3 };
+        let status = settled(&seen);
+        assert_eq!((claim(&status, conditions::READY), claim(&status, conditions::RECONCILING)), ("False Queued".into(), "True Queued".into()));
+        assert!(conditions::get(&status.conditions, conditions::READY).unwrap().message.starts_with("3 cluster(s)"));
+    }
+
+    #[test]
+    fn an_impossible_spec_stalls_with_its_remedy_and_makes_nothing() {
+        let seen = testing::observed(testing::cluster("{config: {networking: {apiServerPort: 6443}}}"));
+        assert!(steps(&seen).is_empty());
+        let status = settled(&seen);
+        assert_eq!(claim(&status, conditions::STALLED), "True ConfigFieldOwned");
+        assert!(conditions::get(&status.conditions, conditions::READY).unwrap().message.ends_with(Reason::ConfigFieldOwned.remedy()));
+    }
+
+    #[test]
+    fn progress_is_kinds_own_steps() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 10);
+        assert_eq!(claim(&settled(&seen), conditions::READY), "False PodPending");
+        seen.report = Some(report(Stage::StartingControlPlane));
+        let status = settled(&seen);
+        assert_eq!((claim(&status, conditions::READY), claim(&status, conditions::HOST_READY)), ("False StartingControlPlane".into(), "True HostFit".into()));
+        assert_eq!((status.attempt, status.stages.len(), status.kind_version.as_deref()), (Some(1), 1, Some("v0.33.0")));
+    }
+
+    #[test]
+    fn a_ready_control_plane_publishes_and_then_waits_for_its_nodes() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 20);
+        seen.report = Some(serving(false));
+        assert_eq!(steps(&seen), ["PublishKubeconfig"]);
+        let plan = decide(now(), &seen);
+        let status = settle(
+            now(),
+            &seen,
+            &Outcome { done: plan.steps, kubeconfig_expires: Some(Timestamp::from_second(NOW + 31_536_000).unwrap()), ..Outcome::default() },
+        );
+        assert_eq!(claim(&status, conditions::CONTROL_PLANE_READY), "True ApiServerReady");
+        assert_eq!(claim(&status, conditions::KUBECONFIG_PUBLISHED), "True Published");
+        assert_eq!((claim(&status, conditions::READY), status.nodes_ready.as_deref()), ("False WaitingForNodes".into(), Some("0/1")));
+        assert_eq!((status.cluster_uid.as_deref(), status.cluster_attempt, status.ready_time.clone()), (Some("nested"), Some(1), None));
+
+        seen.cluster.status = Some(status.clone());
+        seen.report = Some(serving(true));
+        assert!(steps(&seen).is_empty());
+        let after = settled(&seen);
+        assert_eq!((claim(&after, conditions::READY), claim(&after, conditions::RECONCILING)), ("True ClusterReady".into(), "False Settled".into()));
+        assert!(after.ready_time.is_some());
+        let told: Vec<&str> = notes(&status, &after).iter().map(|note| note.reason).collect();
+        assert_eq!(told, ["Ready"]);
+        assert_eq!(notes(&after, &after), []);
+    }
+
+    #[test]
+    fn an_operator_that_has_just_started_keeps_what_was_said() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 20);
+        seen.report = Some(serving(true));
+        let plan = decide(now(), &seen);
+        let ready = settle(now(), &seen, &Outcome { done: plan.steps, ..Outcome::default() });
+        seen.cluster.status = Some(ready.clone());
+        seen.report = None;
+        let after = settled(&seen);
+        assert_eq!(after.conditions, ready.conditions);
+    }
+
+    #[test]
+    fn a_failed_attempt_is_recorded_before_its_pod_goes() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 20);
+        seen.report = Some(AgentReport {
+            failure: Some(AgentFailure { reason: Reason::KubeadmInitFailed, message: "no luck".into(), log_tail: "the last line".into() }),
+            ..report(Stage::Failed)
+        });
+        assert!(steps(&seen).is_empty());
+        let status = settled(&seen);
+        let failure = status.last_failure.clone().unwrap();
+        assert_eq!((failure.reason.as_str(), failure.attempt, failure.count, failure.log_tail.as_deref()), ("KubeadmInitFailed", 1, 1, Some("the last line")));
+        assert_eq!(claim(&status, conditions::READY), "False KubeadmInitFailed");
+        seen.cluster.status = Some(status);
+        assert_eq!(steps(&seen), ["Delete"]);
+    }
+
+    #[test]
+    fn attempts_are_spaced_and_bounded() {
+        let mut seen = testing::observed(testing::cluster("{lifecycle: {backoffLimit: 1}}"));
+        let mut status = KindClusterStatus { attempt: Some(1), last_failure: Some(recorded(Reason::KindFailed, 1, 3)), ..KindClusterStatus::default() };
+        seen.cluster.status = Some(status.clone());
+        let plan = decide(now(), &seen);
+        assert!(plan.steps.is_empty());
+        assert_eq!(plan.wake_at, Some(Timestamp::from_second(NOW + 7).unwrap()));
+        status.last_failure = Some(recorded(Reason::KindFailed, 1, 11));
+        seen.cluster.status = Some(status.clone());
+        assert_eq!(steps(&seen).last(), Some(&"CreatePod"));
+        status.last_failure = Some(recorded(Reason::KindFailed, 2, 1000));
+        seen.cluster.status = Some(status);
+        assert!(steps(&seen).is_empty());
+        assert_eq!(claim(&settled(&seen), conditions::STALLED), "True KindFailed");
+        // A mended spec starts anew.
+        seen.cluster.metadata.generation = Some(2);
+        assert_eq!(steps(&seen).last(), Some(&"CreatePod"));
+    }
+
+    #[test]
+    fn a_pod_that_takes_too_long_says_what_it_waited_for() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{lifecycle: {creationTimeout: 1m}}")), 61);
+        seen.report = Some(report(Stage::WaitingForControlPlane));
+        let failure = settled(&seen).last_failure.unwrap();
+        assert_eq!(failure.reason, "CreationTimeout");
+        assert!(failure.message.contains("still at WaitingForControlPlane"), "{}", failure.message);
+    }
+
+    #[test]
+    fn how_a_pod_ended_is_understood() {
+        let ended = |reason: Option<&str>, message: Option<&str>, pod_reason: Option<&str>| {
+            let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 20);
+            seen.children.pods[0].status = Some(PodStatus {
+                phase: Some("Failed".into()),
+                reason: pod_reason.map(str::to_owned),
+                message: pod_reason.and(message).map(str::to_owned),
+                container_statuses: Some(vec![ContainerStatus {
+                    state: Some(ContainerState {
+                        terminated: Some(ContainerStateTerminated {
+                            exit_code: 137,
+                            reason: reason.map(str::to_owned),
+                            message: message.map(str::to_owned),
+                            ..Default::default()
+                        }),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }]),
+                ..Default::default()
+            });
+            settled(&seen).last_failure.unwrap().reason
+        };
+        assert_eq!(ended(Some("OOMKilled"), None, None), "OutOfMemory");
+        assert_eq!(ended(Some("Error"), Some("not json"), None), "AgentCrashed");
+        assert_eq!(ended(Some("Error"), Some(r#"{"reason":"InotifyLimitTooLow","message":"128"}"#), None), "InotifyLimitTooLow");
+        assert_eq!(ended(Some("Error"), Some("Usage of EmptyDir volume \"data\" exceeds the limit"), Some("Evicted")), "StorageEvicted");
+    }
+
+    #[test]
+    fn a_lost_cluster_is_replaced_or_mourned_but_never_silently() {
+        for (policy, expected) in [("Recreate", Some(&"CreatePod")), ("Fail", None)] {
+            let mut seen = testing::observed(testing::cluster(&format!("{{lifecycle: {{podLossPolicy: {policy}}}}}")));
+            let pod_ref = PodRef { name: "gone".into(), ..PodRef::default() };
+            let established = KindClusterStatus {
+                attempt: Some(1),
+                cluster_attempt: Some(1),
+                cluster_uid: Some("old".into()),
+                pod_ref: Some(pod_ref),
+                ..KindClusterStatus::default()
+            };
+            seen.cluster.status = Some(established.clone());
+            let lost = settled(&seen);
+            assert_eq!(lost.last_failure.as_ref().unwrap().reason, "PodLost");
+            assert_eq!(notes(&established, &lost)[0].reason, "PodLost");
+            seen.cluster.status = Some(lost.clone());
+            assert_eq!(steps(&seen).last(), expected, "{policy}");
+            if policy == "Fail" {
+                assert_eq!(claim(&settled(&seen), conditions::STALLED), "True PodLost");
+            }
+            let replaced = KindClusterStatus { cluster_uid: Some("new".into()), cluster_attempt: Some(2), ..lost.clone() };
+            assert_eq!(notes(&lost, &replaced)[0].reason, "ClusterReplaced");
+        }
+    }
+
+    #[test]
+    fn an_edit_replaces_an_attempt_but_not_a_cluster() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 20);
+        seen.cluster.spec.image = Some("other:v1.33.0".into());
+        seen.cluster.metadata.generation = Some(2);
+        assert_eq!(steps(&seen), ["Delete"]);
+        seen.report = Some(serving(true));
+        assert_eq!(steps(&seen), ["PublishKubeconfig"]);
+        let status = settled(&seen);
+        assert_eq!(claim(&status, conditions::UP_TO_DATE), "False RecreateRequired");
+        assert!(conditions::get(&status.conditions, conditions::UP_TO_DATE).unwrap().message.contains("image"));
+    }
+
+    #[test]
+    fn a_node_port_has_an_external_endpoint() {
+        let seen = testing::with_pod(testing::observed(testing::cluster("access: {service: {type: NodePort}}")), 5);
+        let urls: Vec<String> = settled(&seen).endpoints.into_iter().map(|endpoint| endpoint.url).collect();
+        assert_eq!(urls, [format!("https://{}.clusters.svc:6443", seen.identity.child()), "https://172.18.0.2:31000".to_owned()]);
+    }
+
+    #[test]
+    fn paused_writes_nothing_but_that() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{paused: true}")), 5);
+        seen.cluster.metadata.deletion_timestamp = Some(Time(now()));
+        assert!(steps(&seen).is_empty());
+        let status = settled(&seen);
+        assert_eq!((claim(&status, conditions::PAUSED), claim(&status, conditions::READY)), ("True Paused".into(), "Unknown Paused".into()));
+    }
+
+    #[test]
+    fn deletion_says_what_is_left_and_goes_last() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 5);
+        seen.cluster.metadata.deletion_timestamp = Some(Time(now()));
+        for meta in [&mut seen.children.services[0].metadata, &mut seen.children.policies[0].metadata] {
+            meta.uid = Some("uid".into());
+        }
+        assert_eq!(steps(&seen), ["Delete", "Delete", "Delete", "Delete"]);
+        let message = conditions::get(&settled(&seen).conditions, conditions::DELETING).unwrap().message.clone();
+        assert!(message.contains("Pod c-crane"), "{message}");
+        seen.children = Children::default();
+        assert!(steps(&seen).is_empty(), "an empty cache proves nothing");
+        seen.children.live = true;
+        assert_eq!(steps(&seen), ["RemoveFinalizer"]);
+    }
+
+    #[test]
+    fn a_foreign_secret_is_named_and_left_alone() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 20);
+        seen.report = Some(serving(true));
+        let step = decide(now(), &seen).steps.remove(0);
+        let problem = Problem::new(Reason::KubeconfigSecretConflict, "Secret crane-kubeconfig belongs to somebody else");
+        let status = settle(now(), &seen, &Outcome { failed: Some((step, problem)), ..Outcome::default() });
+        assert_eq!(claim(&status, conditions::KUBECONFIG_PUBLISHED), "False KubeconfigSecretConflict");
+        assert_eq!(
+            (claim(&status, conditions::READY), claim(&status, conditions::STALLED)),
+            ("False KubeconfigSecretConflict".into(), "True KubeconfigSecretConflict".into())
+        );
+        assert_eq!(claim(&status, conditions::CONTROL_PLANE_READY), "True ApiServerReady");
+    }
+}

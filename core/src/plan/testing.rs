@@ -1,10 +1,17 @@
 //! Objects for tests. Names differ from the product's own, so that a mix-up shows.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+use super::desired::desire;
 use super::names::Identity;
+use super::objects;
+use super::observed::{Children, Observed, Turn};
 use super::settings::{HostFacts, Settings};
-use crate::api::KindCluster;
+use crate::api::{FINALIZER, KindCluster};
 
 /// A `KindCluster` with this spec (YAML), as the API server would return it.
 pub fn cluster(spec: &str) -> KindCluster {
@@ -39,3 +46,37 @@ pub fn settings() -> Settings {
         },
     }
 }
+
+/// What a pass sees of this cluster, finalizer set, nothing made yet.
+pub fn observed(cluster: KindCluster) -> Observed {
+    let mut cluster = cluster;
+    cluster.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
+    Observed {
+        identity: identity(&cluster),
+        cluster,
+        settings: Arc::new(settings()),
+        children: Children { live: true, ..Children::default() },
+        report: None,
+        turn: Turn::Granted,
+    }
+}
+
+/// The same with the pod of attempt 1, made from the present spec and `seconds` old at [`NOW`].
+pub fn with_pod(mut seen: Observed, seconds: i64) -> Observed {
+    let desired = desire(&seen.cluster, &seen.identity, &seen.settings).unwrap();
+    let mut pod = objects::pod(&seen.cluster, &desired, &seen.settings, 1);
+    pod.metadata.uid = Some("pod-uid".into());
+    pod.metadata.creation_timestamp = Some(Time(Timestamp::from_second(NOW - seconds).unwrap()));
+    seen.children.pods.push(pod);
+    let mut service = objects::service(&seen.cluster, &seen.identity, &seen.settings, 1);
+    if let Some(ports) = service.spec.as_mut().and_then(|spec| spec.ports.as_mut()) {
+        ports[0].node_port.get_or_insert(31000);
+    }
+    seen.children.services.push(service);
+    seen.children.policies.push(objects::network_policy(&seen.identity, &seen.settings));
+    seen.children.keys.push(ObjectMeta { name: Some(seen.identity.keys()), uid: Some("keys-uid".into()), ..ObjectMeta::default() });
+    seen
+}
+
+/// The present of all tables, in seconds.
+pub const NOW: i64 = 1_800_000_000;

@@ -1,0 +1,366 @@
+//! Every part that the lab builds: its name, what it is made from, and how.
+
+use anyhow::Result;
+
+use crate::apt::Need;
+use crate::debian::DebianRoot;
+use crate::go::{GoPrograms, Stamp};
+use crate::workshop::Workshop;
+use crate::{images, node_image};
+
+/// One thing that is built once and kept.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Part {
+    /// kube-apiserver, kube-controller-manager and kubectl: what a bare control plane needs.
+    KubernetesApi,
+    /// kube-scheduler, kube-proxy, kubelet and kubeadm: the rest of a node.
+    KubernetesNode,
+    /// etcd.
+    Etcd,
+    /// helm.
+    Helm,
+    /// CoreDNS with the plugins of kubeadm's configuration.
+    Coredns,
+    /// Rancher's local path provisioner.
+    Provisioner,
+    /// The stand-in for kind's node network daemon.
+    Kindnetd,
+    /// The stand-in for the CRI command line.
+    Crictl,
+    /// The kind command line.
+    Kind,
+    /// containerd, its shim and its command line.
+    Containerd,
+    /// runc.
+    Runc,
+    /// The four CNI plugins of kind's nodes.
+    Cni,
+    /// The image registry.
+    Registry,
+    /// The pause program.
+    Pause,
+    /// Debian with the programs of the network daemons and of test workloads.
+    ToolsRoot,
+    /// Debian as kind's nodes have it.
+    NodeRoot,
+    /// Debian with Docker.
+    DindRoot,
+    /// Debian with little more than libc.
+    OperatorRoot,
+    /// The image of the local registry.
+    RegistryImage,
+    /// The image that the node pod's image starts from.
+    DindBase,
+    /// The image that the operator's image starts from.
+    OperatorBase,
+    /// kind's base image.
+    NodeBase,
+    /// The Kubernetes server archive that `kind build node-image` reads, with every image of a node.
+    NodeServer,
+    /// The node image.
+    NodeImage,
+}
+
+/// How a part is made.
+pub enum Recipe {
+    /// Go programs of a pinned module.
+    Go(GoPrograms),
+    /// A Debian root file system.
+    Root(DebianRoot),
+    /// Our own steps; the text is their source, which decides the result with them.
+    Steps {
+        /// Makes the part.
+        make: fn(&Workshop) -> Result<()>,
+        /// Source code that goes into the key.
+        source: &'static str,
+    },
+}
+
+const CONTAINERD: &str = "github.com/containerd/containerd/v2";
+
+const PLAIN_GO: GoPrograms = GoPrograms { module: "kubernetes", programs: &[], sources: &[], tags: "", cgo: false, stamp: Stamp::None };
+
+/// What unit links a node must not have: a container has no devices, terminals or file systems to bring up.
+const STRIP_UNITS: &str = r#"cd "$1" && rm -f lib/systemd/system/sysinit.target.wants/systemd-tmpfiles-setup.service lib/systemd/system/multi-user.target.wants/* etc/systemd/system/*.wants/* lib/systemd/system/local-fs.target.wants/* lib/systemd/system/sockets.target.wants/*udev* lib/systemd/system/sockets.target.wants/*initctl* lib/systemd/system/basic.target.wants/* && echo ReadKMsg=no >> etc/systemd/journald.conf && : > etc/machine-id"#;
+/// An unpacked root has had no package scripts run: the certificates' bundle and the users are made here.
+const MINIMAL_SYSTEM: &str = r#"cd "$1" && mkdir -p etc/ssl/certs tmp && chmod 1777 tmp && cat usr/share/ca-certificates/mozilla/*.crt > etc/ssl/certs/ca-certificates.crt && printf 'root:x:0:0:root:/root:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/:/sbin/nologin\n' > etc/passwd && printf 'root:x:0:\nnonroot:x:65532:\n' > etc/group"#;
+
+impl Part {
+    /// Every part, each after what it needs.
+    pub const ALL: [Self; 24] = [
+        Self::KubernetesApi,
+        Self::KubernetesNode,
+        Self::Etcd,
+        Self::Helm,
+        Self::Coredns,
+        Self::Provisioner,
+        Self::Kindnetd,
+        Self::Crictl,
+        Self::Kind,
+        Self::Containerd,
+        Self::Runc,
+        Self::Cni,
+        Self::Registry,
+        Self::Pause,
+        Self::ToolsRoot,
+        Self::NodeRoot,
+        Self::DindRoot,
+        Self::OperatorRoot,
+        Self::RegistryImage,
+        Self::DindBase,
+        Self::OperatorBase,
+        Self::NodeBase,
+        Self::NodeServer,
+        Self::NodeImage,
+    ];
+
+    /// The name, as in the cache and in `lab status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KubernetesApi => "kubernetes-api",
+            Self::KubernetesNode => "kubernetes-node",
+            Self::Etcd => "etcd",
+            Self::Helm => "helm",
+            Self::Coredns => "coredns",
+            Self::Provisioner => "local-path-provisioner",
+            Self::Kindnetd => "kindnetd",
+            Self::Crictl => "crictl",
+            Self::Kind => "kind",
+            Self::Containerd => "containerd",
+            Self::Runc => "runc",
+            Self::Cni => "cni-plugins",
+            Self::Registry => "registry",
+            Self::Pause => "pause",
+            Self::ToolsRoot => "tools-root",
+            Self::NodeRoot => "node-root",
+            Self::DindRoot => "dind-root",
+            Self::OperatorRoot => "operator-root",
+            Self::RegistryImage => "registry-image",
+            Self::DindBase => "dind-base",
+            Self::OperatorBase => "operator-base",
+            Self::NodeBase => "node-base",
+            Self::NodeServer => "node-server",
+            Self::NodeImage => "node-image",
+        }
+    }
+
+    /// The parts that this one is made from. `pulling` is true where images are pulled rather than built.
+    pub fn needs(self, pulling: bool) -> &'static [Self] {
+        match self {
+            Self::RegistryImage => &[Self::Registry],
+            Self::DindBase => &[Self::DindRoot],
+            Self::OperatorBase => &[Self::OperatorRoot],
+            Self::NodeBase => &[Self::NodeRoot, Self::Containerd, Self::Runc, Self::Cni, Self::Crictl],
+            Self::NodeServer => {
+                &[Self::KubernetesApi, Self::KubernetesNode, Self::Etcd, Self::Coredns, Self::Provisioner, Self::Kindnetd, Self::Pause, Self::ToolsRoot]
+            }
+            Self::NodeImage if pulling => &[Self::ToolsRoot, Self::KubernetesApi],
+            Self::NodeImage => &[Self::Kind, Self::NodeBase, Self::NodeServer],
+            _ => &[],
+        }
+    }
+
+    /// What must be installed on the machine before this part can be made.
+    pub fn machine_needs(self) -> &'static [Need] {
+        match self {
+            Self::Runc => &[Need::Compiler, Need::Seccomp],
+            Self::Pause => &[Need::Compiler],
+            Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot => &[Need::Debootstrap],
+            Self::NodeImage => &[Need::Docker, Need::Zstd, Need::Jq],
+            _ => &[],
+        }
+    }
+
+    /// The image that this part is, without a tag: `None` for what is no image.
+    pub fn image(self) -> Option<&'static str> {
+        match self {
+            Self::RegistryImage => Some("nestling-lab/registry"),
+            Self::DindBase => Some("nestling-lab/dind-base"),
+            Self::OperatorBase => Some("nestling-lab/operator-base"),
+            Self::NodeBase => Some("nestling-lab/node-base"),
+            Self::NodeImage => Some("nestling-lab/node"),
+            _ => None,
+        }
+    }
+
+    /// How it is made.
+    pub fn recipe(self) -> Recipe {
+        match self {
+            Self::Pause => Recipe::Steps { make: images::make_pause, source: "pause 1" },
+            Self::RegistryImage => steps(images::make_registry),
+            Self::DindBase => steps(images::make_dind_base),
+            Self::OperatorBase => steps(images::make_operator_base),
+            Self::NodeBase => node_steps(node_image::make_base),
+            Self::NodeServer => node_steps(node_image::make_server),
+            Self::NodeImage => node_steps(node_image::make),
+            Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot => Recipe::Root(self.root()),
+            _ => Recipe::Go(self.programs()),
+        }
+    }
+
+    fn programs(self) -> GoPrograms {
+        match self {
+            Self::KubernetesApi => GoPrograms {
+                programs: &[
+                    ("k8s.io/kubernetes/cmd/kube-apiserver", "kube-apiserver"),
+                    ("k8s.io/kubernetes/cmd/kube-controller-manager", "kube-controller-manager"),
+                    ("k8s.io/kubernetes/cmd/kubectl", "kubectl"),
+                ],
+                stamp: Stamp::Kubernetes,
+                ..PLAIN_GO
+            },
+            Self::KubernetesNode => GoPrograms {
+                programs: &[
+                    ("k8s.io/kubernetes/cmd/kube-scheduler", "kube-scheduler"),
+                    ("k8s.io/kubernetes/cmd/kube-proxy", "kube-proxy"),
+                    ("k8s.io/kubernetes/cmd/kubelet", "kubelet"),
+                    ("k8s.io/kubernetes/cmd/kubeadm", "kubeadm"),
+                ],
+                stamp: Stamp::Kubernetes,
+                ..PLAIN_GO
+            },
+            Self::Helm => GoPrograms {
+                programs: &[("helm.sh/helm/v3/cmd/helm", "helm")],
+                stamp: Stamp::Symbol { symbol: "helm.sh/helm/v3/internal/version.version", module: "helm.sh/helm/v3" },
+                ..PLAIN_GO
+            },
+            Self::Coredns => GoPrograms { programs: &[("./coredns", "coredns")], sources: &["coredns"], ..PLAIN_GO },
+            Self::Kindnetd => GoPrograms { programs: &[("./kindnetd", "kindnetd")], sources: &["kindnetd"], ..PLAIN_GO },
+            Self::Crictl => GoPrograms { programs: &[("./crictl", "crictl")], sources: &["crictl"], ..PLAIN_GO },
+            Self::Provisioner => GoPrograms { programs: &[("github.com/rancher/local-path-provisioner", "local-path-provisioner")], ..PLAIN_GO },
+            Self::Etcd => GoPrograms { module: "etcd", programs: &[("go.etcd.io/etcd/server/v3", "etcd")], ..PLAIN_GO },
+            Self::Kind => GoPrograms { module: "kind", programs: &[("sigs.k8s.io/kind", "kind")], ..PLAIN_GO },
+            Self::Containerd => GoPrograms {
+                module: "containerd",
+                programs: &[
+                    ("github.com/containerd/containerd/v2/cmd/containerd", "containerd"),
+                    ("github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2", "containerd-shim-runc-v2"),
+                    ("github.com/containerd/containerd/v2/cmd/ctr", "ctr"),
+                ],
+                tags: "no_aufs,no_zfs,no_btrfs,no_devmapper",
+                stamp: Stamp::Symbol { symbol: "github.com/containerd/containerd/v2/version.Version", module: CONTAINERD },
+                ..PLAIN_GO
+            },
+            Self::Runc => GoPrograms {
+                module: "runc",
+                programs: &[("github.com/opencontainers/runc", "runc")],
+                tags: "seccomp",
+                cgo: true,
+                stamp: Stamp::Symbol { symbol: "main.version", module: "github.com/opencontainers/runc" },
+                ..PLAIN_GO
+            },
+            Self::Cni => GoPrograms {
+                module: "cni",
+                programs: &[
+                    ("github.com/containernetworking/plugins/plugins/ipam/host-local", "host-local"),
+                    ("github.com/containernetworking/plugins/plugins/main/loopback", "loopback"),
+                    ("github.com/containernetworking/plugins/plugins/main/ptp", "ptp"),
+                    ("github.com/containernetworking/plugins/plugins/meta/portmap", "portmap"),
+                ],
+                ..PLAIN_GO
+            },
+            Self::Registry => GoPrograms { module: "registry", programs: &[("github.com/distribution/distribution/v3/cmd/registry", "registry")], ..PLAIN_GO },
+            // The parts that are no Go programs have recipes of their own.
+            _ => PLAIN_GO,
+        }
+    }
+
+    fn root(self) -> DebianRoot {
+        match self {
+            Self::NodeRoot => DebianRoot {
+                // Its systemd still runs on cgroup v1.
+                suite: "bookworm",
+                variant: "minbase",
+                packages: &[
+                    "systemd",
+                    "systemd-sysv",
+                    "dbus",
+                    "conntrack",
+                    "iptables",
+                    "nftables",
+                    "iproute2",
+                    "ethtool",
+                    "util-linux",
+                    "mount",
+                    "kmod",
+                    "libseccomp2",
+                    "pigz",
+                    "bash",
+                    "ca-certificates",
+                    "curl",
+                    "jq",
+                    "procps",
+                    "e2fsprogs",
+                    "hostname",
+                    "libc-bin",
+                ],
+                finish: STRIP_UNITS,
+            },
+            Self::DindRoot => DebianRoot {
+                suite: "trixie",
+                variant: "minbase",
+                packages: &[
+                    "docker.io",
+                    "docker-cli",
+                    "iptables",
+                    "iproute2",
+                    "jq",
+                    "ca-certificates",
+                    "kmod",
+                    "pigz",
+                    "procps",
+                    "xfsprogs",
+                    "e2fsprogs",
+                    "zstd",
+                ],
+                finish: "",
+            },
+            Self::OperatorRoot => {
+                DebianRoot { suite: "trixie", variant: "extract", packages: &["base-files", "libc6", "libgcc-s1", "ca-certificates"], finish: MINIMAL_SYSTEM }
+            }
+            _ => DebianRoot {
+                suite: "bookworm",
+                variant: "essential",
+                packages: &["iptables", "nftables", "conntrack", "iproute2", "curl", "jq", "ca-certificates", "kmod", "busybox"],
+                finish: "",
+            },
+        }
+    }
+}
+
+fn steps(make: fn(&Workshop) -> Result<()>) -> Recipe {
+    Recipe::Steps { make, source: include_str!("images.rs") }
+}
+
+fn node_steps(make: fn(&Workshop) -> Result<()>) -> Recipe {
+    Recipe::Steps { make, source: include_str!("node_image.rs") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_part_comes_after_what_it_needs() {
+        for pulling in [false, true] {
+            let mut seen = BTreeSet::new();
+            for part in Part::ALL {
+                assert!(part.needs(pulling).iter().all(|need| seen.contains(need)), "{}", part.name());
+                seen.insert(part);
+            }
+            assert_eq!(seen.len(), Part::ALL.len());
+        }
+    }
+
+    #[test]
+    fn names_are_distinct_and_every_program_has_a_package() {
+        let names: BTreeSet<&str> = Part::ALL.iter().map(|part| part.name()).collect();
+        assert_eq!(names.len(), Part::ALL.len());
+        for part in Part::ALL {
+            if let Recipe::Go(programs) = part.recipe() {
+                assert!(!programs.programs.is_empty(), "{}", part.name());
+            }
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! What the agent asks of Docker.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use bollard::container::LogOutput;
+use bollard::errors::Error as Bollard;
+use bollard::exec::{StartExecOptions, StartExecResults};
+use bollard::models::{ContainerCreateBody, ContainerSummaryStateEnum, ExecConfig, Ipam, IpamConfig, NetworkCreateRequest};
+use bollard::query_parameters::{
+    CreateImageOptions, DownloadFromContainerOptions, ImportImageOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions,
+};
+use futures::{Stream, StreamExt, TryStreamExt};
+use ipnet::Ipv4Net;
+use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
+
+use super::DOCKER_SOCKET;
+
+/// kind's network (`fixedNetworkName` in its Docker provider).
+pub const NETWORK: &str = "kind";
+
+/// kind's labels on node containers: the cluster, and the node's role.
+const CLUSTER_LABEL: &str = "io.x-k8s.kind.cluster";
+const ROLE_LABEL: &str = "io.x-k8s.kind.role";
+
+/// Time for requests that Docker answers out of its own head.
+const SHORT: Duration = Duration::from_secs(30);
+
+/// Time for loading or pulling an image.
+const LONG: Duration = Duration::from_mins(10);
+
+/// Most bytes that are read of a log or of a command's output.
+const OUTPUT_LIMIT: usize = 64 << 10;
+
+/// Bytes of an archive that are read at once.
+const CHUNK: usize = 1 << 20;
+
+/// Why Docker did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Docker's own answer, or none.
+    #[error("{}", docker_said(.0))]
+    Docker(#[from] Bollard),
+    /// It took too long.
+    #[error("gave up on {what} after {} s", limit.as_secs())]
+    TimedOut {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        limit: Duration,
+    },
+    /// A file of ours could not be read.
+    #[error("cannot read {what}: {source}")]
+    File {
+        /// The file.
+        what: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+}
+
+fn docker_said(error: &Bollard) -> String {
+    match error {
+        Bollard::DockerResponseServerError { message, .. } => message.clone(),
+        Bollard::DockerStreamError { error } => error.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// A node container.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Container {
+    /// Its name, which is also the node's.
+    pub name: String,
+    /// `control-plane`, `worker` or `external-load-balancer`.
+    pub role: String,
+    /// Whether it runs, frozen or not.
+    pub running: bool,
+    /// Whether it is frozen.
+    pub paused: bool,
+}
+
+/// A connection to the daemon.
+#[derive(Clone, Debug)]
+pub struct Docker {
+    short: bollard::Docker,
+    long: bollard::Docker,
+}
+
+impl Docker {
+    /// Connects, and makes sure that the daemon answers.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn connect() -> Result<Self, Error> {
+        // bollard 0.21 does not send the version (`uri.rs`: the joined path replaces it), so the daemon answers with its own newest.
+        let short = bollard::Docker::connect_with_unix(DOCKER_SOCKET, SHORT.as_secs(), bollard::API_DEFAULT_VERSION)?;
+        short.ping().await?;
+        Ok(Self { long: short.clone().with_timeout(LONG), short })
+    }
+
+    /// Whether the daemon answers within five seconds.
+    pub async fn answers(&self) -> bool {
+        timeout(Duration::from_secs(5), self.short.ping()).await.is_ok_and(|answer| answer.is_ok())
+    }
+
+    /// Makes kind's network with a range of our choice, as kind would make it otherwise (`createNetwork` in its Docker provider).
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn ensure_network(&self, subnet: Ipv4Net, mtu: u32) -> Result<(), Error> {
+        match self.short.inspect_network(NETWORK, None).await {
+            Ok(network) => {
+                let subnets = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+                if subnets.iter().any(|have| have.subnet.as_deref() == Some(&subnet.to_string())) {
+                    return Ok(());
+                }
+                self.short.remove_network(NETWORK).await?;
+            }
+            Err(Bollard::DockerResponseServerError { status_code: 404, .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let options = [("com.docker.network.bridge.enable_ip_masquerade", "true".to_owned()), ("com.docker.network.driver.mtu", mtu.to_string())];
+        let range = IpamConfig { subnet: Some(subnet.to_string()), ..IpamConfig::default() };
+        let request = NetworkCreateRequest {
+            name: NETWORK.to_owned(),
+            driver: Some("bridge".to_owned()),
+            ipam: Some(Ipam { config: Some(vec![range]), ..Ipam::default() }),
+            options: Some(options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+            ..NetworkCreateRequest::default()
+        };
+        self.short.create_network(request).await?;
+        Ok(())
+    }
+
+    /// Whether an image of this reference is there.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn has_image(&self, reference: &str) -> Result<bool, Error> {
+        match self.short.inspect_image(reference).await {
+            Ok(_) => Ok(true),
+            Err(Bollard::DockerResponseServerError { status_code: 404, .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Loads an archive, as `docker load`: plain, or packed with one of the methods that Docker knows (zstd among them).
+    ///
+    /// # Errors
+    /// Docker's, and those of reading the file.
+    pub async fn load(&self, archive: &Path) -> Result<(), Error> {
+        let file = tokio::fs::File::open(archive).await.map_err(|source| Error::File { what: archive.display().to_string(), source })?;
+        let chunks = futures::stream::try_unfold(file, |mut file| async move {
+            let mut chunk = Vec::with_capacity(CHUNK);
+            let read = (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await?;
+            Ok::<_, std::io::Error>((read > 0).then(|| (chunk.into(), file)))
+        });
+        let progress = self.long.import_image_stream(ImportImageOptions { quiet: true, ..ImportImageOptions::default() }, chunks, None);
+        within(LONG, &format!("loading {}", archive.display()), progress.try_for_each(|_| async { Ok(()) })).await
+    }
+
+    /// Pulls an image.
+    ///
+    /// # Errors
+    /// Docker's and the registry's.
+    pub async fn pull(&self, reference: &str) -> Result<(), Error> {
+        // Without a tag Docker would pull all there are.
+        let tag = is_bare(reference).then(|| "latest".to_owned());
+        let options = CreateImageOptions { from_image: Some(reference.to_owned()), tag, ..CreateImageOptions::default() };
+        let progress = self.long.create_image(Some(options), None, None);
+        within(LONG, &format!("pulling {reference}"), progress.try_for_each(|_| async { Ok(()) })).await
+    }
+
+    /// Reads a file out of an image, by way of a container that is never started. The result is a tar archive with the file in it.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn file_of_image(&self, reference: &str, path: &str) -> Result<Vec<u8>, Error> {
+        let body = ContainerCreateBody { image: Some(reference.to_owned()), cmd: Some(vec!["true".to_owned()]), ..ContainerCreateBody::default() };
+        let container = self.short.create_container(None, body).await?.id;
+        let options = DownloadFromContainerOptions { path: path.to_owned() };
+        let content = collect(self.short.download_from_container(&container, Some(options))).await;
+        self.remove(&container).await?;
+        content
+    }
+
+    /// The containers of a kind cluster, by name.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn containers(&self, cluster: &str) -> Result<Vec<Container>, Error> {
+        let filters = HashMap::from([("label".to_owned(), vec![format!("{CLUSTER_LABEL}={cluster}")])]);
+        let options = ListContainersOptions { all: true, filters: Some(filters), ..ListContainersOptions::default() };
+        let found = self.short.list_containers(Some(options)).await?;
+        let container = |summary: bollard::models::ContainerSummary| {
+            let name = summary.names?.first()?.trim_start_matches('/').to_owned();
+            let role = summary.labels.and_then(|mut labels| labels.remove(ROLE_LABEL)).unwrap_or_default();
+            let paused = summary.state == Some(ContainerSummaryStateEnum::PAUSED);
+            Some(Container { name, role, running: paused || summary.state == Some(ContainerSummaryStateEnum::RUNNING), paused })
+        };
+        let mut containers: Vec<Container> = found.into_iter().filter_map(container).collect();
+        containers.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(containers)
+    }
+
+    /// Process id of a running container's first process; `None` while there is no such container or it does not run.
+    pub async fn pid(&self, container: &str) -> Option<u32> {
+        let pid = self.short.inspect_container(container, None).await.ok()?.state?.pid?;
+        u32::try_from(pid).ok().filter(|pid| *pid > 0)
+    }
+
+    /// Address of a container on kind's network.
+    pub async fn address(&self, container: &str) -> Option<Ipv4Addr> {
+        let networks = self.short.inspect_container(container, None).await.ok()?.network_settings?.networks?;
+        networks.get(NETWORK)?.ip_address.as_ref()?.parse().ok()
+    }
+
+    /// The last lines that a container has printed.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn logs(&self, container: &str, lines: u32) -> Result<String, Error> {
+        let options = LogsOptions { stdout: true, stderr: true, tail: lines.to_string(), ..LogsOptions::default() };
+        Ok(lossy(&collect(self.short.logs(container, Some(options)).map_ok(LogOutput::into_bytes)).await?))
+    }
+
+    /// What a command in a container prints, on both outputs.
+    ///
+    /// # Errors
+    /// Docker's. How the command ends is not looked at.
+    pub async fn output(&self, container: &str, command: &[&str]) -> Result<String, Error> {
+        let config = ExecConfig {
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            cmd: Some(command.iter().map(|&part| part.to_owned()).collect()),
+            ..ExecConfig::default()
+        };
+        let exec = self.short.create_exec(container, config).await?;
+        match self.short.start_exec(&exec.id, None::<StartExecOptions>).await? {
+            StartExecResults::Attached { output, .. } => Ok(lossy(&collect(output.map_ok(LogOutput::into_bytes)).await?)),
+            StartExecResults::Detached => Ok(String::new()),
+        }
+    }
+
+    /// Thaws a frozen container.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn thaw(&self, container: &str) -> Result<(), Error> {
+        Ok(self.short.unpause_container(container).await?)
+    }
+
+    /// Removes a container by force, with its anonymous volumes.
+    ///
+    /// # Errors
+    /// Docker's; one that is gone already is none.
+    pub async fn remove(&self, container: &str) -> Result<(), Error> {
+        match self.short.remove_container(container, Some(RemoveContainerOptions { v: true, force: true, link: false })).await {
+            Err(Bollard::DockerResponseServerError { status_code: 404, .. }) | Ok(()) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = Result<T, Bollard>>) -> Result<T, Error> {
+    let done = timeout(limit, work).await.map_err(|_| Error::TimedOut { what: what.to_owned(), limit })?;
+    Ok(done?)
+}
+
+/// The first bytes of a stream, up to [`OUTPUT_LIMIT`].
+async fn collect<B: AsRef<[u8]>>(stream: impl Stream<Item = Result<B, Bollard>>) -> Result<Vec<u8>, Error> {
+    let gather = async {
+        let mut stream = std::pin::pin!(stream);
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.next().await {
+            bytes.extend_from_slice(chunk?.as_ref());
+            if bytes.len() >= OUTPUT_LIMIT {
+                bytes.truncate(OUTPUT_LIMIT);
+                break;
+            }
+        }
+        Ok(bytes)
+    };
+    within(SHORT, "output from Docker", gather).await
+}
+
+/// Whether a reference has neither tag nor digest. A colon before the last slash is a port.
+fn is_bare(reference: &str) -> bool {
+    !reference.contains('@') && !reference.rsplit('/').next().is_some_and(|name| name.contains(':'))
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("kindest/node", true)]
+    #[case("registry:5000/kindest/node", true)]
+    #[case("registry:5000/kindest/node:v1", false)]
+    #[case("kindest/node@sha256:00", false)]
+    fn bare_references_are_seen(#[case] reference: &str, #[case] bare: bool) {
+        assert_eq!(is_bare(reference), bare);
+    }
+
+    #[tokio::test]
+    async fn output_is_cut_off() {
+        let endless = futures::stream::repeat_with(|| Ok::<_, Bollard>(vec![b'x'; 1000]));
+        assert_eq!(collect(endless).await.unwrap().len(), OUTPUT_LIMIT);
+    }
+}

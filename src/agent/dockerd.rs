@@ -1,0 +1,233 @@
+//! The Docker daemon: its configuration, its start, its end.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nestling_core::api::reasons::Reason;
+use nestling_core::plan::wire::{AgentFailure, DATA_ROOT, NetworkPlan};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::Command;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::docker::Docker;
+use super::failure::{evident, failure, judge};
+use super::output::{Tail, presentable};
+use super::wait::{OFTEN, until};
+use super::{DOCKER_SOCKET, RUN_DIRECTORY};
+
+/// Time for the daemon to answer. It takes less than a second; the rest is for a machine without any.
+const START_LIMIT: Duration = Duration::from_mins(1);
+
+/// Time for the daemon to stop its containers and itself.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// Bytes of output that are kept: in memory for evidence, and in a file for whoever looks into the pod.
+const LOG_LIMIT: (usize, u64) = (32 << 10, 1 << 20);
+
+/// What the daemon's configuration depends on.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Address ranges.
+    pub network: NetworkPlan,
+    /// MTU of the pod, in bytes.
+    pub mtu: u32,
+    /// Whether containers need [`oci_runtime`](super::oci_runtime) before runc.
+    pub restricted: bool,
+    /// Directory that comes first in the daemon's `PATH`.
+    pub programs: PathBuf,
+}
+
+/// A daemon. Clones are the same one; it ends with [`Dockerd::stop`] or the process.
+#[derive(Clone, Debug)]
+pub struct Dockerd {
+    pid: Pid,
+    ended: watch::Receiver<Option<ExitStatus>>,
+    log: Tail,
+}
+
+/// The daemon's configuration (`daemon.json`), for Docker 25 to 29.
+fn configuration(settings: &Settings, shim: &Path) -> Value {
+    let network = &settings.network;
+    let bridge = network.bridge.hosts().next().map(|first| format!("{first}/{}", network.bridge.prefix_len()));
+    let mut configuration = json!({
+        // No TCP: whoever reaches it is root on the host's node.
+        "hosts": [format!("unix://{DOCKER_SOCKET}")],
+        "data-root": DATA_ROOT,
+        // Without a name Docker falls back to vfs, which is slow and large, where overlay2 cannot be had.
+        "storage-driver": "overlay2",
+        "mtu": settings.mtu,
+        "bip": bridge,
+        // kind's network is made with this range; any further network then fails rather than take a range of the host's.
+        "default-address-pools": [{"base": network.nodes.to_string(), "size": network.nodes.prefix_len()}],
+        "iptables": true,
+        "ip6tables": false,
+        "ipv6": false,
+        // kind reads systemd's lines from the log, so there must be one.
+        "log-driver": "json-file",
+        "log-opts": {"max-size": "10m", "max-file": "3"},
+        "exec-opts": ["native.cgroupdriver=cgroupfs"],
+        "live-restore": false,
+    });
+    if settings.restricted {
+        configuration["runtimes"] = json!({"nestling": {"path": shim}});
+        configuration["default-runtime"] = json!("nestling");
+    }
+    configuration
+}
+
+/// Writes the configuration and starts the daemon, without waiting for it.
+///
+/// # Errors
+/// [`Reason::DockerFailed`] if it cannot be started.
+pub fn start(settings: &Settings) -> Result<Dockerd, AgentFailure> {
+    launch(settings).map_err(|error| failure(Reason::DockerFailed, format!("the Docker daemon cannot be started: {error}")))
+}
+
+fn launch(settings: &Settings) -> std::io::Result<Dockerd> {
+    let directory = Path::new(RUN_DIRECTORY);
+    let shim = directory.join("oci-runtime");
+    write_shim(&shim)?;
+    let file = directory.join("daemon.json");
+    fs::write(&file, configuration(settings, &shim).to_string())?;
+    // Left by a daemon that was killed; Docker takes it for a running one when another process has the number by now.
+    let _ = fs::remove_file("/var/run/docker.pid");
+
+    let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+    let mut child = Command::new("dockerd")
+        .arg("--config-file")
+        .arg(&file)
+        .env("PATH", format!("{}:{path}", settings.programs.display()))
+        // Keeps the daemon from loading AppArmor profiles into the host's kernel (containerd `pkg/apparmor`).
+        .env("container", "docker")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // A signal to the agent's group must not reach the daemon before its containers are gone.
+        .process_group(0)
+        .spawn()?;
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw).ok_or_else(|| std::io::Error::other("no process id"))?;
+    let log = Tail::new(LOG_LIMIT.0);
+    if let Some(output) = child.stderr.take() {
+        tokio::spawn(keep(output, log.clone(), Some(directory.join("dockerd.log"))));
+    }
+    if let Some(output) = child.stdout.take() {
+        tokio::spawn(keep(output, log.clone(), None));
+    }
+    let (sender, ended) = watch::channel(None);
+    tokio::spawn(async move {
+        let status = child.wait().await;
+        sender.send_replace(status.ok());
+    });
+    Ok(Dockerd { pid, ended, log })
+}
+
+/// A script, because Docker takes a runtime's path without arguments.
+fn write_shim(path: &Path) -> std::io::Result<()> {
+    let agent = std::env::current_exe()?;
+    fs::write(path, format!("#!/bin/sh\nexec '{}' oci-runtime \"$@\"\n", agent.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+}
+
+/// Keeps an output until it ends. The file begins anew when it is full: it lives in memory.
+async fn keep(output: impl AsyncRead + Unpin, tail: Tail, file: Option<PathBuf>) {
+    let open = |path: &PathBuf| OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path).ok();
+    let mut written = 0;
+    let mut target: Option<File> = file.as_ref().and_then(open);
+    let mut lines = BufReader::new(output).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let line = presentable(&line, &[]);
+        tail.push(&line);
+        written += line.len() as u64 + 1;
+        if written > LOG_LIMIT.1 {
+            (written, target) = (0, file.as_ref().and_then(open));
+        }
+        if let Some(target) = &mut target {
+            let _ = writeln!(target, "{line}");
+        }
+    }
+}
+
+impl Dockerd {
+    /// Waits until the daemon answers.
+    ///
+    /// # Errors
+    /// What the daemon's last lines tell of, if it has ended or does not answer in time.
+    pub async fn ready(&self) -> Result<Docker, AgentFailure> {
+        let answer = until("the Docker daemon", START_LIMIT, OFTEN, || async { Docker::connect().await.ok() });
+        tokio::select! {
+            failure = self.died() => Err(failure),
+            docker = answer => docker.map_err(|error| self.failed(&error.to_string())),
+        }
+    }
+
+    /// Waits until the daemon has ended.
+    pub async fn died(&self) -> AgentFailure {
+        let mut ended = self.ended.clone();
+        let status = ended.wait_for(Option::is_some).await.ok().and_then(|status| *status);
+        // Its last lines are still on their way through the pipe.
+        tokio::time::sleep(OFTEN).await;
+        self.failed(&status.map_or_else(|| "the Docker daemon has ended".to_owned(), |status| format!("the Docker daemon has ended ({status})")))
+    }
+
+    /// A failure of the daemon, with its last lines as evidence.
+    pub fn failed(&self, message: &str) -> AgentFailure {
+        let logs = [self.log.text()];
+        let (reason, log) = judge(&logs, Reason::DockerFailed);
+        evident(reason, message, log)
+    }
+
+    /// Stops the daemon with all that it runs, in the end by force.
+    pub async fn stop(&self) {
+        for (signal, limit) in [(Signal::SIGTERM, STOP_LIMIT), (Signal::SIGKILL, Duration::from_secs(5))] {
+            let mut ended = self.ended.clone();
+            // The number is free for others as soon as the process has been waited for.
+            if ended.borrow().is_some() {
+                return;
+            }
+            let _ = kill(self.pid, signal);
+            if timeout(limit, ended.wait_for(Option::is_some)).await.is_ok() {
+                return;
+            }
+            tracing::warn!(%signal, "the Docker daemon did not end within {} s", limit.as_secs());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::report::tests::settings;
+
+    fn daemon(restricted: bool) -> Settings {
+        Settings { network: settings().network, mtu: 1450, restricted, programs: "/run/nestling/bin".into() }
+    }
+
+    #[test]
+    fn the_configuration_is_closed_and_bounded() {
+        insta::assert_json_snapshot!(configuration(&daemon(false), Path::new("/shim")));
+    }
+
+    #[test]
+    fn a_host_that_withholds_capabilities_gets_the_wrapper() {
+        let configuration = configuration(&daemon(true), Path::new("/shim"));
+        assert_eq!(configuration["runtimes"], json!({"nestling": {"path": "/shim"}}));
+        assert_eq!(configuration["default-runtime"], "nestling");
+    }
+
+    #[tokio::test]
+    async fn output_is_kept_without_passwords() {
+        let directory = tempfile::tempdir().unwrap();
+        let (tail, file) = (Tail::new(1000), directory.path().join("log"));
+        keep(&b"one\nproxy=http://u:p@x\n"[..], tail.clone(), Some(file.clone())).await;
+        assert_eq!(tail.text(), "one\nproxy=http://<secret>@x\n");
+        assert_eq!(fs::read_to_string(file).unwrap(), tail.text());
+    }
+}

@@ -1,0 +1,103 @@
+//! PID 1 of the pod: sets up the control groups, starts the machine, passes signals on, reaps.
+//!
+//! Orphans of the whole pod (containerd's shims above all) become children of PID 1. It has one thread and no runtime: the
+//! machine may crash, this must not.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use nestling_core::api::reasons::Reason;
+use nestling_core::plan::wire::TERMINATION_LOG;
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getpid};
+use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::cgroup;
+use super::failure::{failure, leave};
+
+/// Tells the machine why the control groups could not be set up; the machine reports it like any other failure.
+pub const CGROUP_FAILURE_VARIABLE: &str = "NESTLING_CGROUP_FAILURE";
+
+/// Exit codes with which the machine has said all there is to say.
+const SPOKEN: [u8; 2] = [0, 1];
+
+/// Runs PID 1 until the machine has ended; the exit code is the machine's.
+pub fn run() -> ExitCode {
+    match supervise() {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            crashed(&format!("the agent cannot be started: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn supervise() -> std::io::Result<u8> {
+    if getpid().as_raw() != 1 {
+        // Somebody else is PID 1 (shareProcessNamespace): without this, orphans would go there.
+        prctl::set_child_subreaper(true)?;
+    }
+    let cgroups = cgroup::prepare();
+    // Before the machine exists: its end must not be missed.
+    let mut signals = Signals::new([SIGCHLD, SIGTERM, SIGINT])?;
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["agent", "--supervised"]);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KUBERNETES_")) {
+        command.env_remove(name);
+    }
+    if let Err(error) = cgroups {
+        command.env(CGROUP_FAILURE_VARIABLE, error.to_string());
+    }
+    let machine = Pid::from_raw(i32::try_from(command.spawn()?.id()).map_err(std::io::Error::other)?);
+    for signal in signals.forever() {
+        if signal == SIGCHLD {
+            if let Some(code) = reap(machine) {
+                return Ok(code);
+            }
+        } else if let Ok(signal) = Signal::try_from(signal) {
+            // ESRCH: it has just ended, and SIGCHLD is on its way.
+            let _ = kill(machine, signal);
+        }
+    }
+    Ok(1)
+}
+
+/// Takes every ended child off the kernel's list; the exit code if the machine was among them.
+fn reap(machine: Pid) -> Option<u8> {
+    let mut code = None;
+    loop {
+        match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) if pid == machine => {
+                let status = u8::try_from(status).unwrap_or(1);
+                if !SPOKEN.contains(&status) {
+                    crashed(&format!("the agent ended with exit code {status}"));
+                }
+                code = Some(status);
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == machine => {
+                crashed(&format!("the agent was killed by {signal}"));
+                code = Some(u8::try_from(128 + signal as i32).unwrap_or(1));
+            }
+            Ok(WaitStatus::StillAlive) | Err(_) => return code,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Leaves word of a crash, unless the machine has left better word.
+fn crashed(message: &str) {
+    eprintln!("{message}");
+    let log = Path::new(TERMINATION_LOG);
+    if fs::metadata(log).is_ok_and(|log| log.len() == 0) {
+        let _ = leave(&failure(Reason::AgentCrashed, message), log);
+    }
+}
+
+/// What [`run`] could not do with the control groups.
+pub fn cgroup_failure() -> Result<(), String> {
+    std::env::var(CGROUP_FAILURE_VARIABLE).map_or(Ok(()), Err)
+}

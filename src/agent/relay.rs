@@ -1,0 +1,152 @@
+//! The front door: the pod's port, passed on to the API server at TCP level.
+//!
+//! TLS goes through untouched, so clients verify the cluster itself. When the target does not take connections, they are
+//! closed at once rather than left waiting.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+/// Most connections at once; each takes two file descriptors.
+const CONNECTIONS: usize = 4096;
+
+/// Time for a connection to a container on the same machine.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Pause after the kernel refused to hand out a connection (no file descriptors).
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+
+/// Tells where the target is at the moment. Containers get other addresses when they are restarted.
+pub trait Resolve: Send + Sync + 'static {
+    /// The address, if there is one.
+    fn resolve(&self) -> impl Future<Output = Option<SocketAddr>> + Send;
+}
+
+/// A door that is open.
+#[derive(Debug)]
+pub struct Relay<R> {
+    listener: TcpListener,
+    target: Arc<Target<R>>,
+}
+
+#[derive(Debug)]
+struct Target<R> {
+    resolver: R,
+    known: Mutex<Option<SocketAddr>>,
+    places: Arc<Semaphore>,
+}
+
+impl<R: Resolve> Relay<R> {
+    /// Opens the door on all addresses of the pod.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub async fn open(port: u16, resolver: R) -> std::io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
+        Ok(Self { listener, target: Arc::new(Target { resolver, known: Mutex::default(), places: Arc::new(Semaphore::new(CONNECTIONS)) }) })
+    }
+
+    /// Passes connections on, for ever. Those that are open survive the end of this.
+    pub async fn run(&self) -> std::convert::Infallible {
+        loop {
+            match self.listener.accept().await {
+                Ok((client, _)) => {
+                    // No place: dropping it closes it.
+                    if let Ok(place) = self.target.places.clone().try_acquire_owned() {
+                        let target = self.target.clone();
+                        tokio::spawn(async move {
+                            target.pass_on(client).await;
+                            drop(place);
+                        });
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!("the front door: {error}");
+                    sleep(REFUSED_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+impl<R: Resolve> Target<R> {
+    async fn pass_on(&self, mut client: TcpStream) {
+        let Some(mut server) = self.connect().await else { return };
+        let _ = (client.set_nodelay(true), server.set_nodelay(true));
+        let _ = copy_bidirectional(&mut client, &mut server).await;
+    }
+
+    /// Connects to where the target was, and where that fails, to where it is now.
+    async fn connect(&self) -> Option<TcpStream> {
+        let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(address) = known
+            && let Some(server) = dial(address).await
+        {
+            return Some(server);
+        }
+        let address = self.resolver.resolve().await?;
+        let server = dial(address).await?;
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+        Some(server)
+    }
+}
+
+async fn dial(address: SocketAddr) -> Option<TcpStream> {
+    timeout(CONNECT_LIMIT, TcpStream::connect(address)).await.ok()?.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// The address may change, as a container's does.
+    struct At(Arc<Mutex<Option<SocketAddr>>>);
+
+    impl Resolve for At {
+        async fn resolve(&self) -> Option<SocketAddr> {
+            *self.0.lock().unwrap()
+        }
+    }
+
+    /// A server that answers every connection with one word.
+    async fn says(word: &'static str) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                client.write_all(word.as_bytes()).await.unwrap();
+            }
+        });
+        (address, task)
+    }
+
+    #[tokio::test]
+    async fn connections_follow_the_target() {
+        let place = Arc::new(Mutex::new(None));
+        let relay = Relay::open(0, At(place.clone())).await.unwrap();
+        let door = SocketAddr::from((Ipv4Addr::LOCALHOST, relay.listener.local_addr().unwrap().port()));
+        tokio::spawn(async move { relay.run().await });
+        let ask = async || {
+            let mut text = String::new();
+            let mut stream = TcpStream::connect(door).await.unwrap();
+            // Closed at once reads as an end or as a reset.
+            let _ = timeout(CONNECT_LIMIT, stream.read_to_string(&mut text)).await.expect("no connection hangs");
+            text
+        };
+        assert_eq!(ask().await, "");
+        let (first, task) = says("first").await;
+        *place.lock().unwrap() = Some(first);
+        assert_eq!(ask().await, "first");
+        task.abort();
+        let _ = task.await;
+        let (second, _task) = says("second").await;
+        *place.lock().unwrap() = Some(second);
+        assert_eq!(ask().await, "second");
+    }
+}

@@ -1,0 +1,304 @@
+//! What others may ask the agent: the operator over mTLS for the report, the kubelet in the clear for its health.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use nestling_core::plan::wire::{AgentReport, MAX_WAIT_SECONDS, OPERATOR_NAME, STATUS_PATH, Stage, keys};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use serde::Deserialize;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// Most connections at once. There is one operator.
+const CONNECTIONS: usize = 32;
+
+/// Time for the TLS handshake, and for the head of a request.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Life of a connection; a client comes back. Bounds what a client that never ends can hold.
+const CONNECTION_LIMIT: Duration = Duration::from_mins(10);
+
+/// Most bytes of a request's head.
+const HEAD_LIMIT: usize = 16 << 10;
+
+/// Age of the machine's last sign of life at which it counts as dead.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Why the server cannot be opened. Never holds a key.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file is missing or is no PEM.
+    #[error("cannot read {file}: {source}")]
+    File {
+        /// Its name in the keys' directory.
+        file: &'static str,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// The files do not fit.
+    #[error("the agent's certificate cannot be used: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The authority cannot be used.
+    #[error("the agent's authority cannot be used: {0}")]
+    Authority(#[from] rustls::server::VerifierBuilderError),
+    /// The port cannot be had.
+    #[error("cannot listen on port {port}: {source}")]
+    Listen {
+        /// The port.
+        port: u16,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+}
+
+/// Opens a port on all addresses of the pod.
+///
+/// # Errors
+/// [`Error::Listen`].
+pub async fn listen(port: u16) -> Result<TcpListener, Error> {
+    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await.map_err(|source| Error::Listen { port, source })
+}
+
+/// TLS with a client certificate of the agent channel's own authority.
+///
+/// # Errors
+/// The first file that does not do.
+pub fn tls(keys_directory: &Path) -> Result<TlsAcceptor, Error> {
+    let file = |file: &'static str| move |source| Error::File { file, source };
+    let certificates =
+        |name: &'static str| CertificateDer::pem_file_iter(keys_directory.join(name)).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(file(name));
+    let mut authorities = RootCertStore::empty();
+    for certificate in certificates(keys::AGENT_AUTHORITY)? {
+        authorities.add(certificate)?;
+    }
+    let chain = certificates(keys::AGENT_CERTIFICATE)?;
+    let key = PrivateKeyDer::from_pem_file(keys_directory.join(keys::AGENT_KEY)).map_err(file(keys::AGENT_KEY))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider.clone()).build()?;
+    let config =
+        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?.with_client_cert_verifier(clients).with_single_cert(chain, key)?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Serves the report to the operator, for ever.
+pub async fn serve_operator(listener: TcpListener, tls: TlsAcceptor, report: watch::Receiver<AgentReport>) {
+    let router = Router::new().route(STATUS_PATH, get(status)).with_state(report);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok((stream, peer)) = listener.accept().await else {
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let (tls, router) = (tls.clone(), router.clone());
+        tokio::spawn(async move {
+            if let Err(error) = timeout(CONNECTION_LIMIT, serve(stream, tls, router)).await.unwrap_or(Ok(())) {
+                tracing::debug!(%peer, "agent channel: {error}");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn serve(stream: TcpStream, tls: TlsAcceptor, router: Router) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let stream = timeout(LIMIT, tls.accept(stream)).await??;
+    let client = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    if !client.is_some_and(|certificate| is_operator(certificate)) {
+        return Err(format!("the client is not {OPERATOR_NAME}").into());
+    }
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(LIMIT.max(Duration::from_secs(MAX_WAIT_SECONDS))).max_buf_size(HEAD_LIMIT);
+    http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await?;
+    Ok(())
+}
+
+/// Whether a certificate, whose chain has been checked, is the operator's: by its name or one of its DNS names.
+fn is_operator(certificate: &[u8]) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
+    let names = certificate.subject_alternative_name().ok().flatten().map(|names| &names.value.general_names);
+    certificate.subject().iter_common_name().any(|name| name.as_str() == Ok(OPERATOR_NAME))
+        || names.into_iter().flatten().any(|name| matches!(name, GeneralName::DNSName(name) if *name == OPERATOR_NAME))
+}
+
+#[derive(Debug, Deserialize)]
+struct LongPoll {
+    after: Option<u64>,
+    #[serde(default)]
+    wait: u64,
+}
+
+/// Answers when the report is another than the one that the client has. Not only when it is newer: an agent that was
+/// restarted counts from the beginning.
+async fn status(State(mut report): State<watch::Receiver<AgentReport>>, Query(poll): Query<LongPoll>) -> Json<AgentReport> {
+    if let Some(after) = poll.after {
+        let limit = Duration::from_secs(poll.wait.min(MAX_WAIT_SECONDS));
+        let _ = timeout(limit, report.wait_for(|report| report.revision != after)).await;
+    }
+    let report = report.borrow().clone();
+    Json(report)
+}
+
+/// What the kubelet asks about.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// The report.
+    pub report: watch::Receiver<AgentReport>,
+    /// When the machine's loop last went round.
+    pub alive: watch::Receiver<Instant>,
+}
+
+/// Serves `/livez` and `/readyz` to the kubelet, for ever.
+pub async fn serve_health(listener: TcpListener, health: Health) {
+    let router = Router::new()
+        .route("/livez", get(|State(health): State<Health>| async move { code(health.alive.borrow().elapsed() < SILENCE_LIMIT) }))
+        .route("/readyz", get(|State(health): State<Health>| async move { code(is_ready(&health.report.borrow())) }))
+        .with_state(health);
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!("health: {error}");
+    }
+}
+
+const fn code(good: bool) -> StatusCode {
+    if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+/// Whether the pod counts as ready. Only a signal: each change of it wakes the operator, so a node that fails must change it.
+fn is_ready(report: &AgentReport) -> bool {
+    report.stage == Stage::Serving && report.control_plane_ready && !report.nodes.is_empty() && report.nodes.iter().all(|node| node.ready)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
+    use nestling_core::plan::wire::NodeReport;
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    use rstest::rstest;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tower::ServiceExt;
+
+    use crate::agent::report::Report;
+    use crate::agent::report::tests::settings;
+
+    struct Authority {
+        issuer: Issuer<'static, KeyPair>,
+        certificate: String,
+    }
+
+    fn authority() -> Authority {
+        let mut parameters = CertificateParams::new([]).unwrap();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = parameters.self_signed(&key).unwrap().pem();
+        Authority { issuer: Issuer::new(parameters, key), certificate }
+    }
+
+    impl Authority {
+        /// A certificate and its key.
+        fn issue(&self, common_name: &str, names: &[&str]) -> (rcgen::Certificate, KeyPair) {
+            let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+            let mut parameters = CertificateParams::new(names).unwrap();
+            parameters.distinguished_name.push(DnType::CommonName, common_name);
+            let key = KeyPair::generate().unwrap();
+            (parameters.signed_by(&key, &self.issuer).unwrap(), key)
+        }
+    }
+
+    #[rstest]
+    #[case(OPERATOR_NAME, &[], true)]
+    #[case("x", &["a", OPERATOR_NAME], true)]
+    #[case("x", &["operator.nestling.evil"], false)]
+    #[case("Operator.nestling", &[], false)]
+    fn the_operator_is_known_by_name(#[case] common_name: &str, #[case] names: &[&str], #[case] expected: bool) {
+        assert_eq!(is_operator(authority().issue(common_name, names).0.der()), expected);
+        assert!(!is_operator(b"nonsense"));
+    }
+
+    async fn ask(router: &Router, path: &str) -> (StatusCode, Vec<u8>) {
+        let answer = router.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
+        (answer.status(), to_bytes(answer.into_body(), 1 << 20).await.unwrap().to_vec())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_poll_waits_for_another_revision() {
+        let report = Report::new(&settings());
+        let router = Router::new().route(STATUS_PATH, get(status)).with_state(report.subscribe());
+        let revision = |body: Vec<u8>| serde_json::from_slice::<AgentReport>(&body).unwrap().revision;
+        let started = Instant::now();
+        assert_eq!(revision(ask(&router, STATUS_PATH).await.1), 1);
+        assert_eq!(revision(ask(&router, "/v1/status?after=99&wait=30").await.1), 1);
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        assert_eq!(revision(ask(&router, "/v1/status?after=1&wait=9999").await.1), 1);
+        assert_eq!(started.elapsed(), Duration::from_secs(MAX_WAIT_SECONDS));
+        let (answer, ()) = tokio::join!(ask(&router, "/v1/status?after=1&wait=30"), async { report.enter(Stage::Dockerd) });
+        assert_eq!(revision(answer.1), 2);
+        assert_eq!(ask(&router, "/v1/status?after=x").await.0, StatusCode::BAD_REQUEST);
+        assert_eq!(ask(&router, "/v1/secrets").await.0, StatusCode::NOT_FOUND);
+    }
+
+    #[test]
+    fn a_node_that_fails_is_seen() {
+        let node = |ready| NodeReport { name: "n".into(), control_plane: true, ready };
+        let mut report = AgentReport { stage: Stage::Serving, control_plane_ready: true, nodes: vec![node(true)], ..AgentReport::default() };
+        assert!(is_ready(&report));
+        report.nodes.push(node(false));
+        assert!(!is_ready(&report));
+        report.nodes.clear();
+        assert!(!is_ready(&report));
+    }
+
+    /// The first bytes of the answer that a client with this certificate gets, none if it is turned away.
+    async fn answer(ours: &Authority, client: Option<(rcgen::Certificate, KeyPair)>) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let (certificate, key) = ours.issue("agent", &["uid.agent.nestling"]);
+        for (file, text) in
+            [(keys::AGENT_AUTHORITY, ours.certificate.clone()), (keys::AGENT_CERTIFICATE, certificate.pem()), (keys::AGENT_KEY, key.serialize_pem())]
+        {
+            std::fs::write(directory.path().join(file), text).unwrap();
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve_operator(listener, tls(directory.path()).unwrap(), Report::new(&settings()).subscribe()));
+
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(ours.certificate.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
+        let config = match client {
+            Some((certificate, key)) => config.with_client_auth_cert(vec![certificate.der().clone()], PrivateKeyDer::from(key)).unwrap(),
+            None => config.with_no_client_auth(),
+        };
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let stream = TcpStream::connect(address).await.unwrap();
+        let Ok(mut stream) = connector.connect("uid.agent.nestling".try_into().unwrap(), stream).await else { return String::new() };
+        let _ = stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").await;
+        let mut text = Vec::new();
+        let _ = stream.read_to_end(&mut text).await;
+        String::from_utf8(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_the_operator_gets_an_answer() {
+        let (ours, other) = (authority(), authority());
+        let good = answer(&ours, Some(ours.issue(OPERATOR_NAME, &[]))).await;
+        assert!(good.starts_with("HTTP/1.1 200") && good.contains("\"attempt\":2"), "{good}");
+        assert_eq!(answer(&ours, Some(ours.issue("somebody", &["else"]))).await, "");
+        assert_eq!(answer(&ours, Some(other.issue(OPERATOR_NAME, &[]))).await, "");
+        assert_eq!(answer(&ours, None).await, "");
+    }
+}

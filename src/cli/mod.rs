@@ -1,0 +1,38 @@
+//! The user's verbs, one file each.
+
+mod args;
+mod crd;
+mod exit;
+mod host;
+mod kubeconfig;
+mod pre_delete;
+mod progress;
+mod wait;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+pub use args::{Goal, HostArgs, KubeconfigArgs, Verb, WaitArgs};
+pub use exit::usage;
+pub use pre_delete::pre_delete;
+
+/// Runs one of the user's verbs.
+///
+/// # Errors
+/// What is to be told to the user; see [`block_on`] for the exit code.
+pub async fn run(host: HostArgs, verb: Verb) -> Result<()> {
+    match verb {
+        // Boxed: with its watch it is twenty kilobytes of state.
+        Verb::Wait(args) => Box::pin(wait::run(host, args)).await,
+        Verb::Kubeconfig(args) => kubeconfig::run(host, args).await,
+        Verb::Crd => crd::run(),
+    }
+}
+
+/// Runs to the end and turns the result into an exit code; an error goes to standard error, with its causes.
+pub fn block_on(work: impl Future<Output = Result<()>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads");
+    exit::report(runtime.and_then(|runtime| runtime.block_on(work)))
+}

@@ -1,0 +1,252 @@
+//! What `wait` says about a cluster. Pure: text from an object and the time that has passed.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use nestling_core::api::conditions::{self, CONTROL_PLANE_READY, READY, STALLED};
+use nestling_core::api::reasons::Reason;
+use nestling_core::api::{KindCluster, KindClusterStatus};
+
+use super::Goal;
+
+/// How many lines of evidence are shown; the rest is in the status.
+const EVIDENCE_LINES: usize = 30;
+
+impl Goal {
+    /// The type of the condition.
+    pub fn condition(self) -> &'static str {
+        match self {
+            Self::Ready => READY,
+            Self::ControlPlaneReady => CONTROL_PLANE_READY,
+        }
+    }
+}
+
+/// Where a cluster stands, seen from somebody who waits for it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// It is still on its way.
+    Underway,
+    /// It is there.
+    Reached,
+    /// It does not get there without a change.
+    Stalled,
+    /// It is being deleted.
+    Deleting,
+}
+
+/// Where a cluster stands. Only what was said about the newest spec counts.
+pub fn verdict(cluster: &KindCluster, goal: Goal) -> Verdict {
+    if cluster.metadata.deletion_timestamp.is_some() {
+        return Verdict::Deleting;
+    }
+    let holds = |type_: &str| current(cluster, type_).is_some_and(|condition| condition.status == "True");
+    if holds(goal.condition()) {
+        Verdict::Reached
+    } else if holds(STALLED) {
+        Verdict::Stalled
+    } else {
+        Verdict::Underway
+    }
+}
+
+fn current<'a>(cluster: &'a KindCluster, type_: &str) -> Option<&'a Condition> {
+    let condition = conditions::get(&cluster.status.as_ref()?.conditions, type_)?;
+    (condition.observed_generation == cluster.metadata.generation).then_some(condition)
+}
+
+/// What is going on, in one line without a time: two equal ones are no news.
+pub fn news(cluster: &KindCluster, goal: Goal) -> String {
+    let Some(condition) = current(cluster, goal.condition()) else { return "waiting for the operator to look at the newest spec".to_owned() };
+    match one_line(&condition.message) {
+        message if !message.is_empty() => format!("{}: {message}", condition.reason),
+        _ => match Reason::parse(&condition.reason) {
+            Some(reason) => format!("{}: {}", condition.reason, reason.meaning()),
+            None => condition.reason.clone(),
+        },
+    }
+}
+
+/// One line for a pipe.
+pub fn line(elapsed: Duration, news: &str) -> String {
+    format!("[{:>4}s] {news}", elapsed.as_secs())
+}
+
+/// The live view for a terminal. `elapsed` counts from the start of `wait`, `unseen` from the newest sight of the object: the running stage
+/// has taken that much longer than its status says.
+pub fn screen(cluster: &KindCluster, goal: Goal, elapsed: Duration, unseen: Duration) -> Vec<String> {
+    let empty = KindClusterStatus::default();
+    let status = cluster.status.as_ref().unwrap_or(&empty);
+    let name = cluster.metadata.name.as_deref().unwrap_or_default();
+    let reached = verdict(cluster, goal) == Verdict::Reached;
+    let mut lines = vec![title(name, status)];
+    let last = status.stages.len().saturating_sub(1);
+    for (index, stage) in status.stages.iter().enumerate() {
+        let running = index == last && !reached;
+        let mut taken = Duration::from_millis(u64::try_from(stage.milliseconds).unwrap_or_default());
+        if running {
+            taken += unseen;
+        }
+        lines.push(format!("  {} {:<26} {:>7}", if running { '•' } else { '✓' }, stage.name, seconds(taken)));
+    }
+    if !reached {
+        lines.push(format!("  {}", news(cluster, goal)));
+        lines.push(format!("  waiting for {}, {} so far", goal.condition(), clock(elapsed)));
+    }
+    lines
+}
+
+fn title(name: &str, status: &KindClusterStatus) -> String {
+    let mut title = name.to_owned();
+    let parts = [
+        status.version.clone(),
+        status.attempt.map(|attempt| format!("attempt {attempt}")),
+        status.nodes_ready.as_ref().map(|ready| format!("nodes {ready}")),
+        status.pod_ref.as_ref().and_then(|pod| pod.node_name.as_ref()).map(|node| format!("on {node}")),
+    ];
+    for part in parts.into_iter().flatten() {
+        title += "  ";
+        title += &part;
+    }
+    title
+}
+
+/// The last words on a cluster that is there.
+pub fn success(cluster: &KindCluster, goal: Goal, elapsed: Duration) -> String {
+    let name = cluster.metadata.name.as_deref().unwrap_or_default();
+    format!("{name} is {} ({} waited)", goal.condition(), clock(elapsed))
+}
+
+/// The last words on a stalled cluster: reason, what happened, remedy, evidence.
+pub fn stalled(cluster: &KindCluster) -> String {
+    let name = cluster.metadata.name.as_deref().unwrap_or_default();
+    let Some(condition) = current(cluster, STALLED) else { return format!("{name} is stalled") };
+    let mut text = format!("{name} is stalled: {}\n", condition.reason);
+    if !condition.message.trim().is_empty() {
+        let _ = writeln!(text, "{}", condition.message.trim());
+    }
+    // Mostly the message ends with it already.
+    let remedy = Reason::parse(&condition.reason).map_or("", Reason::remedy);
+    if !remedy.is_empty() && !condition.message.contains(remedy) {
+        let _ = writeln!(text, "{remedy}");
+    }
+    let failure = cluster.status.as_ref().and_then(|status| status.last_failure.as_ref()).filter(|failure| failure.reason == condition.reason);
+    if let Some(tail) = failure.and_then(|failure| failure.log_tail.as_deref()).filter(|tail| !tail.trim().is_empty()) {
+        let lines: Vec<&str> = tail.trim_end().lines().collect();
+        text += "Evidence:\n";
+        for line in &lines[lines.len().saturating_sub(EVIDENCE_LINES)..] {
+            let _ = writeln!(text, "  {}", printable(line));
+        }
+    }
+    text
+}
+
+/// The last words when the time is over.
+pub fn timed_out(cluster: Option<&KindCluster>, goal: Goal, elapsed: Duration) -> String {
+    let what = cluster.map_or_else(|| "the host cluster has not answered".to_owned(), |cluster| news(cluster, goal));
+    format!("{} did not come true in {}; at last: {what}", goal.condition(), clock(elapsed))
+}
+
+/// Messages of a kubelet have several lines.
+fn one_line(text: &str) -> String {
+    printable(&text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// Evidence comes out of a pod in which users are root: it must not steer the terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() && character != '\t' { '·' } else { character }).collect()
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{}.{}s", duration.as_secs(), duration.subsec_millis() / 100)
+}
+
+fn clock(duration: Duration) -> String {
+    match (duration.as_secs() / 60, duration.as_secs() % 60) {
+        (0, seconds) => format!("{seconds}s"),
+        (minutes, 0) => format!("{minutes}m"),
+        (minutes, seconds) => format!("{minutes}m{seconds}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const SEEN: Duration = Duration::from_millis(1500);
+
+    fn condition(type_: &str, status: &str, reason: &str, message: &str) -> Value {
+        json!({"type": type_, "status": status, "reason": reason, "message": message, "observedGeneration": 2, "lastTransitionTime": "2026-01-01T00:00:00Z"})
+    }
+
+    fn cluster(mut status: Value, conditions: &[Value]) -> KindCluster {
+        status["conditions"] = conditions.into();
+        let value =
+            json!({"apiVersion": "nestling.dev/v1alpha1", "kind": "KindCluster", "metadata": {"name": "crane", "generation": 2}, "spec": {}, "status": status});
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn underway() -> KindCluster {
+        let status = json!({
+            "version": "v1.34.4", "attempt": 2, "nodesReady": "0/3", "podRef": {"namespace": "clusters", "name": "p", "nodeName": "host-1"},
+            "stages": [{"name": "Preflight", "milliseconds": 140}, {"name": "StartingDocker", "milliseconds": 2310}, {"name": "StartingControlPlane", "milliseconds": 9020}]});
+        cluster(status, &[condition(READY, "False", "StartingControlPlane", "")])
+    }
+
+    #[test]
+    fn a_cluster_on_its_way() {
+        insta::assert_snapshot!(screen(&underway(), Goal::Ready, Duration::from_secs(83), SEEN).join("\n"));
+        insta::assert_snapshot!(line(Duration::from_secs(83), &news(&underway(), Goal::Ready)));
+    }
+
+    #[test]
+    fn a_ready_cluster() {
+        let mut ready = underway();
+        ready.status.as_mut().unwrap().conditions = vec![serde_json::from_value(condition(READY, "True", "ClusterReady", "")).unwrap()];
+        insta::assert_snapshot!(screen(&ready, Goal::Ready, Duration::from_secs(83), SEEN).join("\n"));
+        insta::assert_snapshot!(success(&ready, Goal::Ready, Duration::from_secs(83)));
+    }
+
+    #[test]
+    fn an_object_that_nobody_looked_at() {
+        let fresh = cluster(json!({}), &[]);
+        insta::assert_snapshot!(screen(&fresh, Goal::Ready, Duration::from_secs(1), SEEN).join("\n"));
+        insta::assert_snapshot!(timed_out(Some(&fresh), Goal::Ready, Duration::from_mins(15)));
+        insta::assert_snapshot!(timed_out(None, Goal::ControlPlaneReady, Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn a_stalled_cluster_shows_its_evidence() {
+        let mut tail: Vec<String> = (0..40).map(|number| format!("line {number}")).collect();
+        tail.push("\x1b]0;title\x07 exec: not found".to_owned());
+        let status = json!({"lastFailure": {"reason": "KubeadmInitFailed", "message": "m", "time": null, "logTail": tail.join("\n")}});
+        let message = "kubeadm: unknown field. See the evidence; often a patch in spec.config that kubeadm refuses. No further attempt is made (attempt 3).";
+        insta::assert_snapshot!(stalled(&cluster(status, &[condition(STALLED, "True", "KubeadmInitFailed", message)])));
+    }
+
+    #[test]
+    fn evidence_of_another_failure_is_not_shown_and_the_remedy_only_once() {
+        let status = json!({"lastFailure": {"reason": "PodLost", "message": "m", "time": null, "logTail": "old"}});
+        insta::assert_snapshot!(stalled(&cluster(status, &[condition(STALLED, "True", "ConfigFieldOwned", "networking.apiServerPort is set")])));
+    }
+
+    #[rstest]
+    #[case::reached(READY, "True", 2, Verdict::Reached)]
+    #[case::reached_for_an_older_spec(READY, "True", 1, Verdict::Underway)]
+    #[case::not_reached(READY, "False", 2, Verdict::Underway)]
+    #[case::stalled(STALLED, "True", 2, Verdict::Stalled)]
+    #[case::stalled_for_an_older_spec(STALLED, "True", 1, Verdict::Underway)]
+    #[case::the_other_goal(CONTROL_PLANE_READY, "True", 2, Verdict::Underway)]
+    fn verdicts(#[case] type_: &str, #[case] status: &str, #[case] generation: i64, #[case] expected: Verdict) {
+        let mut seen = condition(type_, status, "Settled", "");
+        seen["observedGeneration"] = generation.into();
+        let mut cluster = cluster(json!({}), &[seen]);
+        assert_eq!(verdict(&cluster, Goal::Ready), expected);
+        cluster.metadata.deletion_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+        assert_eq!(verdict(&cluster, Goal::Ready), Verdict::Deleting);
+    }
+}

@@ -1,0 +1,137 @@
+//! The API on a real API server: the CRD is accepted, and every rule in it refuses and allows what it should.
+
+mod support;
+
+use kube::api::{DeleteParams, DynamicObject, PostParams};
+use kube::{Api, ResourceExt};
+use nestling_core::api::KindCluster;
+use serde_json::{Value, json};
+use support::plane::Plane;
+
+/// `(what, spec, part of the message; None if it is good)`.
+fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
+    vec![
+        ("empty", json!({}), None),
+        ("version", json!({"version": "v1.34.4"}), None),
+        ("version: pre-release", json!({"version": "v1.35.0-rc.1"}), None),
+        ("version: no v", json!({"version": "1.34.4"}), Some("version must look like v1.34.4")),
+        ("version: latest", json!({"version": "latest"}), Some("version must look like v1.34.4")),
+        ("version and image", json!({"version": "v1.34.4", "image": "a"}), Some("version and image exclude each other")),
+        ("image", json!({"image": "kindest/node:v1.34.4@sha256:aa"}), None),
+        ("image: empty", json!({"image": ""}), Some("spec.image")),
+        ("nodes", json!({"nodes": {"workers": 3}}), None),
+        ("nodes: two control planes", json!({"nodes": {"controlPlanes": 2}}), Some("controlPlanes")),
+        ("nodes: no control plane", json!({"nodes": {"controlPlanes": 0}}), Some("controlPlanes")),
+        ("nodes: negative workers", json!({"nodes": {"workers": -1}}), Some("workers")),
+        ("nodes: too many workers", json!({"nodes": {"workers": 10}}), Some("workers")),
+        ("nodes twice", json!({"nodes": {"workers": 1}, "config": {"nodes": [{"role": "control-plane"}]}}), Some("nodes and config.nodes exclude each other")),
+        ("nodes beside a config without", json!({"nodes": {"workers": 1}, "config": {"featureGates": {"A": true}}}), None),
+        (
+            "config: a pasted kind.yaml",
+            json!({"config": {"kind": "Cluster", "apiVersion": "kind.x-k8s.io/v1alpha4", "name": "x", "future": {"kept": 1},
+                "nodes": [{"role": "control-plane", "extraPortMappings": [{"containerPort": 80, "hostPort": 80, "protocol": "TCP"}]}, {"role": "worker"}]}}),
+            None,
+        ),
+        ("config: a node without a role is a control plane", json!({"config": {"nodes": [{}]}}), None),
+        ("config: kind", json!({"config": {"kind": "Pod"}}), Some("config.kind must be Cluster")),
+        ("config: apiVersion", json!({"config": {"apiVersion": "kind.x-k8s.io/v1alpha3"}}), Some("config.apiVersion must be")),
+        ("config: only workers", json!({"config": {"nodes": [{"role": "worker"}]}}), Some("exactly one control-plane")),
+        ("config: two control planes", json!({"config": {"nodes": [{}, {}]}}), Some("exactly one control-plane")),
+        ("config: no nodes", json!({"config": {"nodes": []}}), Some("config.nodes")),
+        ("config: a role that is none", json!({"config": {"nodes": [{"role": "master"}]}}), Some("Unsupported value")),
+        ("networking", json!({"networking": {"podCIDRs": ["10.100.0.0/16"], "serviceCIDRs": ["10.101.0.0/16"]}}), None),
+        ("networking: not a range", json!({"networking": {"podCIDRs": ["10.100.0.0"]}}), Some("podCIDRs must hold an IPv4 range")),
+        ("networking: IPv6", json!({"networking": {"serviceCIDRs": ["fd00::/64"]}}), Some("serviceCIDRs must hold an IPv4 range")),
+        ("networking: two ranges", json!({"networking": {"podCIDRs": ["10.1.0.0/16", "10.2.0.0/16"]}}), Some("podCIDRs")),
+        (
+            "networking twice",
+            json!({"networking": {"podCIDRs": ["10.100.0.0/16"]}, "config": {"networking": {"disableDefaultCNI": true}}}),
+            Some("networking and config.networking exclude each other"),
+        ),
+        ("access", json!({"access": {"service": {"type": "NodePort", "nodePort": 31000}}}), None),
+        ("access: port without type", json!({"access": {"service": {"nodePort": 31000}}}), Some("nodePort needs type: NodePort")),
+        ("access: port of a ClusterIP", json!({"access": {"service": {"type": "ClusterIP", "nodePort": 31000}}}), Some("nodePort needs type: NodePort")),
+        ("access: no such type", json!({"access": {"service": {"type": "Ingress"}}}), Some("Unsupported value")),
+        ("access: no such port", json!({"access": {"service": {"type": "NodePort", "nodePort": 70000}}}), Some("nodePort")),
+        ("kubeconfig", json!({"kubeconfig": {"secretName": "my.config"}}), None),
+        ("kubeconfig: no name for a Secret", json!({"kubeconfig": {"secretName": "My_Config"}}), Some("secretName must be a valid Secret name")),
+        ("lifecycle", json!({"lifecycle": {"creationTimeout": "20m", "backoffLimit": 0, "podLossPolicy": "Fail"}}), None),
+        ("lifecycle: a Go duration", json!({"lifecycle": {"creationTimeout": "1h30m"}}), None),
+        ("lifecycle: too short", json!({"lifecycle": {"creationTimeout": "10s"}}), Some("between 1m and 2h")),
+        ("lifecycle: too long", json!({"lifecycle": {"creationTimeout": "3h"}}), Some("between 1m and 2h")),
+        ("lifecycle: no duration", json!({"lifecycle": {"creationTimeout": "soon"}}), Some("creationTimeout")),
+        ("lifecycle: backoffLimit", json!({"lifecycle": {"backoffLimit": 11}}), Some("backoffLimit")),
+        ("lifecycle: no such policy", json!({"lifecycle": {"podLossPolicy": "Pray"}}), Some("Unsupported value")),
+        ("resources", json!({"resources": {"requests": {"cpu": "500m"}, "limits": {"memory": "3Gi"}}}), None),
+        ("storage", json!({"storage": {"type": "Ephemeral", "size": "20Gi"}}), None),
+        ("storage: too small", json!({"storage": {"size": "1Gi"}}), Some("at least 2Gi")),
+        ("storage: no quantity", json!({"storage": {"size": "big"}}), Some("at least 2Gi")),
+        ("storage: not yet", json!({"storage": {"type": "Persistent"}}), Some("Unsupported value")),
+        (
+            "pod",
+            json!({"pod": {"metadata": {"labels": {"a": "b"}, "annotations": {"c": "d"}}, "nodeSelector": {"e": "f"}, "runtimeClassName": "kata", "priorityClassName": "high",
+                "tolerations": [{"key": "k", "operator": "Exists"}], "imagePullSecrets": [{"name": "s"}],
+                "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}}}),
+            None,
+        ),
+        ("pod: our labels", json!({"pod": {"metadata": {"labels": {"nestling.dev/cluster-uid": "x"}}}}), Some("labels under nestling.dev/ are the operator's")),
+        (
+            "pod: our annotations",
+            json!({"pod": {"metadata": {"annotations": {"nestling.dev/settings": "x"}}}}),
+            Some("annotations under nestling.dev/ are the operator's"),
+        ),
+        ("paused", json!({"paused": true}), None),
+    ]
+}
+
+fn object(name: &str, spec: &Value) -> DynamicObject {
+    serde_json::from_value(json!({"apiVersion": "nestling.dev/v1alpha1", "kind": "KindCluster", "metadata": {"name": name}, "spec": spec})).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_rule_of_the_crd_refuses_and_allows_what_it_should() {
+    let plane = Plane::start().await;
+    let api: Api<DynamicObject> = Api::default_namespaced_with(plane.client.clone(), &kube::api::ApiResource::erase::<KindCluster>(&()));
+    let mut wrong = Vec::new();
+    for (what, spec, refusal) in table() {
+        let made = api.create(&PostParams::default(), &object("probe", &spec)).await;
+        match (made, refusal) {
+            (Ok(made), None) => {
+                // What was accepted must also be readable by the operator, and nothing of it may be lost.
+                let typed: KindCluster = serde_json::from_value(serde_json::to_value(&made).unwrap()).unwrap();
+                let kept = serde_json::to_value(&typed.spec).unwrap();
+                for key in spec.as_object().unwrap().keys() {
+                    assert!(kept.get(key).is_some(), "{what}: {key} was lost");
+                }
+                api.delete(&made.name_any(), &DeleteParams::default()).await.unwrap();
+            }
+            (Err(kube::Error::Api(status)), Some(part)) if status.code == 422 && status.message.contains(part) => {}
+            (Ok(made), Some(part)) => {
+                wrong.push(format!("{what}: was accepted, should say {part:?}"));
+                api.delete(&made.name_any(), &DeleteParams::default()).await.unwrap();
+            }
+            (Err(error), expected) => wrong.push(format!("{what}: {error}, expected {expected:?}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_become_names_of_services_and_pods() {
+    let plane = Plane::start().await;
+    let api: Api<DynamicObject> = Api::default_namespaced_with(plane.client.clone(), &kube::api::ApiResource::erase::<KindCluster>(&()));
+    for (name, good) in [("a", true), ("a--b", true), (&"x".repeat(40), true), (&"x".repeat(41), false), ("a.b", false), ("0a", true)] {
+        let made = api.create(&PostParams::default(), &object(name, &json!({}))).await;
+        assert_eq!(made.is_ok(), good, "{name}: {made:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_cannot_write_the_status_through_the_object() {
+    let plane = Plane::start().await;
+    let api: Api<DynamicObject> = Api::default_namespaced_with(plane.client.clone(), &kube::api::ApiResource::erase::<KindCluster>(&()));
+    let mut forged = object("forged", &json!({}));
+    forged.data["status"] = json!({"clusterUID": "mine"});
+    let made = api.create(&PostParams::default(), &forged).await.unwrap();
+    assert!(made.data.get("status").is_none());
+}

@@ -1,0 +1,303 @@
+//! The product: real nested clusters in a real host cluster, with the operator under its own service account. These run side by side; what must be alone
+//! on the machine is in `solo.rs`.
+
+mod support;
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use nestling_core::api::conditions::{CONTROL_PLANE_READY, KUBECONFIG_PUBLISHED, PAUSED, READY, STALLED};
+use serde_json::json;
+use support::operator::CLUSTERS_NAMESPACE;
+use support::real::{CREATED, Host, TOOLS, bare_seconds, spec};
+use support::wait::{condition, until};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// A web server with a claim on the default StorageClass, and a Service in front.
+fn workload() -> String {
+    format!(
+        r"
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: page}}
+spec: {{accessModes: [ReadWriteOnce], resources: {{requests: {{storage: 10Mi}}}}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web}}
+spec:
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      volumes: [{{name: page, persistentVolumeClaim: {{claimName: page}}}}]
+      containers:
+      - name: web
+        image: {TOOLS}
+        imagePullPolicy: Never
+        command: [bash, -ec, 'echo served-from-a-claim > /page/index.html; exec busybox httpd -f -p 8080 -h /page']
+        readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}
+        volumeMounts: [{{name: page, mountPath: /page}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: web}}
+spec: {{selector: {{app: web}}, ports: [{{port: 80, targetPort: 8080}}]}}
+"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_node_serves_workloads_and_is_reached_from_inside_and_outside() {
+    let host = Host::find().await;
+    host.namespace("t-one").await;
+    host.namespace("t-one-visitor").await;
+    let wish = spec(
+        r"
+access: {service: {type: NodePort}}
+config:
+  kind: Cluster
+  apiVersion: kind.x-k8s.io/v1alpha4
+  name: pasted
+  featureGates: {InPlacePodVerticalScalingAllocatedStatus: true}
+  nodes:
+  - role: control-plane
+    labels: {tier: gold}
+",
+    );
+    host.create("t-one", "crane", wish).await;
+    let cluster = host.ready("t-one", "crane").await;
+    if let Some(bare) = bare_seconds() {
+        println!(
+            "apply to Ready (1 node, others at work beside it): {:.1} s; bare kind create --wait in this run: {bare:.1} s",
+            host.seconds_to_ready(&cluster)
+        );
+    }
+
+    // From outside the host cluster, over the NodePort, with strict TLS.
+    let external = host.kubeconfig("t-one", "crane", "external").await;
+    assert!(external.contains("kind-crane"), "the context is named as kind names it");
+    let nodes = host.from_outside(&external, &["get", "nodes", "-L", "tier", "--no-headers"]).unwrap();
+    assert!(nodes.contains(" Ready ") && nodes.contains("gold"), "{nodes}");
+    let metrics = host.from_outside(&external, &["get", "--raw", "/metrics"]).unwrap();
+    assert!(
+        metrics.lines().any(|line| line.starts_with("kubernetes_feature_enabled{name=\"InPlacePodVerticalScalingAllocatedStatus\"") && line.ends_with(" 1")),
+        "the feature gate of config is not seen"
+    );
+    let wrong_name = external.replace("tls-server-name: c-", "tls-server-name: x-");
+    assert_ne!(wrong_name, external);
+    let refused = host.from_outside(&wrong_name, &["get", "nodes"]).unwrap_err();
+    assert!(refused.contains("certificate"), "{refused}");
+    assert!(host.from_outside(&external, &["auth", "whoami"]).unwrap().contains("nestling:cluster-admins"));
+
+    // A Deployment with a claim, behind a Service that answers by name.
+    host.apply_outside(&external, &workload());
+    host.from_outside(&external, &["rollout", "status", "deployment/web", "--timeout=120s"]).unwrap();
+    let image = format!("--image={TOOLS}");
+    let probe = [
+        "run",
+        "probe",
+        &image,
+        "--image-pull-policy=Never",
+        "--restart=Never",
+        "--attach",
+        "--rm",
+        "--quiet",
+        "--command",
+        "--",
+        "curl",
+        "-sS",
+        "--retry",
+        "10",
+        "--retry-all-errors",
+        "http://web.default.svc.cluster.local/",
+    ];
+    let page = host.from_outside(&external, &probe).unwrap();
+    assert!(page.contains("served-from-a-claim"), "{page}");
+
+    // From a pod of another namespace that has nothing but the Secret.
+    let secret: Secret = Api::namespaced(host.client.clone(), "t-one").get("crane-kubeconfig").await.unwrap();
+    assert_eq!(secret.type_.as_deref(), Some("cluster.x-k8s.io/secret"));
+    assert_eq!(secret.metadata.labels.as_ref().unwrap()["cluster.x-k8s.io/cluster-name"], "crane");
+    let copy = Secret { metadata: kube::api::ObjectMeta { name: Some("copied".into()), ..Default::default() }, data: secret.data, ..Secret::default() };
+    Api::<Secret>::namespaced(host.client.clone(), "t-one-visitor").create(&PostParams::default(), &copy).await.unwrap();
+    let seen = host.visit("t-one-visitor", "copied", "kubectl get nodes --no-headers; kubectl get --raw /readyz").await.unwrap();
+    assert!(seen.contains("crane-control-plane") && seen.contains("ok"), "{seen}");
+
+    // No credential of the host in the pod, and nothing in its logs that should not be there.
+    let pod = cluster.status.unwrap().pod_ref.unwrap().name;
+    let inside = host.kubectl(&["exec", "-n", CLUSTERS_NAMESPACE, &pod, "--", "sh", "-c", "ls /var/run/secrets/kubernetes.io 2>&1; env | grep ^KUBERNETES_"]);
+    assert!(inside.contains("No such file"), "{inside}");
+    assert!(
+        inside
+            .lines()
+            .filter(|line| line.starts_with("KUBERNETES_SERVICE_"))
+            .filter(|line| line.contains("HOST=") || line.contains("PORT="))
+            .all(|line| line.ends_with('=')),
+        "{inside}"
+    );
+    let logs = host.kubectl(&["logs", "-n", CLUSTERS_NAMESPACE, &pod]);
+    assert!(!logs.contains("PRIVATE KEY") && !logs.contains("client-key-data"), "secrets in the logs");
+
+    host.delete("t-one", "crane").await;
+    for namespace in ["t-one", "t-one-visitor"] {
+        host.delete_namespace(namespace).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_become_ready() {
+    let host = Host::find().await;
+    host.namespace("t-three").await;
+    host.create("t-three", "trio", spec("{nodes: {workers: 2}, access: {service: {type: NodePort}}}")).await;
+    let cluster = host.ready("t-three", "trio").await;
+    let status = cluster.status.unwrap();
+    assert_eq!(status.nodes_ready.as_deref(), Some("3/3"));
+    assert_eq!((status.control_planes.unwrap().total, status.workers.unwrap().total), (1, 2));
+    let external = host.kubeconfig("t-three", "trio", "external").await;
+    // One pod on each worker, and they hear each other.
+    host.apply_outside(
+        &external,
+        &workload().replace(
+            "terminationGracePeriodSeconds",
+            "affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: []}}\n      terminationGracePeriodSeconds",
+        ),
+    );
+    host.from_outside(&external, &["rollout", "status", "deployment/web", "--timeout=120s"]).unwrap();
+    let placed = host.from_outside(&external, &["get", "pods", "-o", "jsonpath={.items[0].spec.nodeName}"]).unwrap();
+    let other = if placed.ends_with("worker2") { "trio-worker" } else { "trio-worker2" };
+    let image = format!("--image={TOOLS}");
+    let overrides = format!("--overrides={}", json!({"spec": {"nodeName": other}}));
+    let probe = [
+        "run",
+        "probe",
+        &image,
+        &overrides,
+        "--image-pull-policy=Never",
+        "--restart=Never",
+        "--attach",
+        "--rm",
+        "--quiet",
+        "--command",
+        "--",
+        "curl",
+        "-sS",
+        "--retry",
+        "10",
+        "--retry-all-errors",
+        "http://web.default.svc.cluster.local/",
+    ];
+    assert!(host.from_outside(&external, &probe).unwrap().contains("served-from-a-claim"));
+    // All nodes together offer no more memory than the pod may use.
+    let allocatable = host.from_outside(&external, &["get", "nodes", "-o", "jsonpath={.items[*].status.allocatable.memory}"]).unwrap();
+    let sum: i64 = allocatable.split_whitespace().map(|text| text.trim_end_matches("Ki").parse::<i64>().unwrap() << 10).sum();
+    assert!(sum < 4 << 30, "{allocatable}");
+    host.delete("t-three", "trio").await;
+    host.delete_namespace("t-three").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_do_not_collide_and_a_foreign_secret_survives() {
+    let host = Host::find().await;
+    host.namespace("a").await;
+    host.namespace("a--b").await;
+    let foreign: Secret = serde_json::from_value(json!({"metadata": {"name": "c-kubeconfig"}, "stringData": {"value": "theirs"}})).unwrap();
+    let secrets: Api<Secret> = Api::namespaced(host.client.clone(), "a");
+    secrets.create(&PostParams::default(), &foreign).await.unwrap();
+
+    // The same name in two namespaces, and two that a careless separator would make one.
+    let all = [("a", "b--c"), ("a--b", "c"), ("a", "c")];
+    for (namespace, name) in all {
+        host.create(namespace, name, json!({})).await;
+    }
+    condition(&host.clusters("a"), "c", KUBECONFIG_PUBLISHED, "False", Some("KubeconfigSecretConflict"), CREATED).await;
+    condition(&host.clusters("a"), "c", READY, "False", Some("KubeconfigSecretConflict"), SOON).await;
+    assert_eq!(secrets.get("c-kubeconfig").await.unwrap().data.unwrap()["value"].0, b"theirs");
+    secrets.delete("c-kubeconfig", &DeleteParams::default()).await.unwrap();
+    for (namespace, name) in all {
+        host.ready(namespace, name).await;
+        let seen = host.visit(namespace, &format!("{name}-kubeconfig"), "kubectl get nodes --no-headers").await.unwrap();
+        assert!(seen.contains(&format!("{name}-control-plane")), "{seen}");
+    }
+    let deletions = all.map(|(namespace, name)| host.delete(namespace, name));
+    futures::future::join_all(deletions).await;
+    for namespace in ["a", "a--b"] {
+        host.delete_namespace(namespace).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_cni_the_control_plane_is_ready_first() {
+    let host = Host::find().await;
+    host.namespace("t-cni").await;
+    host.create("t-cni", "bare", spec("{config: {networking: {disableDefaultCNI: true}}, access: {service: {type: NodePort}}}")).await;
+    let api = host.clusters("t-cni");
+    condition(&api, "bare", CONTROL_PLANE_READY, "True", None, CREATED).await;
+    condition(&api, "bare", READY, "False", Some("WaitingForNodes"), SOON).await;
+    condition(&api, "bare", KUBECONFIG_PUBLISHED, "True", None, SOON).await;
+    // The user brings a CNI: here the one that kind would have installed, from the node image.
+    let external = host.kubeconfig("t-cni", "bare", "external").await;
+    let manifest = host.cluster.docker().run(&["exec", &host.nodes()[0], "cat", "/kind/manifests/default-cni.yaml"]).unwrap();
+    let subnet = host.from_outside(&external, &["get", "nodes", "-o", "jsonpath={.items[0].spec.podCIDR}"]).unwrap();
+    let subnet = subnet.replace(".0.0/24", ".0.0/16");
+    host.apply_outside(&external, &manifest.replace("{{ .PodSubnet }}", &subnet).replace("{{.PodSubnet}}", &subnet));
+    host.ready("t-cni", "bare").await;
+    host.delete("t-cni", "bare").await;
+    host.delete_namespace("t-cni").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paused_makes_nothing() {
+    let host = Host::find().await;
+    host.namespace("t-paused").await;
+    let cluster = host.create("t-paused", "sleepy", json!({"paused": true})).await;
+    condition(&host.clusters("t-paused"), "sleepy", PAUSED, "True", None, SOON).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(host.children(&cluster.metadata.uid.unwrap()).await, Vec::<String>::new());
+    host.patch("t-paused", "sleepy", json!({"spec": {"paused": false, "config": {"networking": {"apiServerPort": 1}}}})).await;
+    condition(&host.clusters("t-paused"), "sleepy", STALLED, "True", Some("ConfigFieldOwned"), SOON).await;
+    host.delete("t-paused", "sleepy").await;
+    host.delete_namespace("t-paused").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_have_reasons_and_are_mended() {
+    let host = Host::find().await;
+    host.namespace("t-fail").await;
+    let api = host.clusters("t-fail");
+    // An image that nobody has.
+    host.create("t-fail", "image", spec("{image: 'localhost:1/no/such-node:v1.34.4', lifecycle: {backoffLimit: 0}}")).await;
+    // A patch that kubeadm refuses.
+    host.create(
+        "t-fail",
+        "kubeadm",
+        spec("{config: {kubeadmConfigPatches: ['{kind: ClusterConfiguration, kubernetesVersion: nonsense}']}, lifecycle: {backoffLimit: 0}}"),
+    )
+    .await;
+    // A range of the host.
+    host.create("t-fail", "overlap", spec("{networking: {serviceCIDRs: [10.96.0.0/16]}}")).await;
+
+    condition(&api, "overlap", STALLED, "True", Some("CIDROverlap"), SOON).await;
+    let cluster = condition(&api, "image", STALLED, "True", Some("NodeImagePullFailed"), CREATED).await;
+    let failure = cluster.status.unwrap().last_failure.unwrap();
+    assert!(failure.message.contains("localhost:1/no/such-node"), "{}", failure.message);
+    let cluster = condition(&api, "kubeadm", STALLED, "True", Some("KubeadmInitFailed"), CREATED).await;
+    let failure = cluster.status.unwrap().last_failure.unwrap();
+    assert!(failure.log_tail.as_deref().unwrap_or_default().contains("nonsense"), "{failure:?}");
+    until("the failed pods to go", Duration::from_mins(3), async || {
+        let pods = host.pods(CLUSTERS_NAMESPACE).list(&ListParams::default().labels("nestling.dev/cluster-namespace=t-fail")).await.unwrap();
+        if pods.items.is_empty() { Ok(()) } else { Err(format!("{} left", pods.items.len())) }
+    })
+    .await;
+
+    host.patch("t-fail", "kubeadm", json!({"spec": {"config": null}})).await;
+    host.ready("t-fail", "kubeadm").await;
+    for name in ["image", "kubeadm", "overlap"] {
+        host.delete("t-fail", name).await;
+    }
+    host.delete_namespace("t-fail").await;
+}

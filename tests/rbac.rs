@@ -1,0 +1,101 @@
+//! The rights that the chart gives: the operator can do its work with them on a real API server, and nothing more.
+
+mod support;
+
+use std::process::Command;
+use std::time::Duration;
+
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use kube::api::{DeleteParams, PostParams};
+use kube::{Api, Client};
+use nestling_core::api::conditions::READY;
+use nestling_core::api::{KindCluster, KindClusterSpec};
+use support::fake_host::FakeHost;
+use support::operator::{CLUSTERS_NAMESPACE, OPERATOR_NAMESPACE, Operator, Options};
+use support::plane::{Plane, lab};
+use support::wait::{condition, gone};
+
+const SERVICE_ACCOUNT: &str = "system:serviceaccount:nestling-system:nestling";
+
+/// Only the documents that give rights.
+fn rights_of_the_chart() -> String {
+    let helm = lab().bin("helm").unwrap();
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/nestling");
+    let output = Command::new(helm).args(["template", "nestling", chart, "-n", OPERATOR_NAMESPACE, "--no-hooks"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let rendered = String::from_utf8(output.stdout).unwrap();
+    let rights = |document: &&str| {
+        ["kind: Role\n", "kind: RoleBinding\n", "kind: ClusterRole\n", "kind: ClusterRoleBinding\n"].iter().any(|kind| document.contains(kind))
+    };
+    rendered.split("\n---\n").filter(rights).collect::<Vec<_>>().join("\n---\n")
+}
+
+async fn may(client: &Client, verb: &str, group: &str, resource: &str, namespace: Option<&str>) -> bool {
+    let (resource, subresource) = resource.split_once('/').map_or((resource, None), |(resource, sub)| (resource, Some(sub.to_owned())));
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(ResourceAttributes {
+                verb: Some(verb.into()),
+                group: Some(group.into()),
+                resource: Some(resource.into()),
+                subresource,
+                namespace: namespace.map(str::to_owned),
+                ..ResourceAttributes::default()
+            }),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    Api::<SelfSubjectAccessReview>::all(client.clone()).create(&PostParams::default(), &review).await.unwrap().status.unwrap().allowed
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_charts_rights_suffice_and_nothing_more() {
+    let plane = Plane::start().await;
+    for name in [OPERATOR_NAMESPACE, CLUSTERS_NAMESPACE, "team"] {
+        plane.namespace(name).await;
+    }
+    plane.apply(&rights_of_the_chart());
+    let host = FakeHost::start(plane.client.clone()).await;
+    let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(kubeconfig.path(), plane.control_plane.kubeconfig_for(SERVICE_ACCOUNT, None).unwrap()).unwrap();
+
+    // They suffice: a whole life.
+    let options = Options { agents: host.address, max_creating: 1, die_after: None, kubeconfig: Some(kubeconfig.path().to_owned()) };
+    let _operator = Operator::start(&plane, &options);
+    let clusters: Api<KindCluster> = Api::namespaced(plane.client.clone(), "team");
+    clusters.create(&PostParams::default(), &KindCluster::new("crane", KindClusterSpec::default())).await.unwrap();
+    condition(&clusters, "crane", READY, "True", None, Duration::from_secs(60)).await;
+    clusters.delete("crane", &DeleteParams::default()).await.unwrap();
+    gone(&clusters, "crane", Duration::from_secs(60)).await;
+
+    // And nothing more.
+    let operator = plane.client_for(SERVICE_ACCOUNT).await;
+    let forbidden = [
+        ("get", "", "secrets", Some("team")),
+        ("list", "", "secrets", None),
+        ("watch", "", "secrets", None),
+        ("list", "", "secrets", Some(OPERATOR_NAMESPACE)),
+        ("create", "", "pods", Some("team")),
+        ("create", "", "pods", Some(OPERATOR_NAMESPACE)),
+        ("list", "", "pods", Some("team")),
+        ("create", "", "pods/exec", Some(CLUSTERS_NAMESPACE)),
+        ("get", "", "configmaps", Some("team")),
+        ("create", "", "serviceaccounts/token", Some(CLUSTERS_NAMESPACE)),
+        ("patch", "", "nodes", None),
+        ("create", "", "namespaces", None),
+        ("create", "nestling.dev", "kindclusters", Some("team")),
+        ("delete", "nestling.dev", "kindclusters", Some("team")),
+        ("create", "rbac.authorization.k8s.io", "clusterrolebindings", None),
+        ("escalate", "rbac.authorization.k8s.io", "clusterroles", None),
+        ("impersonate", "", "users", None),
+        ("patch", "apiextensions.k8s.io", "customresourcedefinitions", None),
+    ];
+    for (verb, group, resource, namespace) in forbidden {
+        assert!(!may(&operator, verb, group, resource, namespace).await, "{verb} {resource} in {namespace:?} is allowed");
+    }
+    let needed = [("patch", "", "secrets", Some("team")), ("create", "", "pods", Some(CLUSTERS_NAMESPACE)), ("watch", "nestling.dev", "kindclusters", None)];
+    for (verb, group, resource, namespace) in needed {
+        assert!(may(&operator, verb, group, resource, namespace).await, "{verb} {resource} in {namespace:?} is not allowed");
+    }
+}

@@ -1,0 +1,337 @@
+//! The operator, a real process, on a real API server. Pods and agents are a declared fake: what is tried here are the operator's own histories – failures
+//! just so, kills behind each step, storms – and what is left in the API afterwards.
+
+mod support;
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Event, Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
+use nestling_core::api::conditions::{KUBECONFIG_PUBLISHED, PAUSED, READY, STALLED, UP_TO_DATE};
+use nestling_core::api::reasons::Reason;
+use nestling_core::api::{KindCluster, KindClusterSpec};
+use nestling_core::plan::decide::Step;
+use rand::Rng;
+use serde_json::json;
+use support::fake_host::{FakeHost, Luck};
+use support::operator::{CLUSTERS_NAMESPACE, OPERATOR_NAMESPACE, Operator, Options};
+use support::plane::Plane;
+use support::wait::{condition, gone, until};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A plane with the fake host and the namespaces that the chart would make.
+struct Stage {
+    plane: Plane,
+    host: FakeHost,
+    clusters: Api<KindCluster>,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let plane = Plane::start().await;
+        for name in [OPERATOR_NAMESPACE, CLUSTERS_NAMESPACE, "team"] {
+            plane.namespace(name).await;
+        }
+        let host = FakeHost::start(plane.client.clone()).await;
+        let clusters = Api::namespaced(plane.client.clone(), "team");
+        Self { plane, host, clusters }
+    }
+
+    fn operator(&self) -> Operator {
+        self.operator_that_dies(None)
+    }
+
+    fn operator_that_dies(&self, die_after: Option<(String, u32)>) -> Operator {
+        Operator::start(&self.plane, &Options { agents: self.host.address, max_creating: 2, die_after, kubeconfig: None })
+    }
+
+    async fn create(&self, name: &str, spec: serde_json::Value) {
+        let spec: KindClusterSpec = serde_json::from_value(spec).unwrap();
+        self.clusters.create(&PostParams::default(), &KindCluster::new(name, spec)).await.unwrap();
+    }
+
+    async fn patch(&self, name: &str, patch: serde_json::Value) {
+        self.clusters.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    }
+
+    /// Names of everything in the clusters namespace that Nestling has made.
+    async fn children(&self) -> Vec<String> {
+        let ours = ListParams::default().labels("app.kubernetes.io/managed-by=nestling");
+        let client = &self.plane.client;
+        let mut names = Vec::new();
+        names.extend(Api::<Pod>::namespaced(client.clone(), CLUSTERS_NAMESPACE).list(&ours).await.unwrap().iter().map(|o| format!("Pod {}", o.name_any())));
+        names.extend(
+            Api::<Service>::namespaced(client.clone(), CLUSTERS_NAMESPACE).list(&ours).await.unwrap().iter().map(|o| format!("Service {}", o.name_any())),
+        );
+        names.extend(
+            Api::<NetworkPolicy>::namespaced(client.clone(), CLUSTERS_NAMESPACE).list(&ours).await.unwrap().iter().map(|o| format!("Policy {}", o.name_any())),
+        );
+        names.extend(
+            Api::<Secret>::namespaced(client.clone(), CLUSTERS_NAMESPACE).list(&ours).await.unwrap().iter().map(|o| format!("Secret {}", o.name_any())),
+        );
+        names
+    }
+
+    async fn delete(&self, name: &str) {
+        self.clusters.delete(name, &DeleteParams::default()).await.unwrap();
+        gone(&self.clusters, name, SOON).await;
+    }
+
+    fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.plane.client.clone(), "team")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_comes_and_goes_and_leaves_nothing() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    stage.create("crane", json!({})).await;
+    let cluster = condition(&stage.clusters, "crane", READY, "True", None, SOON).await;
+    let status = cluster.status.unwrap();
+    assert_eq!((status.version.as_deref(), status.nodes_ready.as_deref(), status.attempt), (Some("v1.34.4"), Some("1/1"), Some(1)));
+    assert_eq!(stage.children().await.len(), 4);
+
+    let secret = stage.secrets().get("crane-kubeconfig").await.unwrap();
+    assert_eq!(secret.type_.as_deref(), Some("cluster.x-k8s.io/secret"));
+    assert_eq!(secret.labels()["cluster.x-k8s.io/cluster-name"], "crane");
+
+    let events: Api<Event> = Api::namespaced(stage.plane.client.clone(), "team");
+    let told = until("the events", SOON, async || {
+        let told: Vec<String> = events.list(&ListParams::default()).await.unwrap().iter().filter_map(|event| event.reason.clone()).collect();
+        if told.iter().any(|reason| reason == "Ready") { Ok(told) } else { Err(format!("{told:?}")) }
+    })
+    .await;
+    assert!(told.iter().any(|reason| reason == "CreatingCluster"), "{told:?}");
+
+    stage.delete("crane").await;
+    assert_eq!(stage.children().await, Vec::<String>::new());
+    gone(&stage.secrets(), "crane-kubeconfig", SOON).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_with_separators_live_side_by_side() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    for namespace in ["a", "a--b"] {
+        stage.plane.namespace(namespace).await;
+    }
+    for (namespace, name) in [("a", "b--c"), ("a--b", "c"), ("a", "c")] {
+        let api: Api<KindCluster> = Api::namespaced(stage.plane.client.clone(), namespace);
+        api.create(&PostParams::default(), &KindCluster::new(name, KindClusterSpec::default())).await.unwrap();
+    }
+    for (namespace, name) in [("a", "b--c"), ("a--b", "c"), ("a", "c")] {
+        condition(&Api::namespaced(stage.plane.client.clone(), namespace), name, READY, "True", None, SOON).await;
+    }
+    assert_eq!(stage.children().await.len(), 12);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_have_a_reason_an_end_and_a_cure() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    stage.host.set_luck("unlucky", Luck::Fails(Reason::NodeImagePullFailed, "no such image".into()));
+    stage.create("unlucky", json!({"image": "no/such:v1.34.4", "lifecycle": {"backoffLimit": 0}})).await;
+    let cluster = condition(&stage.clusters, "unlucky", STALLED, "True", Some("NodeImagePullFailed"), SOON).await;
+    let status = cluster.status.unwrap();
+    let failure = status.last_failure.unwrap();
+    assert!(failure.message.starts_with("no such image. "), "{}", failure.message);
+    assert_eq!(failure.log_tail.as_deref(), Some("the last line of evidence"));
+    until("the failed pod to go", SOON, async || {
+        let left = stage.children().await;
+        if left.iter().any(|child| child.starts_with("Pod")) { Err(format!("{left:?}")) } else { Ok(()) }
+    })
+    .await;
+
+    stage.host.set_luck("unlucky", Luck::Ready);
+    stage.patch("unlucky", json!({"spec": {"image": "kindest/node:v1.34.4"}})).await;
+    condition(&stage.clusters, "unlucky", READY, "True", None, SOON).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crashed_agent_is_tried_again() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    stage.host.set_luck("crash", Luck::Crashes);
+    stage.create("crash", json!({})).await;
+    condition(&stage.clusters, "crash", READY, "False", Some("AgentCrashed"), SOON).await;
+    stage.host.set_luck("crash", Luck::Ready);
+    let cluster = condition(&stage.clusters, "crash", READY, "True", None, SOON).await;
+    assert_eq!(cluster.status.unwrap().attempt, Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn impossible_specs_are_refused_before_a_pod_exists() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    for (name, spec, reason, cure) in [
+        (
+            "owned",
+            json!({"config": {"networking": {"apiServerPort": 6443}}}),
+            "ConfigFieldOwned",
+            json!({"spec": {"config": {"networking": {"apiServerPort": null}}}}),
+        ),
+        ("small", json!({"resources": {"limits": {"memory": "100Mi"}}}), "ResourcesTooSmall", json!({"spec": {"resources": null}})),
+        ("overlap", json!({"networking": {"serviceCIDRs": ["10.0.0.0/24"]}}), "CIDROverlap", json!({"spec": {"networking": null}})),
+    ] {
+        stage.create(name, spec).await;
+        condition(&stage.clusters, name, STALLED, "True", Some(reason), SOON).await;
+        assert_eq!(stage.children().await, Vec::<String>::new(), "{name}");
+        stage.patch(name, cure).await;
+        condition(&stage.clusters, name, READY, "True", None, SOON).await;
+        stage.delete(name).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_secret_is_left_alone() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    let foreign: Secret = serde_json::from_value(
+        json!({"metadata": {"name": "crane-kubeconfig", "labels": {"cluster.x-k8s.io/cluster-name": "crane"}}, "stringData": {"value": "theirs"}}),
+    )
+    .unwrap();
+    stage.secrets().create(&PostParams::default(), &foreign).await.unwrap();
+    stage.create("crane", json!({})).await;
+    condition(&stage.clusters, "crane", KUBECONFIG_PUBLISHED, "False", Some("KubeconfigSecretConflict"), SOON).await;
+    condition(&stage.clusters, "crane", READY, "False", Some("KubeconfigSecretConflict"), SOON).await;
+    let theirs = stage.secrets().get("crane-kubeconfig").await.unwrap();
+    assert_eq!(theirs.data.unwrap()["value"].0, b"theirs");
+
+    stage.patch("crane", json!({"spec": {"kubeconfig": {"secretName": "other"}}})).await;
+    condition(&stage.clusters, "crane", READY, "True", None, SOON).await;
+    stage.delete("crane").await;
+    assert!(stage.secrets().get_opt("crane-kubeconfig").await.unwrap().is_some(), "the foreign Secret outlives us");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paused_stops_all_writes_and_is_visible() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    stage.create("sleepy", json!({"paused": true})).await;
+    condition(&stage.clusters, "sleepy", PAUSED, "True", None, SOON).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(stage.children().await, Vec::<String>::new());
+    stage.patch("sleepy", json!({"spec": {"paused": false}})).await;
+    condition(&stage.clusters, "sleepy", READY, "True", None, SOON).await;
+    stage.patch("sleepy", json!({"spec": {"paused": true}})).await;
+    condition(&stage.clusters, "sleepy", PAUSED, "True", None, SOON).await;
+    let before = stage.clusters.get("sleepy").await.unwrap().resource_version();
+    // Even what would otherwise be mended at once stays.
+    let services: Api<Service> = Api::namespaced(stage.plane.client.clone(), CLUSTERS_NAMESPACE);
+    let service = services.list(&ListParams::default()).await.unwrap().items.remove(0);
+    services.delete(&service.name_any(), &DeleteParams::default()).await.unwrap();
+    stage.clusters.delete("sleepy", &DeleteParams::default()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(services.get_opt(&service.name_any()).await.unwrap().is_none());
+    assert!(stage.clusters.get_opt("sleepy").await.unwrap().is_some());
+    assert_ne!(before, None);
+    stage.patch("sleepy", json!({"spec": {"paused": false}})).await;
+    gone(&stage.clusters, "sleepy", SOON).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_pod_is_replaced_and_announced_or_mourned() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    for (name, policy) in [("phoenix", "Recreate"), ("dodo", "Fail")] {
+        stage.create(name, json!({"lifecycle": {"podLossPolicy": policy}})).await;
+        condition(&stage.clusters, name, READY, "True", None, SOON).await;
+        let pods: Api<Pod> = Api::namespaced(stage.plane.client.clone(), CLUSTERS_NAMESPACE);
+        let pod = pods.list(&ListParams::default().labels(&format!("nestling.dev/cluster-name={name}"))).await.unwrap().items.remove(0);
+        pods.delete(&pod.name_any(), &DeleteParams::default()).await.unwrap();
+    }
+    let phoenix = until("the phoenix", SOON, async || {
+        let cluster = stage.clusters.get("phoenix").await.unwrap();
+        let status = cluster.status.clone().unwrap();
+        let ready = nestling_core::api::conditions::is_true(&status.conditions, READY);
+        if status.attempt == Some(2) && ready { Ok(cluster) } else { Err(support::wait::describe(&cluster)) }
+    })
+    .await;
+    assert_eq!(phoenix.status.unwrap().cluster_uid.as_deref(), Some("nested-2"));
+    condition(&stage.clusters, "dodo", STALLED, "True", Some("PodLost"), SOON).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_a_new_cluster_can_take_over_is_named() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    stage.create("crane", json!({})).await;
+    condition(&stage.clusters, "crane", READY, "True", None, SOON).await;
+    stage.patch("crane", json!({"spec": {"nodes": {"workers": 1}}})).await;
+    let cluster = condition(&stage.clusters, "crane", UP_TO_DATE, "False", Some("RecreateRequired"), SOON).await;
+    assert!(support::wait::describe(&cluster).contains("nodes"), "{}", support::wait::describe(&cluster));
+    assert_eq!(cluster.status.unwrap().attempt, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_is_queued_and_never_exceeds_its_bound() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    let mut queued = 0;
+    for index in 0..12 {
+        stage.create(&format!("s{index}"), json!({})).await;
+    }
+    until("all to be ready", Duration::from_secs(60), async || {
+        let all = stage.clusters.list(&ListParams::default()).await.unwrap();
+        let with = |reason: &str| all.iter().filter(|cluster| support::wait::describe(cluster).contains(reason)).count();
+        queued = queued.max(with("Ready=False Queued"));
+        let ready = with("Ready=True");
+        if ready == 12 { Ok(()) } else { Err(format!("{ready} ready")) }
+    })
+    .await;
+    assert!(queued > 0, "nobody was seen waiting");
+    let most = *stage.host.most_creating.lock().unwrap();
+    assert!(most <= 2, "{most} were created at once");
+}
+
+/// One life, with the operator killed at a given place; afterwards another operator takes over and everything must be as if nothing had happened.
+async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, kill_at: Option<Duration>) {
+    let mut doomed = stage.operator_that_dies(die_after.clone());
+    let foreign_name = format!("{name}-other");
+    stage.create(name, json!({"kubeconfig": {"secretName": foreign_name}})).await;
+    let life = async {
+        condition(&stage.clusters, name, READY, "True", None, SOON).await;
+        stage.patch(name, json!({"spec": {"kubeconfig": {"secretName": format!("{name}-new")}}})).await;
+        gone(&stage.secrets(), &foreign_name, SOON).await;
+        stage.clusters.delete(name, &DeleteParams::default()).await.unwrap();
+        gone(&stage.clusters, name, SOON).await;
+    };
+    let death = async {
+        match kill_at {
+            Some(at) => {
+                tokio::time::sleep(at).await;
+                doomed.kill();
+            }
+            None => assert!(doomed.ended(Duration::from_secs(60)).await, "{die_after:?} was never reached"),
+        }
+        stage.operator()
+    };
+    let (_successor, ()) = tokio::join!(death, life);
+    assert_eq!(stage.children().await, Vec::<String>::new(), "{die_after:?} {kill_at:?}");
+    let started = stage.host.started.lock().unwrap().get(name).copied();
+    assert_eq!(started, Some(1), "{die_after:?} {kill_at:?}: pods were duplicated");
+    gone(&stage.secrets(), &format!("{name}-new"), SOON).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_killed_behind_any_step_is_survived() {
+    let stage = Stage::set().await;
+    for step in Step::NAMES {
+        survives(&stage, &format!("after-{}", step.to_lowercase()), Some((step.to_owned(), 1)), None).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_killed_at_any_time_is_survived() {
+    let stage = Stage::set().await;
+    let count = std::env::var("NESTLING_TEST_KILLS").ok().and_then(|count| count.parse().ok()).unwrap_or(10);
+    for index in 0..count {
+        let at = Duration::from_millis(rand::rng().random_range(0..3000));
+        println!("kill {index} at {at:?}");
+        survives(&stage, &format!("random-{index}"), None, Some(at)).await;
+    }
+}

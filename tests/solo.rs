@@ -1,0 +1,223 @@
+//! What must be alone on the machine: accounting before and after, a storm, kills of the operator, failures of the host itself, and the life of the chart. Run
+//! one at a time, in the order of their names.
+
+mod support;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use nestling_core::api::conditions::{READY, STALLED};
+use nestling_lab::accounting::Snapshot;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::json;
+use support::operator::CLUSTERS_NAMESPACE;
+use support::real::{CREATED, DELETED, Host};
+use support::wait::{condition, gone, until};
+
+fn seed() -> u64 {
+    std::env::var("NESTLING_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random)
+}
+
+fn soak() -> bool {
+    std::env::var_os("NESTLING_TEST_SOAK").is_some()
+}
+
+fn snapshot(host: &Host) -> Snapshot {
+    Snapshot::take(Some(host.cluster.docker()), &host.nodes()).unwrap()
+}
+
+/// A cluster deleted by hand, one by its owner, one with its namespace: afterwards the machine and the host's nodes are as before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_leaves_nothing_behind() {
+    let host = Host::find().await;
+    // What a host makes once and keeps (chains of kube-proxy, say) is there after a first cluster.
+    host.namespace("t-before").await;
+    host.create("t-before", "first", json!({})).await;
+    host.ready("t-before", "first").await;
+    host.delete("t-before", "first").await;
+    host.delete_namespace("t-before").await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let before = snapshot(&host);
+
+    host.namespace("t-by-hand").await;
+    host.namespace("t-owner").await;
+    host.namespace("t-namespace").await;
+    host.create("t-by-hand", "hand", json!({"access": {"service": {"type": "NodePort"}}})).await;
+    host.create("t-namespace", "space", json!({})).await;
+    let jobs: Api<Job> = Api::namespaced(host.client.clone(), "t-owner");
+    let job: Job = serde_json::from_value(json!({"metadata": {"name": "build"}, "spec": {"suspend": true, "template": {"spec": {"restartPolicy": "Never",
+        "containers": [{"name": "c", "image": support::real::TOOLS}]}}}}))
+    .unwrap();
+    let job = jobs.create(&PostParams::default(), &job).await.unwrap();
+    host.create("t-owner", "owned", json!({})).await;
+    let owner = json!({"apiVersion": "batch/v1", "kind": "Job", "name": "build", "uid": job.metadata.uid.unwrap()});
+    host.patch("t-owner", "owned", json!({"metadata": {"ownerReferences": [owner]}})).await;
+    for (namespace, name) in [("t-by-hand", "hand"), ("t-owner", "owned"), ("t-namespace", "space")] {
+        host.ready(namespace, name).await;
+    }
+
+    host.delete("t-by-hand", "hand").await;
+    host.delete_owner(&jobs, "build").await;
+    gone(&host.clusters("t-owner"), "owned", DELETED).await;
+    for namespace in ["t-namespace", "t-owner", "t-by-hand"] {
+        host.delete_namespace(namespace).await;
+    }
+    until("the machine to be as before", Duration::from_mins(2), async || {
+        let left = snapshot(&host).difference(&before);
+        if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_waits_its_turn_and_none_fails() {
+    let host = Host::find().await;
+    host.namespace("t-storm").await;
+    let start = Instant::now();
+    for index in 0..6 {
+        host.create("t-storm", &format!("s{index}"), json!({})).await;
+    }
+    let api = host.clusters("t-storm");
+    let (mut queued, mut most) = (0, 0);
+    until("six clusters to be ready", CREATED * 3, async || {
+        let all = api.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
+        let count = |text: &str| all.iter().filter(|cluster| support::wait::describe(cluster).contains(text)).count();
+        queued = queued.max(count("Ready=False Queued"));
+        most = most.max(all.iter().filter(|cluster| is_creating(cluster)).count());
+        let ready = count("Ready=True");
+        if ready == 6 { Ok(()) } else { Err(all.iter().map(support::wait::describe).collect::<Vec<_>>().join("\n--\n")) }
+    })
+    .await;
+    println!("6 clusters, two at a time, on this machine: all ready after {:.0} s; {queued} were seen waiting", start.elapsed().as_secs_f64());
+    assert!(queued > 0, "nobody was seen waiting");
+    assert!(most <= 2, "{most} were created at once");
+    for cluster in api.list(&ListParams::default()).await.unwrap() {
+        let status = cluster.status.unwrap();
+        assert_eq!((status.attempt, status.last_failure), (Some(1), None));
+    }
+    let names: Vec<String> = (0..6).map(|index| format!("s{index}")).collect();
+    futures::future::join_all(names.iter().map(|name| host.delete("t-storm", name))).await;
+    host.delete_namespace("t-storm").await;
+}
+
+fn is_creating(cluster: &nestling_core::api::KindCluster) -> bool {
+    let status = cluster.status.clone().unwrap_or_default();
+    status.pod_ref.is_some() && status.cluster_attempt != status.attempt
+}
+
+/// The operator is killed again and again while a real cluster comes and goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_killed_at_random_is_survived() {
+    let host = Host::find().await;
+    let mut random = StdRng::seed_from_u64(seed());
+    host.namespace("t-kill").await;
+    let created = host.create("t-kill", "tough", json!({})).await;
+    let kills = if soak() { 10 } else { 3 };
+    for index in 0..kills {
+        let pause = Duration::from_millis(random.random_range(500..(24_000 / kills)));
+        println!("kill {index} after {pause:?}");
+        tokio::time::sleep(pause).await;
+        host.kill_operator();
+    }
+    let cluster = host.ready("t-kill", "tough").await;
+    assert_eq!(cluster.status.unwrap().attempt, Some(1), "nothing is made twice");
+    assert_eq!(host.children(created.metadata.uid.as_ref().unwrap()).await.len(), 4);
+    host.clusters("t-kill").delete("tough", &DeleteParams::default()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(random.random_range(0..3000))).await;
+    host.kill_operator();
+    gone(&host.clusters("t-kill"), "tough", DELETED).await;
+    assert_eq!(host.children(&created.metadata.uid.unwrap()).await, Vec::<String>::new());
+    host.delete_namespace("t-kill").await;
+}
+
+/// Sets a sysctl of this machine for the time of a test.
+struct Sysctl(&'static str, String);
+
+impl Sysctl {
+    fn set(path: &'static str, value: &str) -> Self {
+        let before = std::fs::read_to_string(path).unwrap();
+        std::fs::write(path, value).unwrap();
+        Self(path, before)
+    }
+}
+
+impl Drop for Sysctl {
+    fn drop(&mut self) {
+        std::fs::write(self.0, &self.1).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unfit_host_is_named_before_harm_and_recovers() {
+    let host = Host::find().await;
+    host.namespace("t-unfit").await;
+    let api = host.clusters("t-unfit");
+    let limit = Sysctl::set("/proc/sys/fs/inotify/max_user_instances", "64");
+    host.create("t-unfit", "inotify", json!({"lifecycle": {"backoffLimit": 5}})).await;
+    let cluster = condition(&api, "inotify", READY, "False", Some("InotifyLimitTooLow"), Duration::from_mins(2)).await;
+    let message = cluster.status.unwrap().last_failure.unwrap().message;
+    assert!(message.contains("64") && message.contains("max_user_instances=8192"), "{message}");
+    drop(limit);
+    host.ready("t-unfit", "inotify").await;
+    host.delete("t-unfit", "inotify").await;
+
+    // Pod Security admission refuses the pod, until the label is back.
+    let label = |level: &str| host.kubectl(&["label", "namespace", CLUSTERS_NAMESPACE, "--overwrite", &format!("pod-security.kubernetes.io/enforce={level}")]);
+    label("baseline");
+    host.create("t-unfit", "refused", json!({})).await;
+    let cluster = condition(&api, "refused", STALLED, "True", Some("PodSecurity"), Duration::from_mins(1)).await;
+    assert!(support::wait::describe(&cluster).contains("privileged"), "{}", support::wait::describe(&cluster));
+    label("privileged");
+    host.ready("t-unfit", "refused").await;
+    host.delete("t-unfit", "refused").await;
+    host.delete_namespace("t-unfit").await;
+}
+
+/// The chart's own life on a real cluster: an upgrade changes the CRD, an uninstall is refused while clusters exist.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_chart_is_upgraded_and_uninstalled() {
+    let host = Host::find().await;
+    host.namespace("t-chart").await;
+    host.create("t-chart", "waits", json!({"paused": true})).await;
+    let helm = |arguments: &[&str]| {
+        let output = Command::new(host.paths.bin("helm").unwrap()).arg("--kubeconfig").arg(host.cluster.kubeconfig()).args(arguments).output().unwrap();
+        (output.status.success(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+    };
+
+    // A newer chart with one more field.
+    let newer = tempfile::tempdir().unwrap();
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/nestling");
+    assert!(Command::new("cp").args(["-r", chart]).arg(newer.path()).status().unwrap().success());
+    let crd_file = newer.path().join("nestling/templates/crds.yaml");
+    let crd = std::fs::read_to_string(&crd_file).unwrap();
+    let paused = crd.lines().find(|line| line.trim() == "paused:").expect("the CRD has spec.paused");
+    let indent = " ".repeat(paused.len() - "paused:".len());
+    std::fs::write(&crd_file, crd.replacen(paused, &format!("{indent}fieldOfTheFuture:\n{indent}  type: string\n{paused}"), 1)).unwrap();
+    let values = std::env::var("NESTLING_TEST_VALUES").unwrap();
+    let mut upgrade =
+        vec!["upgrade", "nestling", newer.path().join("nestling").to_str().unwrap().to_owned().leak(), "-n", "nestling-system", "--wait", "--timeout", "3m"];
+    upgrade.extend(values.lines());
+    let (good, said) = helm(&upgrade);
+    assert!(good, "{said}");
+    let crds: Api<CustomResourceDefinition> = Api::all(host.client.clone());
+    let crd = crds.get("kindclusters.nestling.dev").await.unwrap();
+    assert!(serde_json::to_string(&crd.spec).unwrap().contains("fieldOfTheFuture"), "the upgrade did not change the CRD");
+    assert!(host.clusters("t-chart").get_opt("waits").await.unwrap().is_some(), "the upgrade lost an object");
+
+    let (good, said) = helm(&["uninstall", "nestling", "-n", "nestling-system", "--wait", "--timeout", "3m"]);
+    assert!(!good, "an uninstall with clusters must be refused: {said}");
+    host.patch("t-chart", "waits", json!({"spec": {"paused": false, "config": {"networking": {"apiServerPort": 1}}}})).await;
+    host.delete("t-chart", "waits").await;
+    host.delete_namespace("t-chart").await;
+    let (good, said) = helm(&["uninstall", "nestling", "-n", "nestling-system", "--wait", "--timeout", "3m"]);
+    assert!(good, "{said}");
+    let left =
+        host.kubectl(&["get", "deployments,pods,services,serviceaccounts,roles,rolebindings", "-A", "-l", "app.kubernetes.io/instance=nestling", "-o", "name"]);
+    assert_eq!(left, "");
+    assert!(crds.get_opt("kindclusters.nestling.dev").await.unwrap().is_some(), "the CRD, and with it everybody's objects, stays");
+}

@@ -1,0 +1,237 @@
+//! FAKE: the kubelet and the agents of a host without nodes. They do what a test says, at once, so that histories which no real cluster can be made
+//! to take on command (an agent that fails just so, an operator killed behind each step) can be tried on a real API server.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::extract::{Query, State};
+use axum::{Json, Router, routing::get};
+use futures::StreamExt;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::runtime::watcher;
+use kube::{Api, Client, ResourceExt};
+use nestling_core::api::labels;
+use nestling_core::api::reasons::Reason;
+use nestling_core::plan::wire::{AgentFailure, AgentReport, NodeReport, STATUS_PATH, Stage, keys};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::operator::CLUSTERS_NAMESPACE;
+
+/// How an agent turns out.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Luck {
+    /// The cluster comes up.
+    Ready,
+    /// kind fails so.
+    Fails(Reason, String),
+    /// The pod ends without a word.
+    Crashes,
+    /// Nothing ever happens.
+    Hangs,
+}
+
+/// The fake. Ends with its runtime.
+pub struct FakeHost {
+    /// Where all agents are.
+    pub address: SocketAddr,
+    luck: Arc<Mutex<HashMap<String, Luck>>>,
+    /// How many pods have been started, by cluster name.
+    pub started: Arc<Mutex<HashMap<String, usize>>>,
+    /// The largest number of pods that were being created at one time.
+    pub most_creating: Arc<Mutex<usize>>,
+}
+
+#[derive(Default)]
+struct Agents {
+    /// By server name.
+    certificates: Mutex<HashMap<String, Arc<CertifiedKey>>>,
+    /// The newest agent of each cluster, by UID.
+    reports: Mutex<HashMap<String, watch::Sender<AgentReport>>>,
+}
+
+impl std::fmt::Debug for Agents {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Agents")
+    }
+}
+
+impl ResolvesServerCert for Agents {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.certificates.lock().unwrap().get(hello.server_name()?).cloned()
+    }
+}
+
+impl FakeHost {
+    /// Starts it.
+    pub async fn start(client: Client) -> Self {
+        let agents = Arc::new(Agents::default());
+        let luck: Arc<Mutex<HashMap<String, Luck>>> = Arc::default();
+        let started: Arc<Mutex<HashMap<String, usize>>> = Arc::default();
+        let most_creating: Arc<Mutex<usize>> = Arc::default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(kubelet(client, agents.clone(), luck.clone(), started.clone(), most_creating.clone()));
+        tokio::spawn(serve(listener, agents));
+        Self { address, luck, started, most_creating }
+    }
+
+    /// How the next agents of this cluster turn out; `Ready` if nothing is said.
+    pub fn set_luck(&self, cluster: &str, luck: Luck) {
+        self.luck.lock().unwrap().insert(cluster.to_owned(), luck);
+    }
+}
+
+async fn kubelet(
+    client: Client,
+    agents: Arc<Agents>,
+    luck: Arc<Mutex<HashMap<String, Luck>>>,
+    started: Arc<Mutex<HashMap<String, usize>>>,
+    most_creating: Arc<Mutex<usize>>,
+) {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), CLUSTERS_NAMESPACE);
+    let secrets: Api<Secret> = Api::namespaced(client, CLUSTERS_NAMESPACE);
+    let creating: Arc<Mutex<std::collections::HashSet<String>>> = Arc::default();
+    let mut known = std::collections::HashSet::new();
+    let mut events = watcher(pods.clone(), watcher::Config::default()).boxed();
+    while let Some(event) = events.next().await {
+        let pod = match event {
+            Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => pod,
+            Ok(watcher::Event::Delete(pod)) => {
+                creating.lock().unwrap().remove(&pod.uid().unwrap());
+                continue;
+            }
+            _ => continue,
+        };
+        let uid = pod.uid().unwrap();
+        if pod.metadata.deletion_timestamp.is_some() {
+            creating.lock().unwrap().remove(&uid);
+            let pods = pods.clone();
+            tokio::spawn(async move {
+                // A real one takes its time, too.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let _ = pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await;
+            });
+            continue;
+        }
+        if !known.insert(uid.clone()) {
+            continue;
+        }
+        {
+            let mut creating = creating.lock().unwrap();
+            creating.insert(uid.clone());
+            let mut most = most_creating.lock().unwrap();
+            *most = (*most).max(creating.len());
+        }
+        *started.lock().unwrap().entry(pod.labels()[labels::CLUSTER_NAME].clone()).or_default() += 1;
+        let luck = luck.lock().unwrap().get(&pod.labels()[labels::CLUSTER_NAME]).cloned().unwrap_or(Luck::Ready);
+        let (pods, secrets, agents, creating) = (pods.clone(), secrets.clone(), agents.clone(), creating.clone());
+        tokio::spawn(async move {
+            let ready = run(&pods, &secrets, &agents, &pod, luck).await;
+            if ready {
+                creating.lock().unwrap().remove(&uid);
+            }
+        });
+    }
+}
+
+/// One pod's life. Answers whether it became a cluster.
+async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod, luck: Luck) -> bool {
+    let name = pod.name_any();
+    let uid = pod.labels()[labels::CLUSTER_UID].clone();
+    let attempt: i64 = pod.labels()[labels::ATTEMPT].parse().unwrap();
+    // Bound to a node, so that deletion waits for the kubelet.
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"kind": "Node", "name": "fake"}});
+    let _: Result<serde_json::Value, _> = pods.create_subresource("binding", &name, &PostParams::default(), &binding).await;
+    let secret_name = pod.spec.as_ref().unwrap().volumes.as_ref().unwrap().iter().find_map(|volume| volume.secret.as_ref()?.secret_name.clone()).unwrap();
+    let Ok(secret) = secrets.get(&secret_name).await else { return false };
+    let data = secret.data.unwrap();
+    let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&data[keys::AGENT_CERTIFICATE].0).map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_slice(&data[keys::AGENT_KEY].0).unwrap();
+    let signing = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
+    agents.certificates.lock().unwrap().insert(format!("{uid}.agent.nestling"), Arc::new(CertifiedKey::new(certificates, signing)));
+    let (sender, _) =
+        watch::channel(AgentReport { schema: 1, revision: 1, cluster_uid: uid.clone(), attempt, stage: Stage::Preflight, ..AgentReport::default() });
+    agents.reports.lock().unwrap().insert(uid, sender.clone());
+
+    let status = json!({"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}],
+        "containerStatuses": [{"name": "cluster", "ready": false, "restartCount": 0, "image": "i", "imageID": "i", "state": {"running": {}}}]}});
+    let _ = pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await;
+    let say = |change: &dyn Fn(&mut AgentReport)| {
+        sender.send_modify(|report| {
+            report.revision += 1;
+            change(report);
+        });
+    };
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    say(&|report| report.stage = Stage::StartingControlPlane);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    match luck {
+        Luck::Hangs => {}
+        Luck::Fails(reason, message) => say(&|report| {
+            report.stage = Stage::Failed;
+            report.failure = Some(AgentFailure { reason, message: message.clone(), log_tail: "the last line of evidence".into() });
+        }),
+        Luck::Crashes => {
+            let terminated = json!({"status": {"phase": "Failed", "containerStatuses": [{"name": "cluster", "ready": false, "restartCount": 0, "image": "i",
+                "imageID": "i", "state": {"terminated": {"exitCode": 139, "reason": "Error"}}}]}});
+            let _ = pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(terminated)).await;
+        }
+        Luck::Ready => {
+            say(&|report| {
+                report.stage = Stage::Serving;
+                report.control_plane_ready = true;
+                report.nested_uid = Some(format!("nested-{attempt}"));
+                report.server_version = Some("v1.34.4".into());
+                report.kind_version = Some("v0.33.0".into());
+                report.nodes = vec![NodeReport { name: "n-control-plane".into(), control_plane: true, ready: true }];
+            });
+            let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}],
+                "containerStatuses": [{"name": "cluster", "ready": true, "restartCount": 0, "image": "i", "imageID": "i", "state": {"running": {}}}]}});
+            let _ = pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(ready)).await;
+            return true;
+        }
+    }
+    false
+}
+
+#[derive(serde::Deserialize)]
+struct Poll {
+    #[serde(default)]
+    after: u64,
+    #[serde(default)]
+    wait: u64,
+}
+
+async fn status(State(mut report): State<watch::Receiver<AgentReport>>, Query(poll): Query<Poll>) -> Json<AgentReport> {
+    let newer = report.wait_for(|report| report.revision > poll.after);
+    let _ = tokio::time::timeout(Duration::from_secs(poll.wait), newer).await;
+    Json(report.borrow().clone())
+}
+
+async fn serve(listener: tokio::net::TcpListener, agents: Arc<Agents>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { return };
+        let agents = agents.clone();
+        tokio::spawn(async move {
+            // Any client certificate will do here; that the real agent asks for the operator's is tested with the agent.
+            let verifier = WebPkiClientVerifier::no_client_auth();
+            let config = rustls::ServerConfig::builder().with_client_cert_verifier(verifier).with_cert_resolver(agents.clone());
+            let Ok(stream) = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await else { return };
+            let uid = stream.get_ref().1.server_name().unwrap_or_default().split('.').next().unwrap_or_default().to_owned();
+            let Some(report) = agents.reports.lock().unwrap().get(&uid).map(watch::Sender::subscribe) else { return };
+            let app = Router::new().route(STATUS_PATH, get(status)).with_state(report);
+            let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), TowerToHyperService::new(app)).await;
+        });
+    }
+}

@@ -1,0 +1,79 @@
+//! The operator as a process of its own, against a bare control plane.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::plane::Plane;
+
+/// Namespace that the operator lives in.
+pub const OPERATOR_NAMESPACE: &str = "nestling-system";
+/// Namespace that clusters run in.
+pub const CLUSTERS_NAMESPACE: &str = "nestling-clusters";
+
+/// How to start it.
+pub struct Options {
+    /// Where every agent is found: a fake one.
+    pub agents: SocketAddr,
+    /// `--max-creating`.
+    pub max_creating: u32,
+    /// Kill it behind the n-th execution of this step.
+    pub die_after: Option<(String, u32)>,
+    /// The kubeconfig to use; the control plane's own if `None`.
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// A running operator. Dropping it kills it.
+pub struct Operator {
+    child: Child,
+}
+
+impl Operator {
+    /// Starts it.
+    pub fn start(plane: &Plane, options: &Options) -> Self {
+        let log = std::env::var_os("NESTLING_TEST_OPERATOR_LOG")
+            .map_or_else(Stdio::null, |path| Stdio::from(std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap()));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nestling"));
+        command
+            .args(["operator", "--namespace", OPERATOR_NAMESPACE, "--clusters-namespace", CLUSTERS_NAMESPACE])
+            .args(["--pod-image", "nestling/node:test", "--allow-cgroup-v1", "--log-format", "text", "--admin-address", "127.0.0.1:0"])
+            .args(["--identity", &format!("test-{}", rand::random::<u32>())])
+            .args(["--agent-address-override", &options.agents.to_string()])
+            .args(["--max-creating", &options.max_creating.to_string()])
+            .env("KUBECONFIG", options.kubeconfig.as_deref().unwrap_or_else(|| plane.control_plane.kubeconfig()))
+            .env("RUST_LOG", "info,nestling=debug")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        if let Some((step, count)) = &options.die_after {
+            command.env("NESTLING_FAULT_EXIT_AFTER_STEP", format!("{step}:{count}"));
+        }
+        Self { child: command.spawn().unwrap() }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits until it has ended by itself; `false` if it has not within the limit.
+    pub async fn ended(&mut self, limit: Duration) -> bool {
+        let start = std::time::Instant::now();
+        while start.elapsed() < limit {
+            if self.child.try_wait().unwrap().is_some() {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        false
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

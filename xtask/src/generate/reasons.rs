@@ -1,0 +1,50 @@
+//! `docs/reference/reasons.md`.
+
+use std::fmt::Write;
+
+use nestling_core::api::conditions;
+use nestling_core::api::reasons::Reason;
+
+use super::{PAGE_NOTICE, cell, code};
+
+/// Conditions and what they mean, in the order of [`conditions::ALL`].
+const CONDITIONS: [(&str, &str); 10] = [
+    (conditions::READY, "The published kubeconfig reaches a healthy API server, and all nodes are ready."),
+    (conditions::RECONCILING, "The operator is at work on this generation of the spec (kstatus)."),
+    (conditions::STALLED, "Nothing more will happen until somebody changes something; the reason says what (kstatus)."),
+    (conditions::HOST_READY, "The pod runs and found its host fit."),
+    (conditions::CONTROL_PLANE_READY, "The cluster's API server answers `/readyz`."),
+    (conditions::NODES_READY, "Every node of the cluster is ready."),
+    (conditions::KUBECONFIG_PUBLISHED, "The Secret with the kubeconfig is written."),
+    (conditions::UP_TO_DATE, "What runs is what the spec says. `False` with `RecreateRequired` names what only a new cluster can take over."),
+    (conditions::PAUSED, "`spec.paused` is set."),
+    (conditions::DELETING, "The object is being deleted; the message says what is left."),
+];
+
+/// The page.
+pub fn page() -> String {
+    let mut text = PAGE_NOTICE.to_owned();
+    text += "# Conditions and reasons\n\n\
+        Every condition is present from the operator's first look at an object. The message of a condition says what happened and, where there is\n\
+        something to do, what to do.\n\n\
+        ## Conditions\n\n\
+        | Type | True means |\n|---|---|\n";
+    for (type_, meaning) in CONDITIONS {
+        let _ = writeln!(text, "| {} | {} |", code(type_), cell(meaning));
+    }
+    text += "\n## Reasons\n\n| Reason | Meaning | What to do |\n|---|---|---|\n";
+    for reason in Reason::ALL {
+        let _ = writeln!(text, "| {} | {} | {} |", code(reason.as_str()), cell(reason.meaning()), cell(reason.remedy()));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_condition_is_on_the_page() {
+        assert_eq!(CONDITIONS.map(|(type_, _)| type_), conditions::ALL);
+    }
+}

@@ -1,0 +1,81 @@
+//! The project's own two images, from the one Dockerfile, on the lab's base images.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use data_encoding::HEXLOWER;
+use nestling_lab::progress::note;
+use nestling_lab::{Docker, LabPaths, Part};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+/// References of the built images in the local Docker daemon.
+pub struct Images {
+    /// The operator's.
+    pub operator: String,
+    /// The pods'.
+    pub node: String,
+}
+
+/// Builds the program and both images; what has not changed is not built again.
+pub fn build(paths: &LabPaths, docker: &Docker) -> Result<Images> {
+    let program = program()?;
+    let dockerfile = crate::root().join("Dockerfile");
+    let node_image = paths.node_image_ref()?;
+    let mut hash = Sha256::new();
+    for content in [fs::read(&program)?, fs::read(&dockerfile)?] {
+        hash.update(content);
+    }
+    for text in [&paths.dind_base_image()?, &paths.operator_base_image()?, &node_image, paths.key(Part::Kind)?] {
+        hash.update(text);
+    }
+    let tag = &HEXLOWER.encode(&hash.finalize())[..12];
+    let images = Images { operator: format!("nestling/operator:{tag}"), node: format!("nestling/node:{tag}") };
+    if docker.succeeds(&["image", "inspect", &images.operator, &images.node]) {
+        note("the images are built already");
+        return Ok(images);
+    }
+
+    let context = tempfile::Builder::new().prefix("images-").tempdir_in(paths.cache().run_directory()?)?;
+    let staged = |name: &str| context.path().join(name);
+    fs::create_dir_all(staged("bin"))?;
+    fs::create_dir_all(staged("images"))?;
+    run(Command::new("strip").arg("-o").arg(staged("bin/nestling")).arg(&program))?;
+    fs::copy(paths.bin("kind")?, staged("bin/kind"))?;
+    let archive = paths.node_image_archive()?;
+    let archive_name = archive.file_name().context("the node image's archive has no name")?.to_string_lossy().into_owned();
+    fs::hard_link(&archive, staged("images").join(&archive_name)).or_else(|_| fs::copy(&archive, staged("images").join(&archive_name)).map(drop))?;
+    fs::write(staged("images/index.json"), serde_json::to_vec(&json!({ node_image: archive_name }))?)?;
+    fs::copy(&dockerfile, staged("Dockerfile"))?;
+
+    for (part, target, base, image) in
+        [(Part::OperatorBase, "operator", "OPERATOR_BASE", &images.operator), (Part::DindBase, "node", "NODE_BASE", &images.node)]
+    {
+        note(format!("building the image {image}"));
+        let base_image = paths.load(docker, part)?;
+        let other = if target == "operator" { "NODE_BASE" } else { "OPERATOR_BASE" };
+        let directory = context.path().to_string_lossy();
+        // The old builder builds all stages above the wanted one, and the other base may not be there.
+        let arguments = [format!("{base}={base_image}"), format!("{other}={base_image}")];
+        docker.run(&["build", "-q", "--target", target, "--build-arg", &arguments[0], "--build-arg", &arguments[1], "-t", image, &directory])?;
+    }
+    Ok(images)
+}
+
+/// Builds `nestling` as the tests know it, without the hooks for faults.
+fn program() -> Result<PathBuf> {
+    note("building nestling");
+    run(crate::cargo().args(["build", "--locked", "--package", "nestling", "--bin", "nestling"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::root().join("target"), PathBuf::from);
+    Ok(Path::new(&target).join("debug/nestling"))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(())
+}

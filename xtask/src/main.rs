@@ -1,0 +1,60 @@
+//! The project's own tasks, run as `cargo xtask <task>` or `./dev <task>`.
+
+mod consent;
+mod demo;
+mod generate;
+mod images;
+mod install;
+mod lab;
+mod test;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::{Parser, Subcommand};
+
+/// The project's own tasks.
+#[derive(Parser)]
+#[command(name = "./dev", bin_name = "./dev")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Show a nested cluster coming up on a host cluster of its own.
+    Demo(demo::Arguments),
+    /// Test everything, as CI does.
+    Test(test::Arguments),
+    /// Write the generated files: CRD, chart, reference, examples.
+    Gen {
+        /// Write nothing; fail if something would change.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build and run the lab: binaries, images, the host cluster.
+    #[command(subcommand)]
+    Lab(lab::Task),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().task {
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Gen { check } => generate::run(check),
+        Task::Lab(task) => lab::run(task),
+    }
+}
+
+/// The root of the checkout.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The cargo that runs this, in the checkout.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}

@@ -1,0 +1,187 @@
+//! `cargo xtask test`: everything that CI runs, in three tiers, with the time of each stage.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use nestling_lab::accounting::Snapshot;
+use nestling_lab::host::{HostOptions, bare_kind_benchmark};
+use nestling_lab::progress::note;
+use nestling_lab::{Docker, HostCluster, Lab, LabPart, LabPaths, announce};
+
+use crate::{consent, generate, images, install};
+
+/// Name of the host cluster of the tests.
+pub const HOST: &str = "nestling-test";
+
+/// What to test.
+#[derive(Args)]
+pub struct Arguments {
+    /// Only what needs no container: formatting, lints, generated files, unit tests, the API on a bare control plane, the chart.
+    #[arg(long, conflicts_with = "soak")]
+    fast: bool,
+    /// Every count at its full size.
+    #[arg(long)]
+    soak: bool,
+    /// Seed of everything random; a fresh one if left out.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Only the tests whose names contain this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Leave the host cluster up for the next run.
+    #[arg(long)]
+    keep: bool,
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+    /// Remove what an earlier run with --keep has left.
+    #[arg(long)]
+    down: bool,
+}
+
+/// Stages with their times. A failed stage does not stop the clean-up, only the stages that need it.
+struct Stages {
+    done: Vec<(String, f64, bool)>,
+}
+
+impl Stages {
+    fn run<T>(&mut self, name: &str, stage: impl FnOnce() -> Result<T>) -> Result<T> {
+        note(format!("== {name}"));
+        let start = Instant::now();
+        let result = stage();
+        self.done.push((name.to_owned(), start.elapsed().as_secs_f64(), result.is_ok()));
+        result.with_context(|| format!("stage {name} failed"))
+    }
+
+    fn print(&self) {
+        println!("\n{:<44} {:>9}", "STAGE", "SECONDS");
+        for (name, seconds, good) in &self.done {
+            println!("{name:<44} {seconds:>9.1}{}", if *good { "" } else { "  failed" });
+        }
+        println!("{:<44} {:>9.1}", "all", self.done.iter().map(|(_, seconds, _)| seconds).sum::<f64>());
+    }
+}
+
+/// Tests.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let lab = Lab::open()?;
+    if arguments.down {
+        return HostCluster::down(&lab.build(LabPart::Host)?, HOST);
+    }
+    consent::ask(&announcement(arguments), arguments.yes)?;
+    let seed = arguments.seed.unwrap_or_else(rand::random);
+    println!("seed {seed} (repeat with --seed {seed})");
+    let mut stages = Stages { done: Vec::new() };
+    let result = fast(&lab, arguments, seed, &mut stages).and_then(|()| if arguments.fast { Ok(()) } else { whole(&lab, arguments, seed, &mut stages) });
+    stages.print();
+    result
+}
+
+fn announcement(arguments: &Arguments) -> String {
+    let what = "This tests Nestling. It keeps what it builds in the user's cache directory (about 6 GB) and in target/ (about 4 GB).\n";
+    let fast = "It builds the programs of a Kubernetes control plane from source (cold about 8 minutes, warm none) and runs them on loopback; no container is started.";
+    let whole = "It installs Debian packages that are missing (docker.io, mmdebstrap and what building needs), starts dockerd if none answers, raises\n\
+                 fs.inotify.max_user_instances, builds Kubernetes and the images from source where no registry answers, and runs real kind clusters.\n\
+                 Cold about 45 minutes, warm about 15. At its end all of that is undone but packages and caches.";
+    format!("{what}{}", if arguments.fast { fast } else { whole })
+}
+
+/// `cargo test` of one or more test binaries.
+fn cargo_test(arguments: &Arguments, seed: u64, what: &[&str], runner: &[&str]) -> Command {
+    let mut command = crate::cargo();
+    command.args(["test", "--locked"]).args(what);
+    command.arg("--").args(runner).args(arguments.only.iter());
+    command.env("NESTLING_TEST_SEED", seed.to_string()).env("PROPTEST_RNG_SEED", seed.to_string());
+    if arguments.soak {
+        command.env("NESTLING_TEST_SOAK", "1").env("PROPTEST_CASES", "5000");
+    }
+    command
+}
+
+fn status(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(())
+}
+
+fn fast(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Result<()> {
+    if arguments.only.is_none() {
+        stages.run("format", || status(crate::cargo().args(["fmt", "--all", "--check"])))?;
+        stages.run("lints", || {
+            status(crate::cargo().args([
+                "clippy",
+                "--locked",
+                "--workspace",
+                "--all-targets",
+                "--features",
+                "nestling/fault-injection",
+                "--",
+                "-D",
+                "warnings",
+            ]))
+        })?;
+        stages.run("generated files", || generate::run(true))?;
+    }
+    stages.run("unit tests", || status(&mut cargo_test(arguments, seed, &["--workspace", "--lib", "--bins"], &[])))?;
+    let paths = stages.run("lab: control plane", || {
+        announce(lab, LabPart::ControlPlane);
+        lab.build(LabPart::ControlPlane)
+    })?;
+    let helm = paths.bin("helm")?;
+    stages.run("API and chart on a bare control plane", || {
+        let binaries = ["--features", "fault-injection", "--test", "api", "--test", "reconcile", "--test", "rbac", "--test", "chart"];
+        let mut command = cargo_test(arguments, seed, &binaries, &["--test-threads", "4"]);
+        status(command.env("NESTLING_HELM", helm).env("NESTLING_REQUIRE_HELM", "1"))
+    })
+}
+
+fn whole(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Result<()> {
+    let paths = stages.run("lab: images", || {
+        announce(lab, LabPart::All);
+        lab.build(LabPart::All)
+    })?;
+    let docker = Docker::ensure(paths.cache(), None)?;
+    let before = Snapshot::take(Some(&docker), &[])?;
+    let mut result = real(&paths, &docker, arguments, seed, stages);
+    if arguments.keep {
+        note("the host cluster stays up; ./dev test --down removes it");
+        return result;
+    }
+    let down = stages.run("host cluster down", || HostCluster::down_but_docker(&paths, HOST));
+    result = result.and(down);
+    let left = stages.run("nothing is left", || {
+        let left = Snapshot::take(Some(&docker), &[])?.difference(&before);
+        if !left.is_empty() {
+            bail!("the machine is not as it was before:\n{}", left.join("\n"));
+        }
+        Ok(())
+    });
+    result.and(left).and(Docker::stop_if_ours(paths.cache()))
+}
+
+fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Result<()> {
+    let images = stages.run("images", || images::build(paths, docker))?;
+    let bare = stages.run("bare kind, for comparison", || bare_kind_benchmark(paths))?;
+    let bare: f64 = bare.iter().map(|stage| stage.seconds).sum();
+    let host = stages.run("host cluster up", || HostCluster::up(paths, &HostOptions { name: HOST.to_owned(), ..HostOptions::default() }))?;
+    let pushed = stages.run("images to the host cluster", || install::push(&host, &images))?;
+    stages.run("chart installed", || install::install(paths, &host, &pushed, &["--set", "maxCreating=2"]))?;
+    let values = install::values(paths, &pushed)?.join("\n");
+    let environment = |command: &mut Command| {
+        command.env("NESTLING_TEST_HOST", HOST).env("NESTLING_TEST_VALUES", &values).env("NESTLING_TEST_BARE_SECONDS", format!("{bare:.1}"));
+    };
+    stages.run("nested clusters", || {
+        let mut command = cargo_test(arguments, seed, &["--test", "nested"], &["--test-threads", "3", "--nocapture"]);
+        environment(&mut command);
+        status(&mut command)
+    })?;
+    stages.run("one at a time: accounting, storm, kills, chart", || {
+        let mut command = cargo_test(arguments, seed, &["--test", "solo"], &["--test-threads", "1", "--nocapture"]);
+        environment(&mut command);
+        status(&mut command)
+    })
+}
