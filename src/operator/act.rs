@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::info;
 
+use super::backoff::Held;
 use super::call::{CallError, Trouble, call};
 use super::metrics::Metrics;
 use super::observe::owner_uid;
@@ -46,6 +47,8 @@ pub struct Acted {
     pub cluster: Option<KindCluster>,
     /// Why the plan ended early, if not for a problem.
     pub cut_short: Option<CutShort>,
+    /// Whether the problem is an earlier one, and the step was left out.
+    pub held: bool,
 }
 
 /// Why a plan ended early though nothing is wrong.
@@ -87,11 +90,16 @@ impl From<CallError> for StepError {
 const STALE: StepError = StepError::CutShort(CutShort::Stale);
 
 impl Actor {
-    /// Carries out the steps.
-    pub async fn act(&self, seen: &Observed, steps: Vec<Step>) -> Acted {
+    /// Carries out the steps, up to one that is held.
+    pub async fn act(&self, seen: &Observed, steps: Vec<Step>, held: Option<&Held>) -> Acted {
         let mut acted = Acted::default();
         for step in steps {
             let name = step.name();
+            if let Some(held) = held.filter(|held| held.step == name) {
+                acted.outcome.failed = Some((step, held.problem.clone()));
+                acted.held = true;
+                break;
+            }
             match self.carry_out(seen, &step, &mut acted).await {
                 Ok(done) => {
                     info!(step = name, "done");
@@ -336,7 +344,7 @@ mod tests {
         let agents = Authority::new("agents", Timestamp::now()).unwrap();
         let actor = Actor { client, agents, metrics: Arc::new(Metrics::new()) };
         let plan = Plan { steps: vec![step], wake_at: None };
-        let acted = tokio::time::timeout(std::time::Duration::from_secs(20), actor.act(seen, plan.steps)).await.expect("act is bounded");
+        let acted = tokio::time::timeout(std::time::Duration::from_secs(20), actor.act(seen, plan.steps, None)).await.expect("act is bounded");
         server.await.unwrap();
         acted
     }
@@ -557,6 +565,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_held_step_is_not_tried_but_its_problem_stands() {
+        let (client, mock) = Mock::new();
+        let actor = Actor { client, agents: Authority::new("agents", Timestamp::now()).unwrap(), metrics: Arc::new(Metrics::new()) };
+        let held = Held { step: "CreatePod", generation: 1, problem: Problem::new(Reason::PodSecurity, "no") };
+        let acted = actor.act(&seen(&[]), vec![pod()], Some(&held)).await;
+        assert!(acted.held && acted.outcome.failed.is_some_and(|(_, problem)| problem == held.problem));
+        mock.done().await;
+    }
+
+    #[tokio::test]
     async fn the_first_failure_ends_the_plan() {
         let (client, mut mock) = Mock::new();
         let server = tokio::spawn(async move {
@@ -565,7 +583,7 @@ mod tests {
         });
         let agents = Authority::new("agents", Timestamp::now()).unwrap();
         let actor = Actor { client, agents, metrics: Arc::new(Metrics::new()) };
-        let acted = actor.act(&seen(&[]), vec![pod(), Step::CreateKeys]).await;
+        let acted = actor.act(&seen(&[]), vec![pod(), Step::CreateKeys], None).await;
         assert_eq!(acted.outcome.failed.unwrap().1.reason, Reason::PodSecurity);
         server.await.unwrap();
     }

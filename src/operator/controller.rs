@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span, warn};
 
 use super::act::{Acted, Actor, CutShort};
-use super::backoff::Backoff;
+use super::backoff::{Backoff, Held};
 use super::call::{CallError, Trouble};
 use super::events::Events;
 use super::key::{Guarded, Key};
@@ -48,6 +48,9 @@ const AFTER_STALE: Duration = Duration::from_millis(200);
 
 /// A namespace that is being deleted soon deletes the object as well.
 const AFTER_TERMINATING: Duration = Duration::from_secs(5);
+
+/// The step that a slot is for.
+const CREATE_POD: &str = "CreatePod";
 
 /// Longest pause between two passes.
 const LONGEST: Duration = Duration::from_hours(2);
@@ -88,6 +91,8 @@ pub enum ReconcileError {
     Step {
         /// The step.
         step: &'static str,
+        /// Generation of the spec that it was for.
+        generation: i64,
         /// What is the matter.
         problem: Problem,
     },
@@ -198,8 +203,14 @@ async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action
 /// Counts an error and says when to try again.
 fn after_error(object: &Guarded, error: &ReconcileError, context: &Context) -> Action {
     context.metrics.reconcile_error(error.reason());
-    let pause = Key::of(object.meta()).zip(error.first_pause()).map(|(key, first)| locked(&context.backoff).after_failure(&key, first));
-    pause.map_or_else(Action::await_change, Action::requeue)
+    let (Some(key), Some(first)) = (Key::of(object.meta()), error.first_pause()) else { return Action::await_change() };
+    let mut backoff = locked(&context.backoff);
+    Action::requeue(match error {
+        ReconcileError::Step { step, generation, problem } if waits_for_a_person(problem.reason) => {
+            backoff.after_refusal(&key, first, Held { step, generation: *generation, problem: problem.clone() })
+        }
+        _ => backoff.after_failure(&key, first),
+    })
 }
 
 impl Context {
@@ -209,10 +220,11 @@ impl Context {
         let now = Timestamp::now();
         let observed = Box::pin(self.observer.observe(cluster)).await.inspect_err(|_| self.slots.give_way(key))?;
         let Some(mut seen) = observed else { return Ok(self.gone(key)) };
-        self.take_turn(now, key, &mut seen);
+        let held = locked(&self.backoff).held(key, seen.generation());
+        self.take_turn(now, key, &mut seen, held.as_ref().map(|(held, _)| held));
 
         let plan = decide(now, &seen);
-        let acted = self.actor.act(&seen, plan.steps).await;
+        let acted = self.actor.act(&seen, plan.steps, held.as_ref().map(|(held, _)| held)).await;
         self.after_acting(now, key, &seen, &acted);
         let finished = acted.outcome.done.iter().any(|step| matches!(step, Step::RemoveFinalizer));
         if finished || acted.cut_short == Some(CutShort::Gone) {
@@ -226,8 +238,11 @@ impl Context {
         }
         self.tell(now, &seen, &after).await;
 
+        if let Some((_, left)) = held.filter(|_| acted.held) {
+            return Ok(Action::requeue(left));
+        }
         match (acted.outcome.failed, acted.cut_short) {
-            (Some((step, problem)), _) => Err(ReconcileError::Step { step: step.name(), problem }),
+            (Some((step, problem)), _) => Err(ReconcileError::Step { step: step.name(), generation: seen.generation(), problem }),
             (None, Some(CutShort::NamespaceTerminating)) => Err(ReconcileError::NamespaceTerminating),
             (None, Some(_)) => Err(ReconcileError::Stale),
             (None, None) => {
@@ -238,8 +253,10 @@ impl Context {
     }
 
     /// Settles with the slots what this pass may do.
-    fn take_turn(&self, now: Timestamp, key: &Key, seen: &mut Observed) {
+    fn take_turn(&self, now: Timestamp, key: &Key, seen: &mut Observed, held: Option<&Held>) {
         match want(seen, &situation(now, seen)) {
+            // What the host refuses keeps nobody else from a slot.
+            Want::Ask if held.is_some_and(|held| held.step == CREATE_POD) => self.slots.release(key),
             Want::Ask => seen.turn = self.slots.ask(key, created_at(&seen.cluster.metadata)),
             Want::Hold => self.slots.hold(key),
             Want::Nothing => self.slots.release(key),
@@ -248,7 +265,7 @@ impl Context {
 
     /// Gives back a slot that led to no pod, and counts a finished deletion.
     fn after_acting(&self, now: Timestamp, key: &Key, seen: &Observed, acted: &Acted) {
-        if acted.outcome.failed.is_some() && seen.children.current_pod().is_none() {
+        if acted.outcome.failed.is_some() && !acted.held && seen.children.current_pod().is_none() {
             self.slots.release(key);
         }
         let finished = acted.outcome.done.iter().any(|step| matches!(step, Step::RemoveFinalizer));
