@@ -1,4 +1,5 @@
 //! The API on a real API server: the CRD is accepted, and every rule in it refuses and allows what it should.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! The product: real nested clusters in a real host cluster, with the operator under its own service account. These run side by side; what must be alone
 //! on the machine is in `solo.rs`.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
 mod support;
 
@@ -14,7 +15,7 @@ use support::operator::CLUSTERS_NAMESPACE;
 use support::real::{CREATED, Host, TOOLS, bare_seconds, spec};
 use support::wait::{condition, until};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// A web server with a claim on the default StorageClass, and a Service in front.
 fn workload() -> String {
@@ -74,29 +75,29 @@ config:
     if let Some(bare) = bare_seconds() {
         println!(
             "apply to Ready (1 node, others at work beside it): {:.1} s; bare kind create --wait in this run: {bare:.1} s",
-            host.seconds_to_ready(&cluster)
+            support::real::seconds_to_ready(&cluster)
         );
     }
 
     // From outside the host cluster, over the NodePort, with strict TLS.
     let external = host.kubeconfig("t-one", "crane", "external").await;
     assert!(external.contains("kind-crane"), "the context is named as kind names it");
-    let nodes = host.from_outside(&external, &["get", "nodes", "-L", "tier", "--no-headers"]).unwrap();
+    let nodes = host.kubectl_outside(&external, &["get", "nodes", "-L", "tier", "--no-headers"]).unwrap();
     assert!(nodes.contains(" Ready ") && nodes.contains("gold"), "{nodes}");
-    let metrics = host.from_outside(&external, &["get", "--raw", "/metrics"]).unwrap();
+    let metrics = host.kubectl_outside(&external, &["get", "--raw", "/metrics"]).unwrap();
     assert!(
         metrics.lines().any(|line| line.starts_with("kubernetes_feature_enabled{name=\"InPlacePodVerticalScalingAllocatedStatus\"") && line.ends_with(" 1")),
         "the feature gate of config is not seen"
     );
     let wrong_name = external.replace("tls-server-name: c-", "tls-server-name: x-");
     assert_ne!(wrong_name, external);
-    let refused = host.from_outside(&wrong_name, &["get", "nodes"]).unwrap_err();
+    let refused = host.kubectl_outside(&wrong_name, &["get", "nodes"]).unwrap_err();
     assert!(refused.contains("certificate"), "{refused}");
-    assert!(host.from_outside(&external, &["auth", "whoami"]).unwrap().contains("nestling:cluster-admins"));
+    assert!(host.kubectl_outside(&external, &["auth", "whoami"]).unwrap().contains("nestling:cluster-admins"));
 
     // A Deployment with a claim, behind a Service that answers by name.
     host.apply_outside(&external, &workload());
-    host.from_outside(&external, &["rollout", "status", "deployment/web", "--timeout=120s"]).unwrap();
+    host.kubectl_outside(&external, &["rollout", "status", "deployment/web", "--timeout=120s"]).unwrap();
     let image = format!("--image={TOOLS}");
     let probe = [
         "run",
@@ -116,7 +117,7 @@ config:
         "--retry-all-errors",
         "http://web.default.svc.cluster.local/",
     ];
-    let page = host.from_outside(&external, &probe).unwrap();
+    let page = host.kubectl_outside(&external, &probe).unwrap();
     assert!(page.contains("served-from-a-claim"), "{page}");
 
     // From a pod of another namespace that has nothing but the Secret.
@@ -167,8 +168,8 @@ async fn three_nodes_become_ready() {
             "affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: []}}\n      terminationGracePeriodSeconds",
         ),
     );
-    host.from_outside(&external, &["rollout", "status", "deployment/web", "--timeout=120s"]).unwrap();
-    let placed = host.from_outside(&external, &["get", "pods", "-o", "jsonpath={.items[0].spec.nodeName}"]).unwrap();
+    host.kubectl_outside(&external, &["rollout", "status", "deployment/web", "--timeout=120s"]).unwrap();
+    let placed = host.kubectl_outside(&external, &["get", "pods", "-o", "jsonpath={.items[0].spec.nodeName}"]).unwrap();
     let other = if placed.ends_with("worker2") { "trio-worker" } else { "trio-worker2" };
     let image = format!("--image={TOOLS}");
     let overrides = format!("--overrides={}", json!({"spec": {"nodeName": other}}));
@@ -191,9 +192,9 @@ async fn three_nodes_become_ready() {
         "--retry-all-errors",
         "http://web.default.svc.cluster.local/",
     ];
-    assert!(host.from_outside(&external, &probe).unwrap().contains("served-from-a-claim"));
+    assert!(host.kubectl_outside(&external, &probe).unwrap().contains("served-from-a-claim"));
     // All nodes together offer no more memory than the pod may use.
-    let allocatable = host.from_outside(&external, &["get", "nodes", "-o", "jsonpath={.items[*].status.allocatable.memory}"]).unwrap();
+    let allocatable = host.kubectl_outside(&external, &["get", "nodes", "-o", "jsonpath={.items[*].status.allocatable.memory}"]).unwrap();
     let sum: i64 = allocatable.split_whitespace().map(|text| text.trim_end_matches("Ki").parse::<i64>().unwrap() << 10).sum();
     assert!(sum < 4 << 30, "{allocatable}");
     host.delete("t-three", "trio").await;
@@ -242,7 +243,7 @@ async fn without_a_cni_the_control_plane_is_ready_first() {
     // The user brings a CNI: here the one that kind would have installed, from the node image.
     let external = host.kubeconfig("t-cni", "bare", "external").await;
     let manifest = host.cluster.docker().run(&["exec", &host.nodes()[0], "cat", "/kind/manifests/default-cni.yaml"]).unwrap();
-    let subnet = host.from_outside(&external, &["get", "nodes", "-o", "jsonpath={.items[0].spec.podCIDR}"]).unwrap();
+    let subnet = host.kubectl_outside(&external, &["get", "nodes", "-o", "jsonpath={.items[0].spec.podCIDR}"]).unwrap();
     let subnet = subnet.replace(".0.0/24", ".0.0/16");
     host.apply_outside(&external, &manifest.replace("{{ .PodSubnet }}", &subnet).replace("{{.PodSubnet}}", &subnet));
     host.ready("t-cni", "bare").await;
@@ -257,7 +258,7 @@ async fn paused_makes_nothing() {
     let cluster = host.create("t-paused", "sleepy", json!({"paused": true})).await;
     condition(&host.clusters("t-paused"), "sleepy", PAUSED, "True", None, SOON).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(host.children(&cluster.metadata.uid.unwrap()).await, Vec::<String>::new());
+    assert_eq!(host.children(&cluster.metadata.uid.unwrap()), Vec::<String>::new());
     host.patch("t-paused", "sleepy", json!({"spec": {"paused": false, "config": {"networking": {"apiServerPort": 1}}}})).await;
     condition(&host.clusters("t-paused"), "sleepy", STALLED, "True", Some("ConfigFieldOwned"), SOON).await;
     host.delete("t-paused", "sleepy").await;

@@ -1,4 +1,5 @@
 //! The rights that the chart gives: the operator can do its work with them on a real API server, and nothing more.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
 mod support;
 
@@ -65,9 +66,9 @@ async fn the_charts_rights_suffice_and_nothing_more() {
     let _operator = Operator::start(&plane, &options);
     let clusters: Api<KindCluster> = Api::namespaced(plane.client.clone(), "team");
     clusters.create(&PostParams::default(), &KindCluster::new("crane", KindClusterSpec::default())).await.unwrap();
-    condition(&clusters, "crane", READY, "True", None, Duration::from_secs(60)).await;
+    condition(&clusters, "crane", READY, "True", None, Duration::from_mins(1)).await;
     clusters.delete("crane", &DeleteParams::default()).await.unwrap();
-    gone(&clusters, "crane", Duration::from_secs(60)).await;
+    gone(&clusters, "crane", Duration::from_mins(1)).await;
 
     // And nothing more.
     let operator = plane.client_for(SERVICE_ACCOUNT).await;

@@ -1,5 +1,6 @@
 //! The operator, a real process, on a real API server. Pods and agents are a declared fake: what is tried here are the operator's own histories – failures
 //! just so, kills behind each step, storms – and what is left in the API afterwards.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
 mod support;
 
@@ -275,7 +276,7 @@ async fn a_storm_is_queued_and_never_exceeds_its_bound() {
     for index in 0..12 {
         stage.create(&format!("s{index}"), json!({})).await;
     }
-    until("all to be ready", Duration::from_secs(60), async || {
+    until("all to be ready", Duration::from_mins(1), async || {
         let all = stage.clusters.list(&ListParams::default()).await.unwrap();
         let with = |reason: &str| all.iter().filter(|cluster| support::wait::describe(cluster).contains(reason)).count();
         queued = queued.max(with("Ready=False Queued"));
@@ -306,7 +307,7 @@ async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, k
                 tokio::time::sleep(at).await;
                 doomed.kill();
             }
-            None => assert!(doomed.ended(Duration::from_secs(60)).await, "{die_after:?} was never reached"),
+            None => assert!(doomed.ended(Duration::from_mins(1)).await, "{die_after:?} was never reached"),
         }
         stage.operator()
     };

@@ -1,5 +1,6 @@
 //! What must be alone on the machine: accounting before and after, a storm, kills of the operator, failures of the host itself, and the life of the chart. Run
 //! one at a time, in the order of their names.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
 mod support;
 
@@ -126,12 +127,12 @@ async fn an_operator_killed_at_random_is_survived() {
     }
     let cluster = host.ready("t-kill", "tough").await;
     assert_eq!(cluster.status.unwrap().attempt, Some(1), "nothing is made twice");
-    assert_eq!(host.children(created.metadata.uid.as_ref().unwrap()).await.len(), 4);
+    assert_eq!(host.children(created.metadata.uid.as_ref().unwrap()).len(), 4);
     host.clusters("t-kill").delete("tough", &DeleteParams::default()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(random.random_range(0..3000))).await;
     host.kill_operator();
     gone(&host.clusters("t-kill"), "tough", DELETED).await;
-    assert_eq!(host.children(&created.metadata.uid.unwrap()).await, Vec::<String>::new());
+    assert_eq!(host.children(&created.metadata.uid.unwrap()), Vec::<String>::new());
     host.delete_namespace("t-kill").await;
 }
 

@@ -5,10 +5,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
-use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, PropagationPolicy};
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, PropagationPolicy};
 use kube::{Api, Client, ResourceExt};
+use nestling_core::api::KindCluster;
 use nestling_core::api::conditions::READY;
-use nestling_core::api::{KindCluster, KindClusterSpec};
 use nestling_lab::{HostCluster, Lab, LabPart, LabPaths};
 use serde_json::{Value, json};
 
@@ -91,14 +91,8 @@ impl Host {
         let cluster = condition(&self.clusters(namespace), name, READY, "True", None, CREATED).await;
         let status = cluster.status.as_ref().unwrap();
         let stages: Vec<String> = status.stages.iter().map(|stage| format!("{} {:.1}", stage.name, as_seconds(stage.milliseconds))).collect();
-        println!("{namespace}/{name}: ready {:.1} s after its creation: {}", self.seconds_to_ready(&cluster), stages.join(", "));
+        println!("{namespace}/{name}: ready {:.1} s after its creation: {}", seconds_to_ready(&cluster), stages.join(", "));
         cluster
-    }
-
-    /// Seconds from the object's creation to `readyTime` (whole seconds, as the API counts).
-    pub fn seconds_to_ready(&self, cluster: &KindCluster) -> f64 {
-        let ready = cluster.status.as_ref().unwrap().ready_time.as_ref().unwrap().0;
-        ready.duration_since(cluster.metadata.creation_timestamp.as_ref().unwrap().0).as_secs_f64()
     }
 
     /// Changes a `KindCluster`.
@@ -113,11 +107,11 @@ impl Host {
         self.clusters(namespace).delete(name, &DeleteParams::default()).await.unwrap();
         gone(&self.clusters(namespace), name, DELETED).await;
         println!("{namespace}/{name}: gone after {:.1} s", start.elapsed().as_secs_f64());
-        assert_eq!(self.children(&uid).await, Vec::<String>::new());
+        assert_eq!(self.children(&uid), Vec::<String>::new());
     }
 
     /// What is in the clusters namespace for this UID.
-    pub async fn children(&self, uid: &str) -> Vec<String> {
+    pub fn children(&self, uid: &str) -> Vec<String> {
         let list = self.kubectl(&[
             "get",
             "pods,services,networkpolicies,secrets",
@@ -150,7 +144,7 @@ impl Host {
     }
 
     /// Runs kubectl from this machine, outside the host cluster, with a published kubeconfig's `external` key.
-    pub fn from_outside(&self, kubeconfig: &str, arguments: &[&str]) -> Result<String, String> {
+    pub fn kubectl_outside(&self, kubeconfig: &str, arguments: &[&str]) -> Result<String, String> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(kubeconfig.as_bytes()).unwrap();
         let output = Command::new(self.paths.bin("kubectl").unwrap()).arg("--kubeconfig").arg(file.path()).args(arguments).output().unwrap();
@@ -212,15 +206,12 @@ impl Host {
             let _ = self.cluster.docker().run(&["exec", &node, "pkill", "-KILL", "-f", "^/usr/local/bin/nestling operator"]);
         }
     }
+}
 
-    /// Pods of one KindCluster that were ever numbered: the highest attempt.
-    pub async fn attempts(&self, namespace: &str, name: &str) -> i64 {
-        let pods = self
-            .pods(CLUSTERS_NAMESPACE)
-            .list(&ListParams::default().labels(&format!("nestling.dev/cluster-namespace={namespace},nestling.dev/cluster-name={name}")))
-            .await;
-        pods.unwrap().iter().filter_map(|pod| pod.labels().get("nestling.dev/attempt")?.parse().ok()).max().unwrap_or(0)
-    }
+/// Seconds from the object's creation to `readyTime` (whole seconds, as the API counts).
+pub fn seconds_to_ready(cluster: &KindCluster) -> f64 {
+    let ready = cluster.status.as_ref().unwrap().ready_time.as_ref().unwrap().0;
+    ready.duration_since(cluster.metadata.creation_timestamp.as_ref().unwrap().0).as_secs_f64()
 }
 
 /// Seconds, for people.
@@ -243,9 +234,4 @@ fn feed(command: &mut Command, input: &str) {
 /// A spec from YAML.
 pub fn spec(yaml: &str) -> Value {
     serde_saphyr::from_str(yaml).unwrap()
-}
-
-/// Checks that a value is a valid spec; for tables.
-pub fn checked(spec: &Value) -> KindClusterSpec {
-    serde_json::from_value(spec.clone()).unwrap()
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use nestling_lab::command::output;
 use nestling_lab::host::HostOptions;
 use nestling_lab::progress::note;
-use nestling_lab::{Docker, HostCluster, Lab, LabPart, LabPaths, announce};
+use nestling_lab::{Docker, HostCluster, Lab, LabPart, announce};
 
 use crate::{consent, images, install};
 
@@ -33,7 +33,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let lab = Lab::open()?;
     if arguments.down {
-        return down(&lab);
+        return HostCluster::down(&lab, HOST);
     }
     consent::ask(
         "This shows Nestling on a host cluster of its own (kind, in Docker). It installs Debian packages that are missing (docker.io, mmdebstrap and\n\
@@ -111,9 +111,4 @@ fn inside(host: &HostCluster, script: &str) -> Result<String> {
     delete()?;
     over.with_context(|| format!("the visitor said: {said:?}"))?;
     said
-}
-
-fn down(lab: &Lab) -> Result<()> {
-    let paths: LabPaths = lab.build(LabPart::Host)?;
-    HostCluster::down(&paths, HOST)
 }

@@ -17,6 +17,7 @@ pub const HOST: &str = "nestling-test";
 
 /// What to test.
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct Arguments {
     /// Only what needs no container: formatting, lints, generated files, unit tests, the API on a bare control plane, the chart.
     #[arg(long, conflicts_with = "soak")]
@@ -68,7 +69,7 @@ impl Stages {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let lab = Lab::open()?;
     if arguments.down {
-        return HostCluster::down(&lab.build(LabPart::Host)?, HOST);
+        return HostCluster::down(&lab, HOST);
     }
     consent::ask(&announcement(arguments), arguments.yes)?;
     let seed = arguments.seed.unwrap_or_else(rand::random);
