@@ -17,7 +17,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
 use support::operator::CLUSTERS_NAMESPACE;
-use support::real::{CREATED, DELETED, Host};
+use support::real::{CREATED, DELETED, Host, bare_seconds, seconds_to_ready};
 use support::wait::{condition, gone, until};
 
 fn seed() -> u64 {
@@ -39,7 +39,11 @@ async fn a_deletion_leaves_nothing_behind() {
     // What a host makes once and keeps (chains of kube-proxy, say) is there after a first cluster.
     host.namespace("t-before").await;
     host.create("t-before", "first", json!({})).await;
-    host.ready("t-before", "first").await;
+    let first = host.ready("t-before", "first").await;
+    if let Some(bare) = bare_seconds() {
+        let seconds = seconds_to_ready(&first);
+        println!("apply to Ready (1 node): {seconds:.1} s; bare kind create cluster --wait in this run: {bare:.1} s; ratio {:.2}", seconds / bare);
+    }
     host.delete("t-before", "first").await;
     host.delete_namespace("t-before").await;
     tokio::time::sleep(Duration::from_secs(10)).await;
