@@ -14,7 +14,8 @@ use nestling_core::api::conditions::{KUBECONFIG_PUBLISHED, PAUSED, READY, STALLE
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{KindCluster, KindClusterSpec};
 use nestling_core::plan::decide::Step;
-use rand::Rng;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::json;
 use support::fake_host::{FakeHost, Luck};
 use support::operator::{CLUSTERS_NAMESPACE, OPERATOR_NAMESPACE, Operator, Options};
@@ -329,9 +330,10 @@ async fn an_operator_killed_behind_any_step_is_survived() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_killed_at_any_time_is_survived() {
     let stage = Stage::set().await;
-    let count = std::env::var("NESTLING_TEST_KILLS").ok().and_then(|count| count.parse().ok()).unwrap_or(10);
+    let mut random = StdRng::seed_from_u64(support::seed());
+    let count = if support::soak() { 100 } else { 10 };
     for index in 0..count {
-        let at = Duration::from_millis(rand::rng().random_range(0..3000));
+        let at = Duration::from_millis(random.random_range(0..3000));
         println!("kill {index} at {at:?}");
         survives(&stage, &format!("random-{index}"), None, Some(at)).await;
     }

@@ -20,14 +20,6 @@ use support::operator::CLUSTERS_NAMESPACE;
 use support::real::{CREATED, DELETED, Host, bare_seconds, seconds_to_ready};
 use support::wait::{condition, gone, until};
 
-fn seed() -> u64 {
-    std::env::var("NESTLING_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random)
-}
-
-fn soak() -> bool {
-    std::env::var_os("NESTLING_TEST_SOAK").is_some()
-}
-
 fn snapshot(host: &Host) -> Snapshot {
     Snapshot::take(Some(host.cluster.docker()), &host.nodes()).unwrap()
 }
@@ -119,10 +111,10 @@ fn is_creating(cluster: &nestling_core::api::KindCluster) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_killed_at_random_is_survived() {
     let host = Host::find().await;
-    let mut random = StdRng::seed_from_u64(seed());
+    let mut random = StdRng::seed_from_u64(support::seed());
     host.namespace("t-kill").await;
     let created = host.create("t-kill", "tough", json!({})).await;
-    let kills = if soak() { 10 } else { 3 };
+    let kills = if support::soak() { 10 } else { 3 };
     for index in 0..kills {
         let pause = Duration::from_millis(random.random_range(500..(24_000 / kills)));
         println!("kill {index} after {pause:?}");

@@ -6,3 +6,13 @@ pub mod operator;
 pub mod plane;
 pub mod real;
 pub mod wait;
+
+/// Seed of everything random; `./dev test --seed` sets it.
+pub fn seed() -> u64 {
+    std::env::var("NESTLING_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random)
+}
+
+/// Whether every count is asked for at its full size.
+pub fn soak() -> bool {
+    std::env::var_os("NESTLING_TEST_SOAK").is_some()
+}

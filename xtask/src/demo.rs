@@ -77,8 +77,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 /// The project's own command line, for this host cluster.
 fn nestling(host: &HostCluster) -> Command {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::root().join("target"), Into::into);
-    let mut command = Command::new(target.join("debug/nestling"));
+    let mut command = Command::new(crate::target().join("debug/nestling"));
     command.arg("--kubeconfig").arg(host.kubeconfig());
     command
 }

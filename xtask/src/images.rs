@@ -1,7 +1,7 @@
 //! The project's own two images, from the one Dockerfile, on the lab's base images.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -68,8 +68,7 @@ pub fn build(paths: &LabPaths, docker: &Docker) -> Result<Images> {
 fn program() -> Result<PathBuf> {
     note("building nestling");
     run(crate::cargo().args(["build", "--locked", "--package", "nestling", "--bin", "nestling"]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::root().join("target"), PathBuf::from);
-    Ok(Path::new(&target).join("debug/nestling"))
+    Ok(crate::target().join("debug/nestling"))
 }
 
 fn run(command: &mut Command) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The project's own tasks, run as `cargo xtask <task>` or `./dev <task>`.
 
+mod bench;
 mod consent;
 mod demo;
 mod generate;
@@ -27,6 +28,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Test everything, as CI does.
     Test(test::Arguments),
+    /// Measure how long clusters take, beside bare kind.
+    Bench(bench::Arguments),
     /// Write the generated files: CRD, chart, reference, examples.
     Gen {
         /// Write nothing; fail if something would change.
@@ -42,6 +45,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Gen { check } => generate::run(check),
         Task::Lab(task) => lab::run(task),
     }
@@ -50,6 +54,11 @@ fn main() -> anyhow::Result<()> {
 /// The root of the checkout.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Where cargo puts what it builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 /// The cargo that runs this, in the checkout.

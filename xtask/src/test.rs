@@ -1,14 +1,17 @@
 //! `cargo xtask test`: everything that CI runs, in three tiers, with the time of each stage.
 
+use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use nestling_lab::accounting::Snapshot;
+use nestling_lab::command::output;
 use nestling_lab::host::{HostOptions, bare_kind_benchmark};
 use nestling_lab::progress::note;
 use nestling_lab::{Docker, HostCluster, Lab, LabPart, LabPaths, announce};
+use serde_json::json;
 
 use crate::{consent, generate, images, install};
 
@@ -77,7 +80,25 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut stages = Stages { done: Vec::new() };
     let result = fast(&lab, arguments, seed, &mut stages).and_then(|()| if arguments.fast { Ok(()) } else { whole(&lab, arguments, seed, &mut stages) });
     stages.print();
+    report(arguments, seed, &stages, result.is_ok())?;
     result
+}
+
+/// Leaves beside cargo's work what was run and how it went, so that it can be run again.
+fn report(arguments: &Arguments, seed: u64, stages: &Stages, passed: bool) -> Result<()> {
+    let commit = output(Command::new("git").args(["rev-parse", "HEAD"]).current_dir(crate::root())).unwrap_or_default();
+    let tier = if arguments.fast {
+        " --fast"
+    } else if arguments.soak {
+        " --soak"
+    } else {
+        ""
+    };
+    let stages: Vec<_> = stages.done.iter().map(|(name, seconds, passed)| json!({"name": name, "seconds": seconds, "passed": passed})).collect();
+    let report = json!({"commit": commit, "seed": seed, "command": format!("./dev test{tier} --seed {seed}"), "passed": passed, "stages": stages});
+    let directory = crate::target().join("test");
+    fs::create_dir_all(&directory)?;
+    Ok(fs::write(directory.join(format!("report{}.json", tier.replace(" --", "-"))), serde_json::to_string_pretty(&report)? + "\n")?)
 }
 
 fn announcement(arguments: &Arguments) -> String {
