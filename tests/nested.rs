@@ -52,6 +52,18 @@ spec: {{selector: {{app: web}}, ports: [{{port: 80, targetPort: 8080}}]}}
     )
 }
 
+/// Runs the workload, and asks for its page by the Service's name, from a pod on this node (any, if `None`).
+fn serves_by_name(host: &Host, kubeconfig: &str, node: Option<&str>) {
+    host.apply_outside(kubeconfig, &workload());
+    host.kubectl_outside(kubeconfig, &["rollout", "status", "deployment/web", "--timeout=120s"]).unwrap();
+    let image = format!("--image={TOOLS}");
+    let overrides = format!("--overrides={}", json!({"spec": node.map_or_else(|| json!({}), |node| json!({"nodeName": node}))}));
+    let run = ["run", "probe", &image, &overrides, "--image-pull-policy=Never", "--restart=Never", "--attach", "--rm", "--quiet", "--command", "--"];
+    let fetch = ["curl", "-sS", "--retry", "10", "--retry-all-errors", "http://web.default.svc.cluster.local/"];
+    let page = host.kubectl_outside(kubeconfig, &[&run[..], &fetch[..]].concat()).unwrap();
+    assert!(page.contains("served-from-a-claim"), "{page}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_node_serves_workloads_and_is_reached_from_inside_and_outside() {
     let host = Host::find().await;
@@ -89,30 +101,7 @@ config:
     assert!(refused.contains("certificate"), "{refused}");
     assert!(host.kubectl_outside(&external, &["auth", "whoami"]).unwrap().contains("nestling:cluster-admins"));
 
-    // A Deployment with a claim, behind a Service that answers by name.
-    host.apply_outside(&external, &workload());
-    host.kubectl_outside(&external, &["rollout", "status", "deployment/web", "--timeout=120s"]).unwrap();
-    let image = format!("--image={TOOLS}");
-    let probe = [
-        "run",
-        "probe",
-        &image,
-        "--image-pull-policy=Never",
-        "--restart=Never",
-        "--attach",
-        "--rm",
-        "--quiet",
-        "--command",
-        "--",
-        "curl",
-        "-sS",
-        "--retry",
-        "10",
-        "--retry-all-errors",
-        "http://web.default.svc.cluster.local/",
-    ];
-    let page = host.kubectl_outside(&external, &probe).unwrap();
-    assert!(page.contains("served-from-a-claim"), "{page}");
+    serves_by_name(&host, &external, None);
 
     // From a pod of another namespace that has nothing but the Secret.
     let secret: Secret = Api::namespaced(host.client.clone(), "t-one").get("crane-kubeconfig").await.unwrap();
@@ -154,39 +143,10 @@ async fn three_nodes_become_ready() {
     assert_eq!(status.nodes_ready.as_deref(), Some("3/3"));
     assert_eq!((status.control_planes.unwrap().total, status.workers.unwrap().total), (1, 2));
     let external = host.kubeconfig("t-three", "trio", "external").await;
-    // One pod on each worker, and they hear each other.
-    host.apply_outside(
-        &external,
-        &workload().replace(
-            "terminationGracePeriodSeconds",
-            "affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: []}}\n      terminationGracePeriodSeconds",
-        ),
-    );
-    host.kubectl_outside(&external, &["rollout", "status", "deployment/web", "--timeout=120s"]).unwrap();
-    let placed = host.kubectl_outside(&external, &["get", "pods", "-o", "jsonpath={.items[0].spec.nodeName}"]).unwrap();
-    let other = if placed.ends_with("worker2") { "trio-worker" } else { "trio-worker2" };
-    let image = format!("--image={TOOLS}");
-    let overrides = format!("--overrides={}", json!({"spec": {"nodeName": other}}));
-    let probe = [
-        "run",
-        "probe",
-        &image,
-        &overrides,
-        "--image-pull-policy=Never",
-        "--restart=Never",
-        "--attach",
-        "--rm",
-        "--quiet",
-        "--command",
-        "--",
-        "curl",
-        "-sS",
-        "--retry",
-        "10",
-        "--retry-all-errors",
-        "http://web.default.svc.cluster.local/",
-    ];
-    assert!(host.kubectl_outside(&external, &probe).unwrap().contains("served-from-a-claim"));
+    // A pod of each worker hears the Service, wherever it is served.
+    for node in ["trio-worker", "trio-worker2"] {
+        serves_by_name(&host, &external, Some(node));
+    }
     // All nodes together offer no more memory than the pod may use.
     let allocatable = host.kubectl_outside(&external, &["get", "nodes", "-o", "jsonpath={.items[*].status.allocatable.memory}"]).unwrap();
     let sum: i64 = allocatable.split_whitespace().map(|text| text.trim_end_matches("Ki").parse::<i64>().unwrap() << 10).sum();
