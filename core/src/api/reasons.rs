@@ -40,14 +40,10 @@ reasons! {
     Pending,
     /// The cluster waits for its turn: the operator creates only so many at once.
     Queued,
-    /// The next attempt follows a failed one after a pause.
-    BackingOff,
     /// The pod waits for a node of the host.
     PodPending,
     /// The pod's containers are being made.
     PodStarting,
-    /// The host pulls the pod's image.
-    PullingPodImage,
     /// The host's kernel, limits and addresses are being checked.
     Preflight,
     /// The pod's control groups are being set up.
@@ -108,8 +104,6 @@ reasons! {
     Paused => "Set spec.paused to false to go on.",
     /// The pod and its cluster are being taken down.
     DeletingCluster,
-    /// All that is left is the finalizer.
-    DeletingDone,
     /// Some change can only be taken over by a new cluster.
     RecreateRequired => "Undo the change, or delete the object and create it anew.",
 

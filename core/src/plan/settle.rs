@@ -90,7 +90,7 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
             None => Claims::idle(Reason::Progressing, ""),
         },
         Situation::Outdated(_) => Claims::idle(Reason::Progressing, "the spec has changed; the attempt starts anew"),
-        Situation::Creating { pod, desired, .. } => creating(seen, pod, desired.is_some()),
+        Situation::Creating { pod, desired, .. } => creating(now, seen, pod, desired.is_some()),
         Situation::Running { pod, desired } => running(seen, pod, desired.as_deref(), &status),
     };
     if claims.ready.status == Some(true) {
@@ -235,8 +235,8 @@ fn reason_of(failure: &LastFailure) -> Reason {
     Reason::parse(&failure.reason).unwrap_or(Reason::KindFailed)
 }
 
-fn creating(seen: &Observed, pod: &Pod, possible: bool) -> Claims {
-    let (reason, message) = progress(pod, seen.report.as_ref());
+fn creating(now: Timestamp, seen: &Observed, pod: &Pod, possible: bool) -> Claims {
+    let (reason, message) = progress(now, pod, seen.report.as_ref());
     let message = if reason.remedy().is_empty() && message.is_empty() { reason.meaning().to_owned() } else { reason.explain(&message) };
     let host = match &seen.report {
         Some(report) if report.stage > super::wire::Stage::Preflight => Claim::yes(Reason::HostFit, report.warnings.join(" ")),
@@ -449,7 +449,7 @@ mod tests {
     use crate::plan::observed::{Children, Turn};
     use crate::plan::testing::{self, NOW};
     use crate::plan::wire::{AgentFailure, NodeReport, Stage, StageDuration};
-    use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus};
+    use k8s_openapi::api::core::v1::{ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStatus, PodStatus};
 
     fn now() -> Timestamp {
         Timestamp::from_second(NOW).unwrap()
@@ -633,6 +633,21 @@ mod tests {
         let failure = settled(&seen).last_failure.unwrap();
         assert_eq!(failure.reason, "CreationTimeout");
         assert!(failure.message.contains("still at WaitingForControlPlane"), "{}", failure.message);
+    }
+
+    #[test]
+    fn an_agent_that_never_answers_is_told_from_one_that_has_just_started() {
+        for (age, expected) in [(5, "False Progressing"), (61, "False AgentUnreachable")] {
+            let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 90);
+            let started_at = Some(Time(Timestamp::from_second(NOW - age).unwrap()));
+            let running = ContainerState { running: Some(ContainerStateRunning { started_at }), ..Default::default() };
+            seen.children.pods[0].status = Some(PodStatus {
+                phase: Some("Running".into()),
+                container_statuses: Some(vec![ContainerStatus { state: Some(running), ..Default::default() }]),
+                ..Default::default()
+            });
+            assert_eq!(claim(&settled(&seen), conditions::READY), expected);
+        }
     }
 
     #[test]

@@ -18,6 +18,9 @@ use crate::api::{FINALIZER, KindClusterStatus, LastFailure, PodLossPolicy};
 /// Pause after the first failed attempt; doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 
+/// An agent answers within a second or two of its start.
+const AGENT_ANSWERS_WITHIN: Duration = Duration::from_mins(1);
+
 /// Longest message and evidence of a failure, in bytes. They come out of a pod in which users are root.
 const MESSAGE_LIMIT: usize = 1024;
 const EVIDENCE_LIMIT: usize = 2048;
@@ -127,7 +130,7 @@ fn with_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, 
     let timeout = desired.as_ref().map_or(DEFAULT_CREATION_TIMEOUT, |desired| desired.creation_timeout);
     let deadline = later(created_at(&pod.metadata), timeout);
     if now >= deadline {
-        let (reason, message) = progress(pod, seen.report.as_ref());
+        let (reason, message) = progress(now, pod, seen.report.as_ref());
         let failure = AgentFailure {
             reason: Reason::CreationTimeout,
             message: format!(
@@ -237,7 +240,7 @@ fn reported(report: Option<&AgentReport>) -> Option<AgentFailure> {
 }
 
 /// What an attempt is busy with: the agent's word, or before there is one, the pod's own state.
-pub fn progress(pod: &Pod, report: Option<&AgentReport>) -> (Reason, String) {
+pub fn progress(now: Timestamp, pod: &Pod, report: Option<&AgentReport>) -> (Reason, String) {
     if let Some(report) = report {
         return match report.stage {
             Stage::Serving if !report.control_plane_ready => (Reason::WaitingForControlPlane, String::new()),
@@ -258,8 +261,14 @@ pub fn progress(pod: &Pod, report: Option<&AgentReport>) -> (Reason, String) {
             _ => (Reason::PodStarting, message),
         };
     }
-    match status.phase.as_deref() {
-        Some("Running") => (Reason::Progressing, "waiting for the agent".to_owned()),
-        _ => (Reason::PodPending, String::new()),
+    if status.phase.as_deref() != Some("Running") {
+        return (Reason::PodPending, String::new());
+    }
+    let running = status.container_statuses.iter().flatten().find_map(|container| container.state.as_ref()?.running.as_ref()?.started_at.as_ref());
+    match running {
+        Some(since) if now >= later(since.0, AGENT_ANSWERS_WITHIN) => {
+            (Reason::AgentUnreachable, format!("the agent has not answered since it was started at {}", since.0))
+        }
+        _ => (Reason::Progressing, "waiting for the agent".to_owned()),
     }
 }
