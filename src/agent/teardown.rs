@@ -1,13 +1,15 @@
 //! The end: everything that would outlive the pod, or keep the kubelet from removing it, is taken down.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
 use nestling_core::plan::wire::DATA_ROOT;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::{major, minor};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -87,28 +89,45 @@ fn unescape(path: &str) -> String {
 }
 
 /// Detaches the loop devices whose file is below the data-root. All others are somebody else's: the kernel has one list for the
-/// whole machine.
+/// whole machine, and a path in it may be of another mount namespace. So the file must be the very one, by device and inode.
 async fn detach_loop_devices() {
-    let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    for device in devices.filter(|device| device.file_name().to_string_lossy().starts_with("loop")) {
-        let backing = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
-        if is_ours(&backing) {
-            let path = Path::new("/dev").join(device.file_name());
-            let detach = Command::new("losetup").arg("-d").arg(&path).stdin(Stdio::null()).kill_on_drop(true).status();
-            let done = timeout(DETACH_LIMIT, detach).await;
-            tracing::info!(device = %path.display(), ok = matches!(done, Ok(Ok(status)) if status.success()), "detached");
-        }
+    let columns = ["--list", "--raw", "--noheadings", "--output", "NAME,BACK-MAJ:MIN,BACK-INO,BACK-FILE"];
+    let list = Command::new("losetup").args(columns).stdin(Stdio::null()).kill_on_drop(true).output();
+    let Ok(Ok(list)) = timeout(DETACH_LIMIT, list).await else { return };
+    for device in ours(&String::from_utf8_lossy(&list.stdout), Path::new(DATA_ROOT)) {
+        let detach = Command::new("losetup").arg("-d").arg(&device).stdin(Stdio::null()).kill_on_drop(true).status();
+        let done = timeout(DETACH_LIMIT, detach).await;
+        tracing::info!(device, ok = matches!(done, Ok(Ok(status)) if status.success()), "detached");
     }
 }
 
-fn is_ours(backing_file: &str) -> bool {
-    Path::new(backing_file.trim_end()).strip_prefix(DATA_ROOT).is_ok_and(|rest| !rest.as_os_str().is_empty())
+/// The devices of a list (device, `major:minor`, inode and path of the file) whose file is below `root`.
+fn ours(list: &str, root: &Path) -> Vec<String> {
+    let fields = list.lines().filter_map(|line| {
+        let mut fields = line.splitn(4, ' ');
+        Some((fields.next()?, fields.next()?, fields.next()?, fields.next()?))
+    });
+    let ours = fields.filter(|(_, device, inode, path)| {
+        candidates(Path::new(path.trim_end()), root).iter().any(|candidate| {
+            fs::metadata(candidate).is_ok_and(|file| format!("{}:{}", major(file.dev()), minor(file.dev())) == *device && file.ino().to_string() == *inode)
+        })
+    });
+    ours.map(|(name, ..)| name.to_owned()).collect()
+}
+
+/// Where a backing file may be as we see it: at its path, if that is below the root, or in the volume that a node has for its `/var`.
+fn candidates(path: &Path, root: &Path) -> Vec<PathBuf> {
+    let mut candidates: Vec<PathBuf> = path.strip_prefix(root).map(|_| path.to_owned()).into_iter().collect();
+    if let Ok(inside) = path.strip_prefix("/var") {
+        let volumes = fs::read_dir(root.join("volumes")).into_iter().flatten().flatten();
+        candidates.extend(volumes.map(|volume| volume.path().join("_data").join(inside)));
+    }
+    candidates
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rstest::rstest;
 
     #[test]
     fn mounts_are_undone_from_the_last() {
@@ -121,13 +140,29 @@ mod tests {
         assert_eq!(mounts_below(mountinfo, "/var/lib/docker"), ["/var/lib/docker/with blank", "/var/lib/docker/overlay2/a/merged"]);
     }
 
-    #[rstest]
-    #[case("/var/lib/docker/volumes/x/disk.img\n", true)]
-    #[case("/var/lib/docker/volumes/x/disk.img (deleted)\n", true)]
-    #[case("/var/lib/docker2/disk.img\n", false)]
-    #[case("/home/disk.img\n", false)]
-    #[case("", false)]
-    fn only_our_devices_are_detached(#[case] backing: &str, #[case] ours: bool) {
-        assert_eq!(is_ours(backing), ours);
+    #[test]
+    fn only_our_devices_are_detached() {
+        let root = tempfile::tempdir().unwrap();
+        let volume = root.path().join("volumes/abc/_data/lib");
+        fs::create_dir_all(&volume).unwrap();
+        let (direct, nested) = (root.path().join("a disk.img"), volume.join("disk.img"));
+        let foreign = tempfile::NamedTempFile::new().unwrap();
+        let line = |name: &str, file: &Path, path: &str| {
+            let seen = fs::metadata(file).unwrap();
+            format!("{name} {}:{} {} {path}\n", major(seen.dev()), minor(seen.dev()), seen.ino())
+        };
+        for file in [&direct, &nested] {
+            fs::write(file, "").unwrap();
+        }
+        let list = [
+            line("/dev/loop0", &direct, &direct.to_string_lossy()),
+            line("/dev/loop1", &nested, "/var/lib/disk.img"),
+            // The same path, but another file: the host has a data-root as well.
+            line("/dev/loop2", foreign.path(), &direct.to_string_lossy()),
+            line("/dev/loop3", foreign.path(), "/var/lib/disk.img"),
+            line("/dev/loop4", foreign.path(), &foreign.path().to_string_lossy()),
+            "/dev/loop5\n".to_owned(),
+        ];
+        assert_eq!(ours(&list.concat(), root.path()), ["/dev/loop0", "/dev/loop1"]);
     }
 }
