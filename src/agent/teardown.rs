@@ -10,6 +10,7 @@ use futures::future::{join_all, try_join_all};
 use nestling_core::plan::wire::DATA_ROOT;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{major, minor};
+use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -91,28 +92,29 @@ fn unescape(path: &str) -> String {
 /// Detaches the loop devices whose file is below the data-root. All others are somebody else's: the kernel has one list for the
 /// whole machine, and a path in it may be of another mount namespace. So the file must be the very one, by device and inode.
 async fn detach_loop_devices() {
-    let columns = ["--list", "--raw", "--noheadings", "--output", "NAME,BACK-MAJ:MIN,BACK-INO,BACK-FILE"];
+    let columns = ["--list", "--json", "--output", "NAME,BACK-MAJ:MIN,BACK-INO,BACK-FILE"];
     let list = Command::new("losetup").args(columns).stdin(Stdio::null()).kill_on_drop(true).output();
     let Ok(Ok(list)) = timeout(DETACH_LIMIT, list).await else { return };
-    for device in ours(&String::from_utf8_lossy(&list.stdout), Path::new(DATA_ROOT)) {
+    // No output at all where there is no device.
+    let list = serde_json::from_slice(&list.stdout).unwrap_or_default();
+    for device in ours(&list, Path::new(DATA_ROOT)) {
         let detach = Command::new("losetup").arg("-d").arg(&device).stdin(Stdio::null()).kill_on_drop(true).status();
         let done = timeout(DETACH_LIMIT, detach).await;
         tracing::info!(device, ok = matches!(done, Ok(Ok(status)) if status.success()), "detached");
     }
 }
 
-/// The devices of a list (device, `major:minor`, inode and path of the file) whose file is below `root`.
-fn ours(list: &str, root: &Path) -> Vec<String> {
-    let fields = list.lines().filter_map(|line| {
-        let mut fields = line.splitn(4, ' ');
-        Some((fields.next()?, fields.next()?, fields.next()?, fields.next()?))
-    });
-    let ours = fields.filter(|(_, device, inode, path)| {
-        candidates(Path::new(path.trim_end()), root).iter().any(|candidate| {
-            fs::metadata(candidate).is_ok_and(|file| format!("{}:{}", major(file.dev()), minor(file.dev())) == *device && file.ino().to_string() == *inode)
+/// The devices of losetup's list whose file is below `root`.
+fn ours(list: &Value, root: &Path) -> Vec<String> {
+    let devices = list["loopdevices"].as_array().map_or(&[][..], Vec::as_slice);
+    let is_ours = |device: &&Value| {
+        let (Some(path), Some(number)) = (device["back-file"].as_str(), device["back-maj:min"].as_str()) else { return false };
+        candidates(Path::new(path), root).iter().any(|candidate| {
+            fs::metadata(candidate)
+                .is_ok_and(|file| number.trim() == format!("{}:{}", major(file.dev()), minor(file.dev())) && device["back-ino"].as_u64() == Some(file.ino()))
         })
-    });
-    ours.map(|(name, ..)| name.to_owned()).collect()
+    };
+    devices.iter().filter(is_ours).filter_map(|device| device["name"].as_str().map(str::to_owned)).collect()
 }
 
 /// Where a backing file may be as we see it: at its path, if that is below the root, or in the volume that a node has for its `/var`.
@@ -128,6 +130,7 @@ fn candidates(path: &Path, root: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn mounts_are_undone_from_the_last() {
@@ -147,22 +150,25 @@ mod tests {
         fs::create_dir_all(&volume).unwrap();
         let (direct, nested) = (root.path().join("a disk.img"), volume.join("disk.img"));
         let foreign = tempfile::NamedTempFile::new().unwrap();
-        let line = |name: &str, file: &Path, path: &str| {
+        let device = |name: &str, file: &Path, path: &Path| {
             let seen = fs::metadata(file).unwrap();
-            format!("{name} {}:{} {} {path}\n", major(seen.dev()), minor(seen.dev()), seen.ino())
+            // losetup pads the numbers.
+            json!({"name": name, "back-maj:min": format!("  {}:{}  ", major(seen.dev()), minor(seen.dev())), "back-ino": seen.ino(), "back-file": path})
         };
         for file in [&direct, &nested] {
             fs::write(file, "").unwrap();
         }
-        let list = [
-            line("/dev/loop0", &direct, &direct.to_string_lossy()),
-            line("/dev/loop1", &nested, "/var/lib/disk.img"),
+        let in_node = Path::new("/var/lib/disk.img");
+        let list = json!({"loopdevices": [
+            device("/dev/loop0", &direct, &direct),
+            device("/dev/loop1", &nested, in_node),
             // The same path, but another file: the host has a data-root as well.
-            line("/dev/loop2", foreign.path(), &direct.to_string_lossy()),
-            line("/dev/loop3", foreign.path(), "/var/lib/disk.img"),
-            line("/dev/loop4", foreign.path(), &foreign.path().to_string_lossy()),
-            "/dev/loop5\n".to_owned(),
-        ];
-        assert_eq!(ours(&list.concat(), root.path()), ["/dev/loop0", "/dev/loop1"]);
+            device("/dev/loop2", foreign.path(), &direct),
+            device("/dev/loop3", foreign.path(), in_node),
+            device("/dev/loop4", foreign.path(), foreign.path()),
+            json!({"name": "/dev/loop5"}),
+        ]});
+        assert_eq!(ours(&list, root.path()), ["/dev/loop0", "/dev/loop1"]);
+        assert!(ours(&Value::Null, root.path()).is_empty());
     }
 }
