@@ -11,7 +11,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
-use nestling_core::api::conditions::{READY, STALLED};
+use nestling_core::api::conditions::{HOST_READY, READY, STALLED};
 use nestling_lab::accounting::Snapshot;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -173,7 +173,7 @@ async fn an_unfit_host_is_named_before_harm_and_recovers() {
     let cluster = condition(&api, "refused", STALLED, "True", Some("PodSecurity"), Duration::from_mins(1)).await;
     assert!(support::wait::describe(&cluster).contains("privileged"), "{}", support::wait::describe(&cluster));
     label("privileged");
-    host.ready("t-unfit", "refused").await;
+    condition(&api, "refused", HOST_READY, "True", None, Duration::from_mins(2)).await;
     host.delete("t-unfit", "refused").await;
     host.delete_namespace("t-unfit").await;
 }
