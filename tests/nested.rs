@@ -58,9 +58,14 @@ fn serves_by_name(host: &Host, kubeconfig: &str, node: Option<&str>) {
     host.kubectl_outside(kubeconfig, &["rollout", "status", "deployment/web", "--timeout=120s"]).unwrap();
     let image = format!("--image={TOOLS}");
     let overrides = format!("--overrides={}", json!({"spec": node.map_or_else(|| json!({}), |node| json!({"nodeName": node}))}));
-    let run = ["run", "probe", &image, &overrides, "--image-pull-policy=Never", "--restart=Never", "--attach", "--rm", "--quiet", "--command", "--"];
+    let run = ["run", "probe", &image, &overrides, "--image-pull-policy=Never", "--restart=Never", "--command", "--"];
     let fetch = ["curl", "-sS", "--retry", "10", "--retry-all-errors", "http://web.default.svc.cluster.local/"];
-    let page = host.kubectl_outside(kubeconfig, &[&run[..], &fetch[..]].concat()).unwrap();
+    host.kubectl_outside(kubeconfig, &[&run[..], &fetch[..]].concat()).unwrap();
+    // Not attached: what a pod says before somebody listens would be lost.
+    let ended = host.kubectl_outside(kubeconfig, &["wait", "pod/probe", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s"]);
+    let page = host.kubectl_outside(kubeconfig, &["logs", "probe"]).unwrap();
+    ended.unwrap_or_else(|error| panic!("{error}; the probe said: {page}"));
+    host.kubectl_outside(kubeconfig, &["delete", "pod", "probe", "--now"]).unwrap();
     assert!(page.contains("served-from-a-claim"), "{page}");
 }
 
