@@ -216,8 +216,12 @@ async fn the_chart_is_upgraded_and_uninstalled() {
     host.delete_namespace("t-chart").await;
     let (good, said) = helm(&["uninstall", "nestling", "-n", "nestling-system", "--wait", "--timeout", "3m"]);
     assert!(good, "{said}");
-    let left =
-        host.kubectl(&["get", "deployments,pods,services,serviceaccounts,roles,rolebindings", "-A", "-l", "app.kubernetes.io/instance=nestling", "-o", "name"]);
-    assert_eq!(left, "");
+    let ours = ["get", "deployments,pods,services,serviceaccounts,roles,rolebindings", "-A", "-l", "app.kubernetes.io/instance=nestling", "-o", "name"];
+    // helm does not wait for the operator's last breath.
+    until("all of the chart to be gone", Duration::from_mins(1), async || {
+        let left = host.kubectl(&ours);
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
     assert!(crds.get_opt("kindclusters.nestling.dev").await.unwrap().is_some(), "the CRD, and with it everybody's objects, stays");
 }
