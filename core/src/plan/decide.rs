@@ -167,19 +167,14 @@ fn surroundings(seen: &Observed, attempt: i64) -> Vec<Step> {
         steps.push(Step::CreateKeys);
     }
     let policy = objects::network_policy(&seen.identity, &seen.settings);
-    if !seen.children.policies.iter().any(|have| same(&policy.metadata, &have.metadata) && objects::matches(&policy.spec, &have.spec)) {
+    if !seen.children.policies.iter().any(|have| objects::matches(&policy.metadata, &have.metadata) && objects::matches(&policy.spec, &have.spec)) {
         steps.push(Step::ApplyNetworkPolicy(Box::new(policy)));
     }
     let service = objects::service(&seen.cluster, &seen.identity, &seen.settings, attempt);
-    if !seen.children.services.iter().any(|have| same(&service.metadata, &have.metadata) && objects::matches(&service.spec, &have.spec)) {
+    if !seen.children.services.iter().any(|have| objects::matches(&service.metadata, &have.metadata) && objects::matches(&service.spec, &have.spec)) {
         steps.push(Step::ApplyService(Box::new(service)));
     }
     steps
-}
-
-/// Whether a seen object has the name, labels and annotations of the wanted one.
-fn same(wanted: &ObjectMeta, seen: &ObjectMeta) -> bool {
-    objects::matches(wanted, seen)
 }
 
 /// The kubeconfig, once there is something to reach with it.
