@@ -77,6 +77,12 @@ pub struct KindClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubeconfig: Option<Kubeconfig>,
 
+    /// Registries that need something said: mirrors, credentials, a private authority. For the node image as well as for what runs in the
+    /// cluster. A cluster keeps the list that it was made with; what the named Secrets and ConfigMaps hold is read anew every hour.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["host"]))]
+    pub registries: Vec<Registry>,
+
     /// Bounds in time and what follows a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifecycle: Option<Lifecycle>,
@@ -180,6 +186,53 @@ pub enum ServiceType {
     ClusterIP,
     /// Also on each node of the host cluster.
     NodePort,
+}
+
+/// What there is to say about a registry.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("(has(self.endpoints) && size(self.endpoints) > 0) || has(self.credentialsSecretRef) || has(self.caConfigMapRef)")
+        .message("a registry needs endpoints, credentialsSecretRef or caConfigMapRef"),
+)]
+pub struct Registry {
+    /// The registry as image references name it, such as `docker.io` or `registry.example:5000`.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:[0-9]{1,5})?$')")
+        .message("host must look like docker.io or registry.example:5000"))]
+    pub host: String,
+
+    /// Where to ask instead, in this order, before the registry itself: `https://mirror.example`, or `http://…` for a registry without TLS
+    /// (also the registry itself). A path must be one that is to be used as it is, such as `/v2/cache` of a proxy cache.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "atomic"), inner(length(max = 253)))]
+    #[x_kube(validation = Rule::new(
+        "self.all(e, e.matches('^https?://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:[0-9]{1,5})?(/v2/[-a-z0-9._/]*[-a-z0-9_])?$'))"
+    ).message("endpoints must look like https://mirror.example:5000"))]
+    pub endpoints: Vec<String>,
+
+    /// Secret with the credentials, in the namespace of this object: of type `kubernetes.io/dockerconfigjson` with an entry for the host, or
+    /// `kubernetes.io/basic-auth`. Whoever is an administrator of the cluster can read them. The operator may read it only where the namespace
+    /// has bound the ClusterRole `nestling-secret-reader` to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_secret_ref: Option<LocalReference>,
+
+    /// ConfigMap with the authority behind the certificates of the registry and its endpoints (key `ca.crt`, PEM), in the namespace of this
+    /// object. Read as the Secret is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_config_map_ref: Option<LocalReference>,
+}
+
+/// The name of an object in the namespace of this one.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct LocalReference {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("name must be a valid name of an object"))]
+    pub name: String,
 }
 
 /// Where the kubeconfig is published.

@@ -46,8 +46,11 @@ pub mod labels {
 pub mod annotations {
     /// What the agent is to do ([`AgentSettings`](crate::plan::wire::AgentSettings) as JSON), on the pod.
     pub const SETTINGS: &str = "nestling.dev/settings";
-    /// Digest of the part of the spec that only a new attempt can take over, on the pod.
+    /// Digest of the part of the spec that only a new attempt can take over, on the pod; of the list of registries, on the Secret with what they
+    /// want to see.
     pub const SETTINGS_DIGEST: &str = "nestling.dev/settings-digest";
+    /// When what the spec refers to was read last, on the Secret that holds the copy.
+    pub const READ_AT: &str = "nestling.dev/read-at";
     /// Tells the cluster autoscaler to leave the pod's node alone.
     pub const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
 }

@@ -125,6 +125,18 @@ reasons! {
     /// The object holds more than fits into a pod's annotations.
     SpecTooLarge => "Shorten the patches in spec.config.",
 
+    // What the spec refers to cannot be had.
+    /// The operator may not read a Secret or ConfigMap that the spec names.
+    SecretAccessDenied => "Let somebody who may give rights in this namespace run the command in the message.",
+    /// A Secret that the spec names does not exist.
+    SecretNotFound => "Create it in the namespace of this object, or correct its name.",
+    /// A ConfigMap that the spec names does not exist.
+    ConfigMapNotFound => "Create it in the namespace of this object, or correct its name.",
+    /// A Secret that the spec names holds no credentials that could be used inside of a cluster.
+    UnusableDockerConfig => "Name a Secret that holds user name and password themselves: credential helpers and stores do not exist inside of the cluster.",
+    /// A ConfigMap that the spec names holds no authority.
+    UnusableAuthority => "Put the authority's certificate under the key ca.crt, as PEM and without its key.",
+
     // The host refuses the pod.
     /// Pod Security admission refuses the pod.
     PodSecurity => "Label the clusters namespace pod-security.kubernetes.io/enforce=privileged; the Helm chart does.",
@@ -181,11 +193,11 @@ reasons! {
     /// The node image cannot be pulled.
     NodeImagePullFailed => "Check spec.image or spec.version and that the host can reach the registry.",
     /// The registry limits the rate of pulls.
-    RegistryRateLimited => "Use a mirror, or a pod image that carries the node image.",
+    RegistryRateLimited => "Name a mirror or credentials in spec.registries, or use a pod image that carries the node image.",
     /// The registry wants credentials.
-    RegistryAuth => "Use an image that can be pulled without credentials.",
+    RegistryAuth => "Name a Secret with credentials in spec.registries.",
     /// The registry's certificate is not trusted.
-    RegistryCA => "Use a registry whose certificate the pod image trusts.",
+    RegistryCA => "Name a ConfigMap with the registry's authority in spec.registries.",
     /// The node image is for another processor.
     ArchMismatch => "Choose an image that has the host's architecture.",
     /// The cgroup tree of the host's node is full of left-overs.
@@ -226,6 +238,11 @@ impl Reason {
     /// The reason of this name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
+    }
+
+    /// Whether it is about something that the spec refers to: the same would be found again until a person has changed it.
+    pub const fn is_about_a_reference(self) -> bool {
+        matches!(self, Self::SecretAccessDenied | Self::SecretNotFound | Self::ConfigMapNotFound | Self::UnusableDockerConfig | Self::UnusableAuthority)
     }
 
     /// What happened, followed by the remedy.

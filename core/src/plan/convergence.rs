@@ -17,7 +17,7 @@ use super::wire::{AgentReport, NodeReport, Stage};
 use super::{names::Identity, testing};
 use crate::api::conditions::{self, READY, STALLED};
 use crate::api::reasons::Reason;
-use crate::api::{FINALIZER, KindCluster, KindClusterStatus};
+use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, Registry};
 
 /// How the next pods turn out.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,8 @@ enum Happening {
     CrashPod,
     /// The user edits the spec.
     Edit(bool),
+    /// The user names a registry with credentials, or none.
+    Registries(bool),
     /// The user pauses or resumes.
     Pause(bool),
     /// The user deletes the object.
@@ -65,6 +67,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::LosePod),
         1 => Just(Happening::CrashPod),
         1 => any::<bool>().prop_map(Happening::Edit),
+        1 => any::<bool>().prop_map(Happening::Registries),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
         2 => prop_oneof![Just(Luck::Ready), Just(Luck::KindFails), Just(Luck::Crashes), Just(Luck::Hangs)].prop_map(Happening::Luck),
@@ -183,10 +186,15 @@ impl World {
                 self.cluster = None;
             }
             Step::CreateKeys => {
-                if self.children.keys.is_empty() {
+                if self.secret(&self.identity.keys()).is_none() {
                     let meta = self.meta(&ObjectMeta { name: Some(self.identity.keys()), ..ObjectMeta::default() });
                     self.children.keys.push(meta);
                 }
+            }
+            Step::ApplyRegistries(plan) => {
+                let meta = self.meta(&plan.metadata);
+                self.children.keys.retain(|have| have.name != meta.name);
+                self.children.keys.push(meta);
             }
             Step::ApplyNetworkPolicy(policy) => {
                 let mut policy = (**policy).clone();
@@ -203,6 +211,7 @@ impl World {
                     return Err(conflict());
                 }
                 assert!(self.children.current_pod().is_none(), "two pods at work");
+                assert_eq!(mounts_registries(pod), self.secret(&self.identity.registries()).is_some(), "credentials where they are needed, and only there");
                 let mut pod = (**pod).clone();
                 pod.metadata = self.meta(&pod.metadata);
                 pod.metadata.annotations.get_or_insert_default().insert("luck".into(), format!("{:?}", self.luck));
@@ -262,6 +271,7 @@ impl World {
             }
             Happening::Luck(luck) => self.luck = luck,
             Happening::Edit(possible) => self.edit(|cluster| cluster.spec.image = Some(if possible { "a:v1.34.4" } else { "b:v1.33.0" }.to_owned())),
+            Happening::Registries(some) => self.edit(|cluster| cluster.spec.registries = if some { vec![registry()] } else { vec![] }),
             Happening::Pause(paused) => self.edit(|cluster| cluster.spec.paused = paused),
             Happening::Delete => {
                 let now = self.now;
@@ -289,6 +299,10 @@ impl World {
         self.changed();
     }
 
+    fn secret(&self, name: &str) -> Option<&ObjectMeta> {
+        self.children.keys.iter().find(|have| have.name.as_deref() == Some(name))
+    }
+
     fn status(&self) -> KindClusterStatus {
         self.cluster.as_ref().and_then(|cluster| cluster.status.clone()).unwrap_or_default()
     }
@@ -303,6 +317,15 @@ impl World {
             self.seconds(10);
         }
     }
+}
+
+fn registry() -> Registry {
+    let credentials_secret_ref = Some(LocalReference { name: "login".into() });
+    Registry { host: "r.example".into(), credentials_secret_ref, ..Registry::default() }
+}
+
+fn mounts_registries(pod: &Pod) -> bool {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|volume| volume.name == "registries")
 }
 
 fn crash(pod: &mut Pod) {
@@ -337,6 +360,8 @@ proptest! {
                 prop_assert_eq!(status.conditions.len(), conditions::ALL.len());
                 if ready {
                     prop_assert_eq!(world.children.pods.len(), 1);
+                    let copied = world.secret(&world.identity.registries()).is_some();
+                    prop_assert_eq!(mounts_registries(&world.children.pods[0]), copied, "a pod has the Secret that it mounts, and no other is left");
                 } else {
                     prop_assert!(world.children.pods.is_empty(), "given up, but still consuming");
                 }
@@ -351,6 +376,8 @@ proptest! {
             world.happen(happening);
         }
         world.calm();
+        // The last seconds of calm may have brought the hour at which something is read anew.
+        world.pass(0, None, None);
         let changes = world.history.len();
         for _ in 0..20 {
             world.pass(0, None, None);

@@ -9,8 +9,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::desired::{Desired, short_digest};
 use super::names::Identity;
-use super::objects::{self, attempt_of};
+use super::objects::{self, attempt_of, digests_of};
 use super::observed::{Observed, created_at};
+use super::registries::{self, RegistriesPlan};
 use super::situation::{Situation, later, situation};
 use crate::api::{KindClusterStatus, ServiceType};
 
@@ -36,6 +37,8 @@ pub enum Step {
     AddFinalizer,
     /// The Secret with the cluster's keys; made once and never changed.
     CreateKeys,
+    /// The Secret with what registries want to see, read from the user's namespace.
+    ApplyRegistries(Box<RegistriesPlan>),
     /// The policy of the pod.
     ApplyNetworkPolicy(Box<NetworkPolicy>),
     /// The Service in front of the API server.
@@ -57,9 +60,10 @@ pub enum Step {
 
 impl Step {
     /// Every kind of step, for tests that stop the operator behind each.
-    pub const NAMES: [&'static str; 9] = [
+    pub const NAMES: [&'static str; 10] = [
         "AddFinalizer",
         "CreateKeys",
+        "ApplyRegistries",
         "ApplyNetworkPolicy",
         "ApplyService",
         "CreatePod",
@@ -74,6 +78,7 @@ impl Step {
         match self {
             Self::AddFinalizer => "AddFinalizer",
             Self::CreateKeys => "CreateKeys",
+            Self::ApplyRegistries(_) => "ApplyRegistries",
             Self::ApplyNetworkPolicy(_) => "ApplyNetworkPolicy",
             Self::ApplyService(_) => "ApplyService",
             Self::CreatePod(_) => "CreatePod",
@@ -105,7 +110,7 @@ pub enum ChildKind {
     Service,
     /// A network policy.
     NetworkPolicy,
-    /// The Secret with the keys.
+    /// The Secret with the keys, or the one with what registries want to see.
     Keys,
 }
 
@@ -141,14 +146,21 @@ pub fn decide(now: Timestamp, seen: &Observed) -> Plan {
         Situation::Discard(pod) | Situation::Outdated(pod) => Plan { steps: delete(ChildKind::Pod, &pod.metadata).into_iter().collect(), wake_at: rest },
         Situation::Create { desired, attempt } => {
             let mut steps = surroundings(seen, attempt);
+            steps.extend(registries(now, seen, &desired, None));
             steps.push(Step::CreatePod(Box::new(objects::pod(&seen.cluster, &desired, &seen.settings, attempt))));
             Plan { steps, wake_at: rest }
         }
-        Situation::Creating { pod, deadline, .. } => Plan { steps: surroundings(seen, attempt_of(pod)), wake_at: Some(deadline) },
+        Situation::Creating { pod, desired, deadline } => {
+            let mut steps = surroundings(seen, attempt_of(pod));
+            steps.extend(desired.and_then(|desired| registries(now, seen, &desired, Some(pod))));
+            Plan { steps, wake_at: Some(deadline) }
+        }
         Situation::Running { pod, desired } => {
             let mut steps = surroundings(seen, attempt_of(pod));
             if let Ok(desired) = &desired {
                 steps.extend(publication(now, seen, desired));
+                // Last: a Secret of the user's that has gone is to stop nothing else.
+                steps.extend(registries(now, seen, desired, Some(pod)));
             }
             Plan { steps, wake_at: rest }
         }
@@ -175,6 +187,22 @@ fn surroundings(seen: &Observed, attempt: i64) -> Vec<Step> {
         steps.push(Step::ApplyService(Box::new(service)));
     }
     steps
+}
+
+/// The copy of what the registries refer to: made anew for each pod, and from time to time while it runs, so that a change arrives. A pod keeps the
+/// list of registries that it was made with.
+fn registries(now: Timestamp, seen: &Observed, desired: &Desired, pod: Option<&Pod>) -> Option<Step> {
+    if pod.is_some_and(|pod| digests_of(pod).get(registries::DIGEST) != desired.digests.get(registries::DIGEST)) {
+        return None;
+    }
+    let copy = seen.children.keys.iter().find(|meta| meta.name.as_deref() == Some(&seen.identity.registries()));
+    let plan = registries::plan(now, &seen.cluster, &seen.identity, &seen.settings);
+    if plan.sources.is_empty() {
+        // Nobody needs it any more.
+        return copy.filter(|copy| copy.deletion_timestamp.is_none()).and_then(|copy| delete(ChildKind::Keys, copy));
+    }
+    let current = pod.is_some() && copy.is_some_and(|copy| plan.is_current(now, copy));
+    (!current).then(|| Step::ApplyRegistries(Box::new(plan)))
 }
 
 /// The kubeconfig, once there is something to reach with it.

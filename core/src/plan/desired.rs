@@ -14,6 +14,7 @@ use super::kind_config;
 use super::names::Identity;
 use super::problem::Problem;
 use super::quantity;
+use super::registries;
 use super::settings::Settings;
 use super::wire::{AgentSettings, PodLimits, SCHEMA};
 use crate::api::reasons::Reason;
@@ -77,6 +78,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
     if let Some(config) = &spec.config {
         kind_config::check(config)?;
     }
+    registries::check(&spec.registries, spec.config.as_ref())?;
     let (version, image) = image(cluster, settings)?;
     let counts = spec.nodes.clone().unwrap_or_default();
     let nodes = kind_config::nodes(spec.config.as_ref(), counts.control_planes, counts.workers);
@@ -106,6 +108,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
         ],
         limits,
         allow_cgroup_v1: settings.allow_cgroup_v1,
+        registries: registries::settings(&spec.registries),
     };
     let size = serde_json::to_string(&agent).map_or(usize::MAX, |text| text.len());
     if size > SETTINGS_LIMIT {
@@ -221,7 +224,13 @@ fn digests(cluster: &KindCluster, image: &str) -> BTreeMap<String, String> {
         ("storage", json!(spec.storage)),
         ("pod", json!(spec.pod)),
     ];
-    parts.into_iter().map(|(name, value)| (name.to_owned(), short_digest(&value.to_string()))).collect()
+    let digest = |(name, value): (&str, serde_json::Value)| (name.to_owned(), short_digest(&value.to_string()));
+    parts.into_iter().map(digest).chain([(registries::DIGEST.to_owned(), registries_digest(cluster))]).collect()
+}
+
+/// The digest of the list of registries.
+pub(super) fn registries_digest(cluster: &KindCluster) -> String {
+    short_digest(&json!(cluster.spec.registries).to_string())
 }
 
 /// The first 16 hexadecimal digits of the SHA-256.
@@ -291,6 +300,10 @@ mod tests {
     #[case("{config: {networking: {podSubnet: 10.244.7.0/24}}}", Reason::CIDROverlap)]
     #[case("{config: {networking: {podSubnet: 'fd00::/64'}}}", Reason::ConfigUnreadable)]
     #[case("{config: {networking: {apiServerPort: 1}}}", Reason::ConfigFieldOwned)]
+    #[case(
+        "{registries: [{host: a.example, endpoints: ['http://b']}], config: {nodes: [{extraMounts: [{containerPath: /etc/containerd/certs.d}]}]}}",
+        Reason::ConfigFieldOwned
+    )]
     fn impossible_specs_are_refused(#[case] spec: &str, #[case] reason: Reason) {
         assert_eq!(desired(spec).unwrap_err().reason, reason);
     }

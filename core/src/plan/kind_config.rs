@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::problem::Problem;
+use super::registries;
 use super::wire::{AGENT_PORT, API_PORT, AgentSettings, HEALTH_PORT, keys};
 use crate::api::kind_config::{KindConfig, KindMount, KindNode, KindRole};
 use crate::api::reasons::Reason;
@@ -123,7 +124,7 @@ pub fn check(config: &KindConfig) -> Result<(), Problem> {
 }
 
 /// Whether `path` is `directory` or below it, `..` and doubled slashes resolved.
-fn is_below(path: &str, directory: &str) -> bool {
+pub(super) fn is_below(path: &str, directory: &str) -> bool {
     let parts = |path: &str| {
         let mut parts: Vec<String> = Vec::new();
         for part in path.split('/') {
@@ -210,6 +211,7 @@ pub fn compose(settings: &AgentSettings, host: &NodeHost, version: KubernetesVer
     for node in &mut nodes {
         node.image.get_or_insert_with(|| settings.image.clone());
         node.kubeadm_config_patches.extend(patches.iter().map(Value::to_string));
+        node.extra_mounts.extend(registries::mounts(&settings.registries));
     }
     // kind copies the files to further control planes itself.
     if let Some(first) = nodes.iter_mut().find(|node| node.role() == KindRole::ControlPlane) {
@@ -222,6 +224,7 @@ pub fn compose(settings: &AgentSettings, host: &NodeHost, version: KubernetesVer
     }
     config.nodes = Some(nodes);
     config.containerd_config_patches.extend(containerd_patches(host));
+    config.containerd_config_patches.extend(registries::containerd_patch(&settings.registries));
     Ok(config)
 }
 
@@ -325,7 +328,7 @@ pub fn verify(written: &str, settings: &AgentSettings, token: &str, host: &NodeH
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::wire::{NetworkPlan, PodLimits, SCHEMA};
+    use crate::plan::wire::{NetworkPlan, PodLimits, RegistrySettings, SCHEMA};
     use rstest::rstest;
 
     fn settings(config: Option<&str>) -> AgentSettings {
@@ -348,6 +351,7 @@ mod tests {
             cert_sans: vec!["localhost".into(), "c-demo.nestling-clusters.svc".into()],
             limits: PodLimits { memory_bytes: 3 << 30, cpu_millis: Some(2000), storage_bytes: 10 << 30 },
             allow_cgroup_v1: true,
+            registries: vec![],
         }
     }
 
@@ -365,6 +369,25 @@ mod tests {
     #[test]
     fn a_plain_cluster_on_cgroup_v1() {
         insta::assert_snapshot!(yaml(&compose(&settings(None), &host(false), V1_34, "abcdef.0123456789abcdeg").unwrap()));
+    }
+
+    #[test]
+    fn registries_reach_every_node() {
+        let mut settings = settings(None);
+        let plain = compose(&settings, &host(true), V1_34, "a.b").unwrap();
+        settings.registries = vec![RegistrySettings { host: "r.example:5000".into(), endpoints: vec![], credentials: true, authority: true }];
+        let config = compose(&settings, &host(true), V1_34, "a.b").unwrap();
+        for (node, before) in config.nodes.unwrap().iter().zip(plain.nodes.unwrap()) {
+            let new = node.extra_mounts.iter().filter(|mount| !before.extra_mounts.contains(mount));
+            let mounted: Vec<_> = new.map(|mount| (mount.host_path.as_deref().unwrap(), mount.container_path.as_deref().unwrap(), mount.read_only)).collect();
+            let expected = [
+                ("/run/nestling/registries/certs.d", "/etc/containerd/certs.d", Some(true)),
+                ("/run/nestling/registries/config.json", "/var/lib/kubelet/config.json", Some(true)),
+            ];
+            assert_eq!(mounted, expected, "{:?}", node.role());
+        }
+        assert!(config.containerd_config_patches.last().unwrap().contains("config_path = \"/etc/containerd/certs.d\""));
+        assert!(plain.containerd_config_patches.iter().all(|patch| !patch.contains("config_path")));
     }
 
     #[test]

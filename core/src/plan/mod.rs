@@ -10,6 +10,7 @@ pub mod objects;
 pub mod observed;
 pub mod problem;
 pub mod quantity;
+pub mod registries;
 pub mod settings;
 pub mod settle;
 pub mod situation;

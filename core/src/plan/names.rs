@@ -35,6 +35,11 @@ impl Identity {
         format!("{}-keys", self.child())
     }
 
+    /// The Secret with what registries want to see, beside the pod.
+    pub fn registries(&self) -> String {
+        format!("{}-registries", self.child())
+    }
+
     /// The name under which the agent's certificate is checked.
     pub fn agent_server_name(&self) -> String {
         format!("{}.agent.nestling", self.uid)
@@ -87,6 +92,8 @@ mod tests {
         let longest = identity(&"n".repeat(63), &"c".repeat(40));
         assert!(longest.pod(999_999_999).len() <= 63, "{}", longest.pod(999_999_999));
         assert!(longest.keys().len() <= 63);
+        // The name of a Secret is no label.
+        assert!(longest.registries().len() <= 253);
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub struct Settings {
     pub install: String,
     /// Namespace of the operator itself.
     pub operator_namespace: String,
+    /// Service account of the operator.
+    pub service_account: String,
     /// Namespace that everything runs in.
     pub clusters_namespace: String,
     /// Image of the pods.
@@ -27,8 +29,23 @@ pub struct Settings {
     pub allow_cgroup_v1: bool,
     /// Whether pods get the host's `/lib/modules`, read-only.
     pub mount_modules: bool,
+    /// The way out of the host's network.
+    pub proxy: Proxy,
     /// What is known of the host cluster.
     pub host: HostFacts,
+}
+
+/// The way out of the host's network, for the pods and all that runs in them.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Proxy {
+    /// `HTTP_PROXY`; empty for none.
+    pub http: String,
+    /// `HTTPS_PROXY`; empty for none.
+    pub https: String,
+    /// `NO_PROXY`; empty for none.
+    pub no: String,
+    /// Secret in the clusters namespace that holds all three instead, for addresses with a password; empty for none.
+    pub secret: String,
 }
 
 /// What is known of the host cluster.

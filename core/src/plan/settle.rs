@@ -381,7 +381,8 @@ fn after_failure(step: &Step, problem: &Problem, stands: &Situation<'_>, claims:
         }
     }
     // These wait for a person, though the operator keeps trying at its slowest.
-    if matches!(problem.reason, Reason::PodSecurity | Reason::QuotaExceeded | Reason::HostRefused | Reason::KubeconfigSecretConflict) {
+    let refused = matches!(problem.reason, Reason::PodSecurity | Reason::QuotaExceeded | Reason::HostRefused | Reason::KubeconfigSecretConflict);
+    if refused || problem.reason.is_about_a_reference() {
         claims.stalled = Claim::yes(problem.reason, &message);
         claims.reconciling = Claim::no(problem.reason, message);
     }
@@ -749,6 +750,66 @@ mod tests {
         assert!(steps(&seen).is_empty(), "an empty cache proves nothing");
         seen.children.live = true;
         assert_eq!(steps(&seen), ["RetractKubeconfig", "RemoveFinalizer"]);
+    }
+
+    const LOGIN: &str = "registries: [{host: r.example, credentialsSecretRef: {name: login}}]";
+
+    #[test]
+    fn what_registries_want_to_see_is_read_before_the_pod_and_every_hour() {
+        let seen = testing::observed(testing::cluster(LOGIN));
+        assert_eq!(steps(&seen), ["CreateKeys", "ApplyNetworkPolicy", "ApplyService", "ApplyRegistries", "CreatePod"]);
+        for (age, expected) in [(3599, &[][..]), (3600, &["ApplyRegistries"][..])] {
+            let mut seen = testing::with_pod(testing::observed(testing::cluster(LOGIN)), age);
+            seen.report = Some(serving(true));
+            let published = steps(&seen);
+            assert_eq!(published[..1], ["PublishKubeconfig"], "what is the user's own comes last");
+            assert_eq!(&published[1..], expected, "{age}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_keeps_the_registries_it_was_made_with() {
+        for changed in ["{}", "registries: [{host: other.example, credentialsSecretRef: {name: login}}]"] {
+            let mut seen = testing::with_pod(testing::observed(testing::cluster(LOGIN)), 7200);
+            seen.report = Some(serving(true));
+            seen.cluster.spec = testing::cluster(changed).spec;
+            assert_eq!(steps(&seen), ["PublishKubeconfig"], "{changed}");
+            let status = settled(&seen);
+            assert_eq!(claim(&status, conditions::UP_TO_DATE), "False RecreateRequired", "{changed}");
+        }
+    }
+
+    #[test]
+    fn credentials_do_not_outlive_their_use() {
+        let mut seen = testing::observed(testing::cluster(LOGIN));
+        let copy = testing::registries_read(&seen, NOW);
+        seen.children.keys.push(copy);
+        seen.cluster.spec = testing::cluster("{}").spec;
+        assert_eq!(steps(&seen), ["CreateKeys", "ApplyNetworkPolicy", "ApplyService", "Delete", "CreatePod"]);
+    }
+
+    #[test]
+    fn a_secret_that_may_not_be_read_stalls_a_new_cluster_and_leaves_a_running_one_ready() {
+        let failed = |seen: &Observed| {
+            let step = decide(now(), seen).steps.into_iter().find(|step| step.name() == "ApplyRegistries").unwrap();
+            let Step::ApplyRegistries(plan) = &step else { panic!("{step:?}") };
+            let problem = plan.denied("Secret", "login");
+            settle(now(), seen, &Outcome { failed: Some((step, problem)), ..Outcome::default() })
+        };
+        let status = failed(&testing::observed(testing::cluster(LOGIN)));
+        assert_eq!(
+            (claim(&status, conditions::READY), claim(&status, conditions::STALLED)),
+            ("False SecretAccessDenied".into(), "True SecretAccessDenied".into())
+        );
+        assert!(conditions::get(&status.conditions, conditions::READY).unwrap().message.contains("kubectl create rolebinding"));
+
+        let mut seen = testing::with_pod(testing::observed(testing::cluster(LOGIN)), 7200);
+        seen.report = Some(serving(true));
+        let plan = decide(now(), &seen);
+        let ready = settle(now(), &seen, &Outcome { done: plan.steps.into_iter().take(1).collect(), ..Outcome::default() });
+        seen.cluster.status = Some(ready);
+        let status = failed(&seen);
+        assert_eq!((claim(&status, conditions::READY), claim(&status, conditions::STALLED)), ("True ClusterReady".into(), "True SecretAccessDenied".into()));
     }
 
     #[test]

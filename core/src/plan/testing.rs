@@ -10,7 +10,7 @@ use super::desired::desire;
 use super::names::Identity;
 use super::objects;
 use super::observed::{Children, Observed, Turn};
-use super::settings::{HostFacts, Settings};
+use super::settings::{HostFacts, Proxy, Settings};
 use crate::api::{FINALIZER, KindCluster};
 
 /// A `KindCluster` with this spec (YAML), as the API server would return it.
@@ -32,6 +32,7 @@ pub fn settings() -> Settings {
     Settings {
         install: "reed".into(),
         operator_namespace: "operators".into(),
+        service_account: "reed-nestling".into(),
         clusters_namespace: "clusters".into(),
         pod_image: "registry.example/node:1".into(),
         pod_image_pull_policy: "IfNotPresent".into(),
@@ -40,6 +41,7 @@ pub fn settings() -> Settings {
         default_version: "v1.34.4".into(),
         allow_cgroup_v1: false,
         mount_modules: true,
+        proxy: Proxy::default(),
         host: HostFacts {
             ranges: ["10.244.0.0/16", "10.96.0.0/16", "172.18.0.2/32"].map(|net| net.parse().unwrap()).to_vec(),
             node_addresses: vec!["172.18.0.2".into()],
@@ -74,8 +76,18 @@ pub fn with_pod(mut seen: Observed, seconds: i64) -> Observed {
     }
     seen.children.services.push(service);
     seen.children.policies.push(objects::network_policy(&seen.identity, &seen.settings));
+    if desired.agent.registries.iter().any(|registry| registry.credentials || registry.authority) {
+        seen.children.keys.push(registries_read(&seen, NOW - seconds));
+    }
     seen.children.keys.push(ObjectMeta { name: Some(seen.identity.keys()), uid: Some("keys-uid".into()), ..ObjectMeta::default() });
     seen
+}
+
+/// The Secret with what registries want to see, as read at this second.
+pub fn registries_read(seen: &Observed, second: i64) -> ObjectMeta {
+    let plan = super::registries::plan(Timestamp::from_second(second).unwrap(), &seen.cluster, &seen.identity, &seen.settings);
+    let secret = super::registries::secret(&plan, BTreeMap::new());
+    ObjectMeta { uid: Some("registries-uid".into()), ..secret.metadata }
 }
 
 /// The present of all tables, in seconds.

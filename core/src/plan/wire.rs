@@ -36,6 +36,9 @@ pub const SETTINGS_FILE: &str = "/etc/nestling/settings/settings.json";
 /// Where the agent finds the cluster's keys and its own (a Secret volume).
 pub const KEYS_DIRECTORY: &str = "/etc/nestling/keys";
 
+/// Where the agent finds what registries want to see (a Secret volume), where any of them does.
+pub const REGISTRIES_DIRECTORY: &str = "/etc/nestling/registries";
+
 /// Docker's data-root, a volume of its own.
 pub const DATA_ROOT: &str = "/var/lib/docker";
 
@@ -104,6 +107,26 @@ pub struct AgentSettings {
     pub limits: PodLimits,
     /// Whether a host with cgroup v1 will do.
     pub allow_cgroup_v1: bool,
+    /// Registries that need something said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub registries: Vec<RegistrySettings>,
+}
+
+/// A registry that needs something said. What it wants to see is not here but in [`REGISTRIES_DIRECTORY`].
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistrySettings {
+    /// As image references name it.
+    pub host: String,
+    /// URLs to ask before the registry itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<String>,
+    /// Whether it wants credentials.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub credentials: bool,
+    /// Whether it has an authority of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub authority: bool,
 }
 
 /// Address ranges of one cluster.

@@ -18,7 +18,7 @@ use super::names::Identity;
 use super::settings::Settings;
 
 /// Metadata of a child in the clusters namespace.
-fn metadata(name: String, identity: &Identity, settings: &Settings) -> ObjectMeta {
+pub(super) fn metadata(name: String, identity: &Identity, settings: &Settings) -> ObjectMeta {
     ObjectMeta {
         name: Some(name),
         namespace: Some(settings.clusters_namespace.clone()),

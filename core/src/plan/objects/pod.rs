@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource, EnvVar, HTTPGetAction, HostPathVolumeSource,
-    ObjectFieldSelector, Pod, PodSpec, Probe, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+    Container, ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, HostPathVolumeSource,
+    ObjectFieldSelector, Pod, PodSpec, Probe, SecretKeySelector, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -12,8 +12,9 @@ use super::metadata;
 use crate::api::{KindCluster, annotations, labels};
 use crate::plan::desired::Desired;
 use crate::plan::quantity;
-use crate::plan::settings::Settings;
-use crate::plan::wire::{AGENT_PORT, API_PORT, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, SETTINGS_FILE};
+use crate::plan::registries::want_secret;
+use crate::plan::settings::{Proxy, Settings};
+use crate::plan::wire::{AGENT_PORT, API_PORT, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, REGISTRIES_DIRECTORY, SETTINGS_FILE};
 
 /// Time that the agent has to take the cluster down, in seconds. The 30 that a pod gets by default are not enough for
 /// containers, daemon and mounts.
@@ -90,18 +91,38 @@ fn container(desired: &Desired, settings: &Settings) -> Container {
         image: Some(settings.pod_image.clone()),
         image_pull_policy: Some(settings.pod_image_pull_policy.clone()).filter(|policy| !policy.is_empty()),
         args: Some(vec!["agent".to_owned()]),
-        env: Some(env.to_vec()),
+        env: Some(env.into_iter().chain(proxy(&settings.proxy)).collect()),
         ports: Some(vec![port("https", API_PORT), port("agent", AGENT_PORT), port("health", HEALTH_PORT)]),
         resources: Some(desired.resources.clone()),
         security_context: Some(SecurityContext { privileged: Some(true), ..SecurityContext::default() }),
         readiness_probe: Some(probe("/readyz", 5, 1)),
         liveness_probe: Some(probe("/livez", 20, 6)),
-        volume_mounts: Some(mounts(settings)),
+        volume_mounts: Some(mounts(desired, settings)),
         ..Container::default()
     }
 }
 
-fn mounts(settings: &Settings) -> Vec<VolumeMount> {
+/// The proxy for the Docker daemon and, by way of kind, for the nodes. An address with a password comes from a Secret: the pod itself can be read
+/// by more people.
+fn proxy(proxy: &Proxy) -> Vec<EnvVar> {
+    let variables = [("HTTP_PROXY", "httpProxy", &proxy.http), ("HTTPS_PROXY", "httpsProxy", &proxy.https), ("NO_PROXY", "noProxy", &proxy.no)];
+    if proxy.secret.is_empty() {
+        let variable = |(name, _, value): (&str, _, &String)| EnvVar { name: name.to_owned(), value: Some(value.clone()), ..EnvVar::default() };
+        return variables.into_iter().filter(|(_, _, value)| !value.is_empty()).map(variable).collect();
+    }
+    let variable = |(name, key, _): (&str, &str, _)| EnvVar {
+        name: name.to_owned(),
+        value_from: Some(EnvVarSource {
+            // Not optional: without the way out nothing would be reached, and nobody told why.
+            secret_key_ref: Some(SecretKeySelector { name: proxy.secret.clone(), key: key.to_owned(), optional: None }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
+    };
+    variables.into_iter().map(variable).collect()
+}
+
+fn mounts(desired: &Desired, settings: &Settings) -> Vec<VolumeMount> {
     let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
         name: name.to_owned(),
         mount_path: path.to_owned(),
@@ -117,6 +138,9 @@ fn mounts(settings: &Settings) -> Vec<VolumeMount> {
     ];
     if settings.mount_modules {
         mounts.push(mount("modules", "/lib/modules", true));
+    }
+    if want_secret(&desired.agent.registries) {
+        mounts.push(mount("registries", REGISTRIES_DIRECTORY, true));
     }
     mounts
 }
@@ -162,6 +186,13 @@ fn volumes(desired: &Desired, settings: &Settings) -> Vec<Volume> {
             ..Volume::default()
         });
     }
+    if want_secret(&desired.agent.registries) {
+        volumes.push(Volume {
+            name: "registries".to_owned(),
+            secret: Some(SecretVolumeSource { secret_name: Some(desired.identity.registries()), default_mode: Some(0o400), ..SecretVolumeSource::default() }),
+            ..Volume::default()
+        });
+    }
     volumes
 }
 
@@ -171,10 +202,13 @@ mod tests {
     use crate::plan::{desired::desire, testing};
 
     fn made(spec: &str) -> Pod {
+        made_with(&testing::settings(), spec)
+    }
+
+    fn made_with(settings: &Settings, spec: &str) -> Pod {
         let cluster = testing::cluster(spec);
-        let settings = testing::settings();
-        let desired = desire(&cluster, &testing::identity(&cluster), &settings).unwrap();
-        pod(&cluster, &desired, &settings, 3)
+        let desired = desire(&cluster, &testing::identity(&cluster), settings).unwrap();
+        pod(&cluster, &desired, settings, 3)
     }
 
     #[test]
@@ -193,6 +227,42 @@ mod tests {
         assert_eq!((spec.runtime_class_name.as_deref(), spec.priority_class_name.as_deref()), (Some("kata"), Some("high")));
         assert_eq!(spec.image_pull_secrets.unwrap()[0].name, "s");
         assert_eq!(spec.tolerations.unwrap()[0].key.as_deref(), Some("k"));
+    }
+
+    /// Name, value and Secret of each variable.
+    fn variables(settings: &Settings) -> Vec<(String, Option<String>, Option<String>)> {
+        let env = made_with(settings, "{}").spec.unwrap().containers.remove(0).env.unwrap();
+        let source = |variable: &EnvVar| {
+            let from = variable.value_from.as_ref()?.secret_key_ref.as_ref()?;
+            Some(format!("{}/{}", from.name, from.key))
+        };
+        env.iter().map(|variable| (variable.name.clone(), variable.value.clone(), source(variable))).skip(2).collect()
+    }
+
+    #[test]
+    fn a_proxy_with_a_password_is_not_in_the_pod() {
+        let mut settings = testing::settings();
+        assert!(variables(&settings).is_empty());
+        settings.proxy = Proxy { https: "http://proxy:3128".into(), no: ".svc".into(), ..Proxy::default() };
+        let value = |name: &str, value: &str| (name.to_owned(), Some(value.to_owned()), None);
+        assert_eq!(variables(&settings), [value("HTTPS_PROXY", "http://proxy:3128"), value("NO_PROXY", ".svc")]);
+        settings.proxy.secret = "proxy".into();
+        let from = |name: &str, key: &str| (name.to_owned(), None, Some(format!("proxy/{key}")));
+        assert_eq!(variables(&settings), [from("HTTP_PROXY", "httpProxy"), from("HTTPS_PROXY", "httpsProxy"), from("NO_PROXY", "noProxy")]);
+    }
+
+    #[test]
+    fn what_registries_want_to_see_is_mounted_where_there_is_any() {
+        let secrets = |spec: &str| -> Vec<String> {
+            let volumes = made(spec).spec.unwrap().volumes.unwrap();
+            volumes.into_iter().filter_map(|volume| volume.secret?.secret_name).collect()
+        };
+        let identity = testing::identity(&testing::cluster("{}"));
+        assert_eq!(secrets("registries: [{host: r.example, endpoints: ['http://m']}]"), [identity.keys()]);
+        assert_eq!(secrets("registries: [{host: r.example, caConfigMapRef: {name: ca}}]"), [identity.keys(), identity.registries()]);
+        // Nothing but names is written into the pod.
+        let text = serde_json::to_string(&made("registries: [{host: r.example, credentialsSecretRef: {name: login}}]")).unwrap();
+        assert!(text.contains("r.example") && !text.contains("login"), "{text}");
     }
 
     #[test]
