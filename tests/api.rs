@@ -56,6 +56,50 @@ fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
         ("access: no such port", json!({"access": {"service": {"type": "NodePort", "nodePort": 70000}}}), Some("nodePort")),
         ("kubeconfig", json!({"kubeconfig": {"secretName": "my.config"}}), None),
         ("kubeconfig: no name for a Secret", json!({"kubeconfig": {"secretName": "My_Config"}}), Some("secretName must be a valid Secret name")),
+        (
+            "registries",
+            json!({"registries": [
+                {"host": "docker.io", "endpoints": ["https://mirror.example", "http://10.0.0.7:5000", "https://cache.example/v2/hub-proxy"]},
+                {"host": "registry.example:5000", "credentialsSecretRef": {"name": "login"}, "caConfigMapRef": {"name": "ca"}},
+            ]}),
+            None,
+        ),
+        (
+            "registries: the same twice",
+            registries(&[json!({"host": "a", "endpoints": ["http://b"]}), json!({"host": "a", "endpoints": ["http://c"]})]),
+            Some("Duplicate value"),
+        ),
+        ("registries: nothing said", registries(&[json!({"host": "a.example"})]), Some("a registry needs endpoints, credentialsSecretRef or caConfigMapRef")),
+        ("registries: nothing in the list", registries(&[json!({"host": "a.example", "endpoints": []})]), Some("a registry needs endpoints")),
+        ("registries: no host", registries(&[json!({"endpoints": ["http://b"]})]), Some("host")),
+        ("registries: an address for a host", registries(&[json!({"host": "https://a.example", "endpoints": ["http://b"]})]), Some("host must look like")),
+        ("registries: a path in a host", registries(&[json!({"host": "a.example/team", "endpoints": ["http://b"]})]), Some("host must look like")),
+        ("registries: a host that climbs", registries(&[json!({"host": "..", "endpoints": ["http://b"]})]), Some("host must look like")),
+        ("registries: a long host", registries(&[json!({"host": "a".repeat(254), "endpoints": ["http://b"]})]), Some("registries[0].host")),
+        ("registries: no scheme", registries(&[json!({"host": "a", "endpoints": ["b.example"]})]), Some("endpoints must look like")),
+        ("registries: another scheme", registries(&[json!({"host": "a", "endpoints": ["ftp://b.example"]})]), Some("endpoints must look like")),
+        ("registries: a password", registries(&[json!({"host": "a", "endpoints": ["https://me:pw@b.example"]})]), Some("endpoints must look like")),
+        (
+            "registries: a path that is none of a registry",
+            registries(&[json!({"host": "a", "endpoints": ["https://b.example/hub"]})]),
+            Some("endpoints must look like"),
+        ),
+        ("registries: the same endpoint twice", registries(&[json!({"host": "a", "endpoints": ["http://b", "http://b"]})]), Some("Duplicate value")),
+        (
+            "registries: too many endpoints",
+            registries(&[json!({"host": "a", "endpoints": (0..9).map(|i| format!("http://b{i}")).collect::<Vec<_>>()})]),
+            Some("endpoints"),
+        ),
+        (
+            "registries: a name that is none",
+            registries(&[json!({"host": "a", "credentialsSecretRef": {"name": "My_Login"}})]),
+            Some("name must be a valid name"),
+        ),
+        (
+            "registries: too many",
+            registries(&(0..33).map(|i| json!({"host": format!("r{i}"), "endpoints": ["http://b"]})).collect::<Vec<_>>()),
+            Some("registries"),
+        ),
         ("lifecycle", json!({"lifecycle": {"creationTimeout": "20m", "backoffLimit": 0, "podLossPolicy": "Fail"}}), None),
         ("lifecycle: a Go duration", json!({"lifecycle": {"creationTimeout": "1h30m"}}), None),
         ("lifecycle: too short", json!({"lifecycle": {"creationTimeout": "10s"}}), Some("between 1m and 2h")),
@@ -83,6 +127,10 @@ fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
         ),
         ("paused", json!({"paused": true}), None),
     ]
+}
+
+fn registries(list: &[Value]) -> Value {
+    json!({"registries": list})
 }
 
 fn object(name: &str, spec: &Value) -> DynamicObject {

@@ -100,7 +100,8 @@ fn the_full_values_change_every_default() {
     let mut found = Vec::new();
     same("", &read("charts/nestling/values.yaml"), &read("tests/chart/full-values.yaml"), &mut found);
     // Without its Service there is no ServiceMonitor; requests are left out on purpose.
-    let expected = [".metrics.service.create", ".resources.requests"];
+    // A Secret for the proxy excludes the rest of it.
+    let expected = [".proxy.secretName", ".metrics.service.create", ".resources.requests"];
     assert_eq!(found, expected);
 }
 
@@ -172,9 +173,30 @@ fn the_operator_understands_its_arguments(#[case] arguments: &[&str]) {
     let rendered = words(&container["args"]);
     assert_eq!(rendered[0], "operator");
     let args = Operator::try_parse_from(rendered).unwrap().args;
+    assert_eq!(args.check(), Ok(()));
+    assert_eq!(args.https_proxy.is_empty(), arguments.is_empty());
     assert_eq!(args.mount_modules, arguments.is_empty());
     assert_eq!(args.allow_cgroup_v1, !arguments.is_empty());
     assert_eq!(args.node_images.len(), if arguments.is_empty() { 0 } else { 2 });
+}
+
+#[test]
+fn a_proxy_with_a_password_is_named_by_its_secret_alone() {
+    let Some(helm) = helm() else { return };
+    let rendered = objects(&helm, &["--set", "proxy.secretName=proxy"]);
+    let container = &kind(&rendered, "Deployment").next().unwrap()["spec"]["template"]["spec"]["containers"][0];
+    let proxies: Vec<&str> = words(&container["args"]).into_iter().filter(|argument| argument.contains("proxy")).collect();
+    assert_eq!(proxies, ["--proxy-secret=proxy"]);
+}
+
+/// Reading Secrets of a namespace is for that namespace to allow.
+#[test]
+fn the_reader_of_secrets_is_bound_to_nobody() {
+    let Some(helm) = helm() else { return };
+    let objects = objects(&helm, &[]);
+    assert!(kind(&objects, "ClusterRole").any(|role| role["metadata"]["name"] == nestling_core::plan::registries::READER_ROLE));
+    let bindings = objects.iter().filter(|object| object["kind"].as_str().is_some_and(|kind| kind.ends_with("Binding")));
+    assert!(bindings.into_iter().all(|binding| binding["roleRef"]["name"] != nestling_core::plan::registries::READER_ROLE));
 }
 
 /// Nothing that the chart itself starts has a privilege; the "restricted" level of Pod Security would let all of it in.
@@ -224,6 +246,8 @@ fn the_clusters_namespace_is_privileged_and_kept() {
 #[case::namespace("clustersNamespace.name=No_Name", "name")]
 #[case::ipv6_range("hostRanges={fd00::/64}", "hostRanges")]
 #[case::log_format("logFormat=xml", "logFormat")]
+#[case::proxy_with_a_password("proxy.httpsProxy=http://me:pw@proxy", "httpsProxy")]
+#[case::proxy_twice("proxy.secretName=proxy,proxy.noProxy=x", "proxy.secretName holds all")]
 #[case::own_namespace("clustersNamespace.name=operators", "must not be the release's own namespace")]
 #[case::monitor_without_service("metrics.service.create=false,metrics.serviceMonitor.create=true", "needs metrics.service.create")]
 fn bad_values_are_refused(#[case] value: &str, #[case] message: &str) {

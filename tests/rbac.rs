@@ -7,14 +7,17 @@ use std::process::Command;
 use std::time::Duration;
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
-use nestling_core::api::conditions::READY;
+use nestling_core::api::conditions::{READY, STALLED};
 use nestling_core::api::{KindCluster, KindClusterSpec};
+use nestling_core::plan::registries::READER_ROLE;
 use support::fake_host::FakeHost;
 use support::operator::{CLUSTERS_NAMESPACE, OPERATOR_NAMESPACE, Operator, Options};
 use support::plane::{Plane, lab};
-use support::wait::{condition, gone};
+use support::wait::{condition, describe, gone};
 
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:nestling-system:nestling";
 
@@ -69,6 +72,28 @@ async fn the_charts_rights_suffice_and_nothing_more() {
     condition(&clusters, "crane", READY, "True", None, Duration::from_mins(1)).await;
     clusters.delete("crane", &DeleteParams::default()).await.unwrap();
     gone(&clusters, "crane", Duration::from_mins(1)).await;
+
+    // What a namespace has to allow, it is asked for with a command that is right.
+    let login = serde_json::json!({"metadata": {"name": "login"}, "type": "kubernetes.io/basic-auth", "stringData": {"username": "u", "password": "p"}});
+    let secrets: Api<Secret> = Api::namespaced(plane.client.clone(), "team");
+    secrets.create(&PostParams::default(), &serde_json::from_value(login).unwrap()).await.unwrap();
+    let spec = serde_json::json!({"registries": [{"host": "r.example", "credentialsSecretRef": {"name": "login"}}]});
+    clusters.create(&PostParams::default(), &KindCluster::new("heron", serde_json::from_value(spec).unwrap())).await.unwrap();
+    let denied = condition(&clusters, "heron", STALLED, "True", Some("SecretAccessDenied"), Duration::from_mins(1)).await;
+    let said = describe(&denied);
+    let command = said.split("to let it: kubectl ").nth(1).unwrap().split(". ").next().unwrap().to_owned();
+    // The only slot is not kept by who cannot use it.
+    clusters.create(&PostParams::default(), &KindCluster::new("other", KindClusterSpec::default())).await.unwrap();
+    condition(&clusters, "other", READY, "True", None, Duration::from_mins(1)).await;
+    let output = plane.control_plane.kubectl().args(command.split(' ')).output().unwrap();
+    assert!(output.status.success(), "kubectl {command}: {}", String::from_utf8_lossy(&output.stderr));
+    condition(&clusters, "heron", READY, "True", None, Duration::from_mins(3)).await;
+    let operator = plane.client_for(SERVICE_ACCOUNT).await;
+    assert!(may(&operator, "get", "", "secrets", Some("team")).await);
+    for verb in ["list", "watch"] {
+        assert!(!may(&operator, verb, "", "secrets", Some("team")).await, "{verb}");
+    }
+    Api::<RoleBinding>::namespaced(plane.client.clone(), "team").delete(READER_ROLE, &DeleteParams::default()).await.unwrap();
 
     // And nothing more.
     let operator = plane.client_for(SERVICE_ACCOUNT).await;

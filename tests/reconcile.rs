@@ -39,7 +39,24 @@ impl Stage {
         }
         let host = FakeHost::start(plane.client.clone()).await;
         let clusters = Api::namespaced(plane.client.clone(), "team");
-        Self { plane, host, clusters }
+        let stage = Self { plane, host, clusters };
+        stage.login("login", "wading-heron").await;
+        stage
+    }
+
+    /// A Secret with a login, in the user's namespace.
+    async fn login(&self, name: &str, password: &str) {
+        let login = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "type": "kubernetes.io/basic-auth",
+            "stringData": {"username": "heron", "password": password}});
+        self.secrets().patch(name, &PatchParams::apply("test").force(), &Patch::Apply(login)).await.unwrap();
+    }
+
+    /// What the copy for registries beside the pod holds of credentials.
+    async fn copied(&self) -> Option<String> {
+        let secrets: Api<Secret> = Api::namespaced(self.plane.client.clone(), CLUSTERS_NAMESPACE);
+        let copy = secrets.list(&ListParams::default()).await.unwrap().into_iter().find(|secret| secret.name_any().ends_with("-registries"))?;
+        let config: serde_json::Value = serde_json::from_slice(&copy.data?["config.json"].0).unwrap();
+        Some(config["auths"]["r.example"]["auth"].as_str().unwrap().to_owned())
     }
 
     fn operator(&self) -> Operator {
@@ -114,6 +131,26 @@ async fn a_cluster_comes_and_goes_and_leaves_nothing() {
     gone(&stage.secrets(), "crane-kubeconfig", SOON).await;
 }
 
+/// The files that only the agents' authority shares are public.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_two_clusters_share_a_key_or_a_token() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    for name in ["one", "two"] {
+        stage.create(name, json!({})).await;
+        condition(&stage.clusters, name, READY, "True", None, SOON).await;
+    }
+    let secrets: Api<Secret> = Api::namespaced(stage.plane.client.clone(), CLUSTERS_NAMESPACE);
+    let keys: Vec<_> = secrets.list(&ListParams::default()).await.unwrap().into_iter().filter_map(|secret| secret.data).collect();
+    assert_eq!(keys.len(), 2);
+    for (name, value) in &keys[0] {
+        let shared = keys[1].values().any(|other| other == value);
+        assert_eq!(shared, name == nestling_core::plan::wire::keys::AGENT_AUTHORITY, "{name}");
+    }
+    let token = String::from_utf8(keys[0]["bootstrap-token"].0.clone()).unwrap();
+    assert_ne!(token, "abcdef.0123456789abcdef");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn names_with_separators_live_side_by_side() {
     let stage = Stage::set().await;
@@ -185,6 +222,83 @@ async fn impossible_specs_are_refused_before_a_pod_exists() {
         stage.patch(name, cure).await;
         condition(&stage.clusters, name, READY, "True", None, SOON).await;
         stage.delete(name).await;
+    }
+}
+
+/// A list with one registry, whose login is in this Secret.
+fn registries(secret: &str) -> serde_json::Value {
+    json!([{"host": "r.example", "credentialsSecretRef": {"name": secret}}])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_of_registries_come_and_go_with_their_cluster() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    stage.create("crane", json!({"registries": registries("login")})).await;
+    condition(&stage.clusters, "crane", READY, "True", None, SOON).await;
+    assert_eq!(stage.children().await.len(), 5);
+    // heron:wading-heron
+    assert_eq!(stage.copied().await.as_deref(), Some("aGVyb246d2FkaW5nLWhlcm9u"));
+    let pods: Api<Pod> = Api::namespaced(stage.plane.client.clone(), CLUSTERS_NAMESPACE);
+    let pod = pods.list(&ListParams::default()).await.unwrap().items.remove(0);
+    let shown = serde_json::to_string(&pod).unwrap() + &serde_json::to_string(&stage.clusters.get("crane").await.unwrap()).unwrap();
+    assert!(!shown.contains("wading-heron") && !shown.contains("aGVyb246"), "{shown}");
+
+    // A change arrives when the copy is too old (here: of an age that is not known),
+    stage.login("login", "standing-heron").await;
+    let secrets: Api<Secret> = Api::namespaced(stage.plane.client.clone(), CLUSTERS_NAMESPACE);
+    let copy =
+        stage.children().await.into_iter().find_map(|child| child.strip_prefix("Secret ").filter(|name| name.ends_with("-registries")).map(str::to_owned));
+    let aged = json!({"metadata": {"annotations": {"nestling.dev/read-at": null}}});
+    secrets.patch(&copy.unwrap(), &PatchParams::default(), &Patch::Merge(aged)).await.unwrap();
+    until("the change to arrive", SOON, async || {
+        let copied = stage.copied().await;
+        if copied.as_deref() == Some("aGVyb246c3RhbmRpbmctaGVyb24=") { Ok(()) } else { Err(format!("{copied:?}")) }
+    })
+    .await;
+    // and with the next pod at the latest.
+    stage.login("login", "sleeping-heron").await;
+    pods.delete(&pod.name_any(), &DeleteParams::default()).await.unwrap();
+    until("the change to arrive", SOON, async || {
+        let copied = stage.copied().await;
+        if copied.as_deref() == Some("aGVyb246c2xlZXBpbmctaGVyb24=") { Ok(()) } else { Err(format!("{copied:?}")) }
+    })
+    .await;
+
+    // The list itself is fixed.
+    condition(&stage.clusters, "crane", READY, "True", None, SOON).await;
+    stage.patch("crane", json!({"spec": {"registries": null}})).await;
+    let cluster = condition(&stage.clusters, "crane", UP_TO_DATE, "False", Some("RecreateRequired"), SOON).await;
+    assert!(support::wait::describe(&cluster).contains("registries"), "{}", support::wait::describe(&cluster));
+    assert!(stage.copied().await.is_some());
+    stage.delete("crane").await;
+    assert_eq!(stage.children().await, Vec::<String>::new());
+    assert!(stage.secrets().get_opt("login").await.unwrap().is_some(), "the user's own Secret stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_registries_refer_to_has_a_reason_and_a_cure() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    let helper = json!({"metadata": {"name": "helper"}, "type": "kubernetes.io/dockerconfigjson",
+        "stringData": {".dockerconfigjson": json!({"credsStore": "desktop", "auths": {"r.example": {}}}).to_string()}});
+    stage.secrets().create(&PostParams::default(), &serde_json::from_value(helper).unwrap()).await.unwrap();
+    for (name, wanted, reason) in [
+        ("absent", registries("nowhere"), "SecretNotFound"),
+        ("helper", registries("helper"), "UnusableDockerConfig"),
+        ("authority", json!([{"host": "r.example", "caConfigMapRef": {"name": "nowhere"}}]), "ConfigMapNotFound"),
+    ] {
+        stage.create(name, json!({"registries": wanted})).await;
+        condition(&stage.clusters, name, STALLED, "True", Some(reason), SOON).await;
+        let pods = stage.children().await.into_iter().filter(|child| child.starts_with("Pod")).count();
+        assert_eq!(pods, 0, "{name}");
+    }
+    // They wait for somebody, but nobody waits for them: two slots, three that cannot use them.
+    stage.create("other", json!({})).await;
+    condition(&stage.clusters, "other", READY, "True", None, SOON).await;
+    for name in ["absent", "helper", "authority"] {
+        stage.patch(name, json!({"spec": {"registries": registries("login")}})).await;
+        condition(&stage.clusters, name, READY, "True", None, SOON).await;
     }
 }
 
@@ -294,7 +408,7 @@ async fn a_storm_is_queued_and_never_exceeds_its_bound() {
 async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, kill_at: Option<Duration>) {
     let mut doomed = stage.operator_that_dies(die_after.clone());
     let foreign_name = format!("{name}-other");
-    stage.create(name, json!({"kubeconfig": {"secretName": foreign_name}})).await;
+    stage.create(name, json!({"kubeconfig": {"secretName": foreign_name}, "registries": registries("login")})).await;
     let life = async {
         condition(&stage.clusters, name, READY, "True", None, SOON).await;
         stage.patch(name, json!({"spec": {"kubeconfig": {"secretName": format!("{name}-new")}}})).await;

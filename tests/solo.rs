@@ -58,6 +58,7 @@ async fn a_deletion_leaves_nothing_behind() {
         host.ready(namespace, name).await;
     }
 
+    support::secret_scan::nothing_is_shown(&host, &["t-by-hand", "t-owner", "t-namespace"]).await;
     host.delete("t-by-hand", "hand").await;
     host.delete_owner(&jobs, "build").await;
     gone(&host.clusters("t-owner"), "owned", DELETED).await;

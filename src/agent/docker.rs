@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
+use bollard::auth::DockerCredentials;
 use bollard::container::LogOutput;
 use bollard::errors::Error as Bollard;
 use bollard::exec::{StartExecOptions, StartExecResults};
@@ -14,6 +15,7 @@ use bollard::query_parameters::{
 };
 use futures::{Stream, StreamExt, TryStreamExt};
 use ipnet::Ipv4Net;
+use nestling_core::plan::registries::{Login, host_of};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
@@ -167,11 +169,17 @@ impl Docker {
     ///
     /// # Errors
     /// Docker's and the registry's.
-    pub async fn pull(&self, reference: &str) -> Result<(), Error> {
+    pub async fn pull(&self, reference: &str, login: Option<&Login>) -> Result<(), Error> {
         // Without a tag Docker would pull all there are.
         let tag = is_bare(reference).then(|| "latest".to_owned());
         let options = CreateImageOptions { from_image: Some(reference.to_owned()), tag, ..CreateImageOptions::default() };
-        let progress = self.long.create_image(Some(options), None, None);
+        let credentials = login.map(|login| DockerCredentials {
+            username: Some(login.user.clone()),
+            password: Some(login.password.clone()),
+            serveraddress: Some(host_of(reference).to_owned()),
+            ..DockerCredentials::default()
+        });
+        let progress = self.long.create_image(Some(options), None, credentials);
         within(LONG, &format!("pulling {reference}"), progress.try_for_each(|_| async { Ok(()) })).await
     }
 

@@ -11,7 +11,7 @@ use nestling_core::api::reasons::Reason;
 use nestling_core::plan::wire::{AgentFailure, DATA_ROOT, NetworkPlan};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Command;
 use tokio::sync::watch;
@@ -41,6 +41,8 @@ pub struct Settings {
     pub mtu: u32,
     /// Whether containers need [`oci_runtime`](super::oci_runtime) before runc.
     pub restricted: bool,
+    /// What it is to know of registries, as fields of its configuration.
+    pub registries: Map<String, Value>,
     /// Directory that comes first in the daemon's `PATH`.
     pub programs: PathBuf,
 }
@@ -79,6 +81,9 @@ fn configuration(settings: &Settings, shim: &Path) -> Value {
     if settings.restricted {
         configuration["runtimes"] = json!({"nestling": {"path": shim}});
         configuration["default-runtime"] = json!("nestling");
+    }
+    for (key, value) in &settings.registries {
+        configuration[key] = value.clone();
     }
     configuration
 }
@@ -207,7 +212,7 @@ mod tests {
     use crate::agent::report::tests::settings;
 
     fn daemon(restricted: bool) -> Settings {
-        Settings { network: settings().network, mtu: 1450, restricted, programs: "/run/nestling/bin".into() }
+        Settings { network: settings().network, mtu: 1450, restricted, registries: Map::new(), programs: "/run/nestling/bin".into() }
     }
 
     #[test]
@@ -220,6 +225,13 @@ mod tests {
         let configuration = configuration(&daemon(true), Path::new("/shim"));
         assert_eq!(configuration["runtimes"], json!({"nestling": {"path": "/shim"}}));
         assert_eq!(configuration["default-runtime"], "nestling");
+    }
+
+    #[test]
+    fn registries_are_part_of_the_configuration() {
+        let registries = json!({"insecure-registries": ["10.0.0.7:5000"]}).as_object().cloned().unwrap();
+        let configuration = configuration(&Settings { registries, ..daemon(false) }, Path::new("/shim"));
+        assert_eq!(configuration["insecure-registries"], json!(["10.0.0.7:5000"]));
     }
 
     #[tokio::test]

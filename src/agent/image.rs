@@ -13,6 +13,7 @@ use nestling_core::plan::wire::{AgentFailure, BAKED_IMAGES_DIRECTORY};
 
 use super::docker::{Docker, Error};
 use super::failure::{evident, failure};
+use super::registries::Registries;
 
 /// kind's load balancer before several control planes (`pkg/cluster/internal/loadbalancer/const.go` of kind 0.33).
 const LOAD_BALANCER: &str = "docker.io/envoyproxy/envoy:v1.36.2";
@@ -27,12 +28,12 @@ pub type Present = BTreeMap<String, String>;
 ///
 /// # Errors
 /// [`Reason::NodeImagePullFailed`] or a more exact reason, naming the image.
-pub async fn ensure(docker: &Docker, nodes: &[KindNode], default: &str) -> Result<Present, AgentFailure> {
+pub async fn ensure(docker: &Docker, registries: &Registries, nodes: &[KindNode], default: &str) -> Result<Present, AgentFailure> {
     let index = fs::read_to_string(Path::new(BAKED_IMAGES_DIRECTORY).join("index.json")).unwrap_or_default();
     let baked: BTreeMap<String, String> = serde_json::from_str(&index).unwrap_or_default();
     let mut present = Present::new();
     for reference in required(nodes, default) {
-        let known_as = ensure_one(docker, reference, &baked).await.map_err(|error| pull_failure(reference, &error.to_string()))?;
+        let known_as = ensure_one(docker, registries, reference, &baked).await.map_err(|said| pull_failure(reference, &said))?;
         present.insert(reference.to_owned(), known_as);
     }
     Ok(present)
@@ -47,22 +48,39 @@ fn required<'a>(nodes: &'a [KindNode], default: &'a str) -> BTreeSet<&'a str> {
     images
 }
 
-async fn ensure_one(docker: &Docker, reference: &str, baked: &BTreeMap<String, String>) -> Result<String, Error> {
+/// The name under which the image is there now, or what was said about it.
+async fn ensure_one(docker: &Docker, registries: &Registries, reference: &str, baked: &BTreeMap<String, String>) -> Result<String, String> {
+    let local = local(docker, reference, baked).await.map_err(|error| error.to_string())?;
+    if let Some(known_as) = local {
+        return Ok(known_as);
+    }
+    let login = registries.login(reference);
+    let mut said = Vec::new();
+    for candidate in registries.candidates(reference) {
+        tracing::info!(candidate, "pulling");
+        match docker.pull(&candidate, login.as_ref()).await {
+            Ok(()) => return Ok(candidate),
+            Err(error) => said.push(format!("{candidate}: {error}")),
+        }
+    }
+    Err(said.join("\n"))
+}
+
+/// The name under which an image is there without asking a registry.
+async fn local(docker: &Docker, reference: &str, baked: &BTreeMap<String, String>) -> Result<Option<String>, Error> {
     if docker.has_image(reference).await? {
-        return Ok(reference.to_owned());
+        return Ok(Some(reference.to_owned()));
     }
     if let Some((known_as, archive)) = find_baked(baked, reference) {
         // An earlier run has loaded it.
         if known_as != reference && docker.has_image(known_as).await? {
-            return Ok(known_as.to_owned());
+            return Ok(Some(known_as.to_owned()));
         }
         tracing::info!(reference, "loading from the pod image");
         docker.load(&archive).await?;
-        return Ok(known_as.to_owned());
+        return Ok(Some(known_as.to_owned()));
     }
-    tracing::info!(reference, "pulling");
-    docker.pull(reference).await?;
-    Ok(reference.to_owned())
+    Ok(None)
 }
 
 /// The archive in the pod image that holds a reference, and the name that it has after loading: an archive brings no digest, so

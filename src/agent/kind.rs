@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use nestling_core::api::kind_config::KindConfig;
 use nestling_core::api::reasons::Reason;
+use nestling_core::plan::registries::NODE_DIRECTORY;
 use nestling_core::plan::wire::{AgentFailure, Stage};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -64,6 +65,8 @@ impl Kind {
             .env_clear()
             .envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .env("HOME", RUN_DIRECTORY)
+            // Credentials of registries, where there are any.
+            .env("DOCKER_CONFIG", NODE_DIRECTORY)
             .env("DOCKER_HOST", format!("unix://{DOCKER_SOCKET}"))
             .env("KIND_EXPERIMENTAL_PROVIDER", "docker")
             .stdin(Stdio::null())

@@ -25,11 +25,12 @@ use super::facts::{self, Facts};
 use super::failure::{failure, from_problem, leave};
 use super::kind::Kind;
 use super::nested::{Connector, Nested};
+use super::registries::Registries;
 use super::relay::{Relay, Resolve};
 use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
-use super::{RUN_DIRECTORY, cgroup, image, init, keys, network, node_files, preflight, teardown};
+use super::{RUN_DIRECTORY, cgroup, image, init, keys, network, node_files, output, preflight, teardown};
 
 /// How long a failed agent stays to be asked, in the end nobody came.
 const LINGER: Duration = Duration::from_mins(10);
@@ -60,7 +61,10 @@ const DEFAULT_MTU: u32 = 1500;
 
 /// Entry of the supervised process.
 pub fn run() -> ExitCode {
-    tracing_subscriber::fmt().compact().with_ansi(false).with_writer(std::io::stderr).init();
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+        output::keep_passwords_of(&std::env::var(name).unwrap_or_default());
+    }
+    tracing_subscriber::fmt().compact().with_ansi(false).with_writer(|| output::Presentable(std::io::stderr())).init();
     // The default of the crates that ask for one; there is no other in this program.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let started = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -97,7 +101,8 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
     let health = Health { report: report.subscribe(), alive: heartbeat };
     let _health = AbortOnDropHandle::new(tokio::spawn(server::serve_health(kubelet, health)));
 
-    let machine = Machine { kind: Kind::new(&settings.cluster_name), settings, report, dockerd: OnceLock::new() };
+    let registries = Registries::new(&settings.registries);
+    let machine = Machine { kind: Kind::new(&settings.cluster_name), registries, settings, report, dockerd: OnceLock::new() };
     let beat = async {
         let mut ticks = interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -166,6 +171,7 @@ struct Machine {
     settings: AgentSettings,
     report: Report,
     kind: Kind,
+    registries: Registries,
     /// Set as soon as there is a process to stop.
     dockerd: OnceLock<Dockerd>,
 }
@@ -213,16 +219,19 @@ impl Machine {
         // Nodes of an earlier run start with Docker: their keys must be there before.
         let pki = Path::new(RUN_DIRECTORY).join("pki");
         let token = keys::take_over(Path::new(KEYS_DIRECTORY), &pki).map_err(|error| failure(Reason::PodStartFailed, error.to_string()))?;
+        self.registries.write().map_err(|error| failure(Reason::PodStartFailed, error.to_string()))?;
         let ground = Ground { host: node_host(&facts, &pki), token, mtu: facts.mtu.unwrap_or(DEFAULT_MTU) };
 
         self.report.enter(Stage::Dockerd);
         let restricted = !facts.missing_capabilities.is_empty();
-        let dockerd = dockerd::start(&dockerd::Settings { network: self.settings.network.clone(), mtu: ground.mtu, restricted, programs })?;
+        let registries = self.registries.daemon();
+        let dockerd = dockerd::start(&dockerd::Settings { network: self.settings.network.clone(), mtu: ground.mtu, restricted, registries, programs })?;
         let dockerd = self.dockerd.get_or_init(|| dockerd);
         let docker = dockerd.ready().await?;
         tokio::select! {
             failure = dockerd.died() => Err(failure),
             failure = watch_docker(&docker, dockerd) => Err(failure),
+            never = self.registries.follow() => match never {},
             done = self.cluster(&docker, &ground) => done,
         }
     }
@@ -326,7 +335,7 @@ impl Machine {
     /// The configuration for kind, with every image present.
     async fn configuration(&self, docker: &Docker, ground: &Ground) -> Result<KindConfig, AgentFailure> {
         let (nodes, default) = (self.nodes(), &self.settings.image);
-        let present = image::ensure(docker, &nodes, default).await?;
+        let present = image::ensure(docker, &self.registries, &nodes, default).await?;
         let version = image::kubernetes_version(docker, &nodes, default, &present).await?;
         let composed = kind_config::compose(&self.settings, &ground.host, version, &ground.token);
         let mut config = composed.map_err(|problem| from_problem(&problem))?;

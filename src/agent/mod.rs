@@ -26,6 +26,7 @@ mod node_files;
 pub mod oci_runtime;
 mod output;
 mod preflight;
+mod registries;
 mod relay;
 mod report;
 mod server;

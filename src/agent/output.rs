@@ -1,10 +1,70 @@
 //! What the tools underneath print: kept in bounds, and made fit to be shown.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::borrow::Cow;
+use std::collections::{BTreeSet, VecDeque};
+use std::io::Write;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
+
+use regex::{Captures, Regex};
 
 /// Longest line that is kept, in bytes.
 const LINE_LIMIT: usize = 2048;
+
+/// What stands for a secret.
+const HIDDEN: &str = "<secret>";
+
+/// Words shorter than this are not worth hiding: they would be found in half of all words.
+const SHORTEST_SECRET: usize = 4;
+
+/// Words that are in no output of this process any more. For the whole process, because no place that prints must be able to forget them.
+static SECRETS: RwLock<BTreeSet<String>> = RwLock::new(BTreeSet::new());
+
+/// Secrets that are known by what stands around them. The first group stays.
+static PATTERNS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
+    [
+        // A header, as HTTP clients print it in verbose logs.
+        r#"(?i)(\b(?:proxy-)?authorization"?\s*[:=]\s*["\[]*(?:(?:basic|bearer|digest|token)\s+)?)[^\s"'\],]+"#,
+        r"(?i)(\bbearer\s+)[a-z0-9._~+/=-]{16,}",
+        // A field of JSON or YAML, or a parameter.
+        r#"(?i)(\b(?:auth|password|passwd|identitytoken|registrytoken|access_token|refresh_token|client-key-data)\\?["']?\s*[:=]\s*)(?:\\?"[^"]*"|'[^']*'|[^\s,;&}"'\\]+)"#,
+        // A JSON web token.
+        r"()\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",
+        r"(?s)()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\z)",
+    ]
+    .iter()
+    .filter_map(|pattern| Regex::new(pattern).ok())
+    .collect()
+});
+
+/// Keeps a word out of everything that is presented from now on.
+pub fn keep_secret(word: String) {
+    if word.len() >= SHORTEST_SECRET {
+        SECRETS.write().unwrap_or_else(PoisonError::into_inner).insert(word);
+    }
+}
+
+/// Keeps the password in an address, if there is one, out of everything.
+pub fn keep_passwords_of(address: &str) {
+    let bare = address.split_once("://").map_or(address, |(_, bare)| bare);
+    let user = bare.rsplit_once('@').map(|(user, _)| user);
+    if let Some((_, password)) = user.and_then(|user| user.split_once(':')) {
+        keep_secret(password.to_owned());
+    }
+}
+
+/// Writes text to an output as [`presentable`] leaves it. A record must come in one piece, as those of a log do.
+pub struct Presentable<W>(pub W);
+
+impl<W: Write> Write for Presentable<W> {
+    fn write(&mut self, record: &[u8]) -> std::io::Result<usize> {
+        self.0.write_all(presentable(&String::from_utf8_lossy(record), &[]).as_bytes())?;
+        Ok(record.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
 
 /// The last lines of an output, up to a number of bytes. Clones share them.
 #[derive(Clone, Debug)]
@@ -56,7 +116,8 @@ pub fn last(text: &str, limit: usize) -> &str {
     if text[..start].ends_with('\n') { cut } else { cut.split_once('\n').map_or(cut, |(_, whole)| whole) }
 }
 
-/// A text without terminal escapes, control characters and what is secret: the given words, and `user:password@` in addresses.
+/// A text without terminal escapes, control characters and what is secret: the given words, those that are kept, `user:password@` in addresses, and
+/// what [`PATTERNS`] find.
 pub fn presentable(text: &str, secrets: &[&str]) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();
@@ -73,9 +134,19 @@ pub fn presentable(text: &str, secrets: &[&str]) -> String {
         }
     }
     for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
-        plain = plain.replace(secret, "<secret>");
+        plain = plain.replace(secret, HIDDEN);
     }
-    without_passwords(&plain)
+    for secret in SECRETS.read().unwrap_or_else(PoisonError::into_inner).iter() {
+        if plain.contains(secret.as_str()) {
+            plain = plain.replace(secret.as_str(), HIDDEN);
+        }
+    }
+    let plain = without_passwords(&plain);
+    let found = |text: String, pattern: &Regex| match pattern.replace_all(&text, |found: &Captures<'_>| format!("{}{HIDDEN}", &found[1])) {
+        Cow::Owned(clean) => clean,
+        Cow::Borrowed(_) => text,
+    };
+    PATTERNS.iter().fold(plain, found)
 }
 
 fn without_passwords(text: &str) -> String {
@@ -87,7 +158,7 @@ fn without_passwords(text: &str) -> String {
         let authority = behind.find(|character: char| character.is_whitespace() || "/\"'?#".contains(character)).unwrap_or(behind.len());
         rest = match behind[..authority].rfind('@') {
             Some(end) => {
-                clean.push_str("<secret>");
+                clean.push_str(HIDDEN);
                 &behind[end..]
             }
             None => behind,
@@ -127,7 +198,43 @@ mod tests {
     #[case("token abcdef.0123 used", "token <secret> used")]
     #[case("proxy http://me:pw@proxy:3128/x failed", "proxy http://<secret>@proxy:3128/x failed")]
     #[case("see https://kind.sigs.k8s.io/ or mail a@b", "see https://kind.sigs.k8s.io/ or mail a@b")]
+    #[case(r#"{"auths":{"r.example":{"auth":"bWU6cHc="}}}"#, r#"{"auths":{"r.example":{"auth":<secret>}}}"#)]
+    #[case(r#"msg="body {\"password\": \"p w\"}" a=b"#, r#"msg="body {\"password\": <secret>}" a=b"#)]
+    #[case("login failed: password=hunter22, user=me", "login failed: password=<secret>, user=me")]
+    #[case("Authorization: Basic bWU6cHc=", "Authorization: Basic <secret>")]
+    #[case("header=map[Authorization:[Bearer abc.def] Accept:[*/*]]", "header=map[Authorization:[Bearer <secret>] Accept:[*/*]]")]
+    #[case("Proxy-Authorization: Digest x", "Proxy-Authorization: Digest <secret>")]
+    #[case("got bearer 0123456789abcdef0123 from it", "got bearer <secret> from it")]
+    #[case("t eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJtZSJ9.c2lnbmF0dXJl.", "t <secret>.")]
+    #[case("    client-key-data: LS0tLS1CRUdJTg==", "    client-key-data: <secret>")]
+    #[case("a\n-----BEGIN EC PRIVATE KEY-----\nMHcC\n-----END EC PRIVATE KEY-----\nb", "a\n<secret>\nb")]
+    #[case("-----BEGIN PRIVATE KEY-----\nMHcC", "<secret>")]
+    // What the classifier looks for, and what only sounds like a secret, stays.
+    #[case("no basic auth credentials", "no basic auth credentials")]
+    #[case("unauthorized: incorrect username or password", "unauthorized: incorrect username or password")]
+    #[case("insufficient_scope: authorization failed", "insufficient_scope: authorization failed")]
+    #[case("Bearer realm=\"https://auth.docker.io/token\"", "Bearer realm=\"https://auth.docker.io/token\"")]
+    #[case("-----BEGIN CERTIFICATE-----\nMIIB", "-----BEGIN CERTIFICATE-----\nMIIB")]
     fn nothing_odd_is_shown(#[case] text: &str, #[case] expected: &str) {
         assert_eq!(presentable(text, &["abcdef.0123", ""]), expected);
+        // What was made presentable once stays as it is.
+        assert_eq!(presentable(expected, &[]), expected);
+    }
+
+    #[test]
+    fn every_pattern_is_one() {
+        assert_eq!(PATTERNS.len(), 5);
+    }
+
+    #[test]
+    fn kept_words_are_in_no_output() {
+        keep_secret("wade-at-dusk".into());
+        keep_secret("abc".into());
+        keep_passwords_of("http://me:reed:warbler@proxy:3128");
+        keep_passwords_of("me:unschemed-word@proxy");
+        keep_passwords_of("http://proxy:3128");
+        let mut written = Vec::new();
+        Presentable(&mut written).write_all(b"abc wade-at-dusk reed:warbler unschemed-word proxy:3128\n").unwrap();
+        assert_eq!(String::from_utf8(written).unwrap(), "abc <secret> <secret> <secret> proxy:3128\n");
     }
 }

@@ -121,6 +121,7 @@ pub mod tests {
             cert_sans: vec!["localhost".into()],
             limits: PodLimits { memory_bytes: 3 << 30, cpu_millis: Some(2000), storage_bytes: 10 << 30 },
             allow_cgroup_v1: false,
+            registries: vec![],
         }
     }
 

@@ -1,10 +1,11 @@
 //! Carrying out a plan: the only writer of children, of the finalizer and of published kubeconfigs. In order, up to the first failure.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -16,6 +17,7 @@ use nestling_core::plan::decide::{Child, ChildKind, KubeconfigPlan, Step};
 use nestling_core::plan::objects::kubeconfig_secret;
 use nestling_core::plan::observed::Observed;
 use nestling_core::plan::problem::Problem;
+use nestling_core::plan::registries::{self, RegistriesPlan};
 use nestling_core::plan::settle::Outcome;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -72,6 +74,12 @@ enum StepError {
 impl From<PkiError> for StepError {
     fn from(error: PkiError) -> Self {
         Self::Problem(Problem::new(Reason::HostRefused, error.to_string()))
+    }
+}
+
+impl From<Problem> for StepError {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
     }
 }
 
@@ -136,6 +144,7 @@ impl Actor {
                 }
             }
             Step::CreateKeys => self.create_keys(seen).await?,
+            Step::ApplyRegistries(plan) => self.apply_registries(seen, plan).await?,
             Step::ApplyNetworkPolicy(policy) => self.apply::<NetworkPolicy>(seen, "apply the network policy", policy).await?,
             Step::ApplyService(service) => self.apply::<Service>(seen, "apply the Service", service).await?,
             Step::CreatePod(pod) => return self.create_pod(seen, pod).await.map(|pod| Some(Step::CreatePod(Box::new(pod)))),
@@ -192,6 +201,38 @@ impl Actor {
         }
     }
 
+    /// Reads what registries want to see in the user's namespace, by name only, and copies it beside the pod.
+    async fn apply_registries(&self, seen: &Observed, plan: &RegistriesPlan) -> Result<(), StepError> {
+        let mut held = BTreeMap::new();
+        for source in &plan.sources {
+            let mut found = registries::Held::default();
+            if let Some(name) = &source.credentials {
+                let secret: Secret = self.refer(plan, "read a Secret that the KindCluster refers to", name).await?;
+                found.login = Some(registries::login(&secret, &source.host)?);
+            }
+            if let Some(name) = &source.authority {
+                let map: ConfigMap = self.refer(plan, "read a ConfigMap that the KindCluster refers to", name).await?;
+                found.authority = Some(registries::authority(&map)?);
+            }
+            held.insert(source.host.clone(), found);
+        }
+        self.apply::<Secret>(seen, "apply the Secret for registries", &registries::secret(plan, held)).await
+    }
+
+    /// An object of the user's namespace, which has to let us.
+    async fn refer<K>(&self, plan: &RegistriesPlan, what: &'static str, name: &str) -> Result<K, StepError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), &plan.namespace);
+        let kind = K::kind(&());
+        call(what, api.get(name)).await.map_err(|error| match error.trouble() {
+            Trouble::Gone => StepError::Problem(plan.missing(&kind, name)),
+            Trouble::Refused(_) if error.is_forbidden() => StepError::Problem(plan.denied(&kind, name)),
+            _ => error.into(),
+        })
+    }
+
     async fn create_pod(&self, seen: &Observed, pod: &Pod) -> Result<Pod, StepError> {
         let api = self.children::<Pod>(seen);
         match call("create the pod", api.create(&params(), pod)).await {
@@ -211,7 +252,7 @@ impl Actor {
             ChildKind::Pod => self.delete_one::<Pod>(seen, "delete the pod", child).await,
             ChildKind::Service => self.delete_one::<Service>(seen, "delete the Service", child).await,
             ChildKind::NetworkPolicy => self.delete_one::<NetworkPolicy>(seen, "delete the network policy", child).await,
-            ChildKind::Keys => self.delete_one::<Secret>(seen, "delete the Secret with the cluster's keys", child).await,
+            ChildKind::Keys => self.delete_one::<Secret>(seen, "delete a Secret beside the pod", child).await,
         }
     }
 
@@ -562,6 +603,60 @@ mod tests {
         })
         .await;
         assert_eq!(acted.outcome.done.len(), 1);
+    }
+
+    const LOGIN: &str = "/api/v1/namespaces/marsh/secrets/login";
+
+    fn registries_step() -> Step {
+        let mut seen = seen(&[]);
+        seen.cluster.spec =
+            serde_json::from_value(json!({"registries": [{"host": "r.example", "credentialsSecretRef": {"name": "login"}, "caConfigMapRef": {"name": "ca"}}]}))
+                .unwrap();
+        Step::ApplyRegistries(Box::new(registries::plan(Timestamp::now(), &seen.cluster, &seen.identity, &seen.settings)))
+    }
+
+    fn login(type_: &str) -> Answer {
+        // heron / top-secret
+        Answer::ok(json!({"metadata": {"name": "login"}, "type": type_, "data": {"username": "aGVyb24=", "password": "dG9wLXNlY3JldA=="}}))
+    }
+
+    #[tokio::test]
+    async fn what_registries_want_to_see_is_copied_beside_the_pod() {
+        let name = seen(&[]).identity.registries();
+        let acted = act(&seen(&[]), registries_step(), async move |mut mock: Mock| {
+            mock.expect("GET", LOGIN, login("kubernetes.io/basic-auth")).await;
+            let ca = json!({"metadata": {"name": "ca"}, "data": {"ca.crt": "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----"}});
+            mock.expect("GET", "/api/v1/namespaces/marsh/configmaps/ca", Answer::ok(ca)).await;
+            let sent = mock.expect("PATCH", &format!("/api/v1/namespaces/clusters/secrets/{name}"), Answer::ok(json!({"metadata": {"name": name}}))).await;
+            assert_eq!(sent["metadata"]["labels"]["nestling.dev/cluster-uid"], UID);
+            let keys: Vec<&String> = sent["data"].as_object().unwrap().keys().collect();
+            assert_eq!(keys, ["ca-r.example.crt", "config.json"]);
+            mock.done().await;
+        })
+        .await;
+        assert_eq!(acted.outcome.done.len(), 1);
+        let said = format!("{acted:?}");
+        assert!(!said.contains("top-secret") && !said.contains("dG9wLXNlY3JldA"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn what_may_not_or_cannot_be_used_is_said_and_nothing_is_written() {
+        let denied = || Answer::refused(403, "Forbidden", "secrets \"login\" is forbidden: User \"u\" cannot get resource \"secrets\"");
+        for (answer, reason) in [
+            (denied(), Reason::SecretAccessDenied),
+            (Answer::missing(), Reason::SecretNotFound),
+            (login("Opaque"), Reason::UnusableDockerConfig),
+            (Answer::refused(503, "ServiceUnavailable", "later"), Reason::HostUnavailable),
+        ] {
+            let acted = act(&seen(&[]), registries_step(), async move |mut mock: Mock| {
+                mock.expect("GET", LOGIN, answer).await;
+                mock.done().await;
+            })
+            .await;
+            let (step, problem) = acted.outcome.failed.unwrap();
+            assert_eq!((step.name(), problem.reason), ("ApplyRegistries", reason));
+            assert!(!problem.message.contains("top-secret"), "{problem}");
+        }
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ipnet::Ipv4Net;
-use nestling_core::plan::settings::{HostFacts, Settings};
+use nestling_core::plan::settings::{HostFacts, Proxy, Settings};
 
 /// Runs the operator: turns KindCluster objects into clusters.
 #[derive(Clone, Debug, clap::Args)]
@@ -16,6 +16,10 @@ pub struct Args {
     /// Namespace of the operator itself.
     #[arg(long, env = "POD_NAMESPACE", default_value = "nestling-system")]
     pub namespace: String,
+
+    /// Service account of the operator, to name it to those who give it rights.
+    #[arg(long, env = "POD_SERVICE_ACCOUNT", default_value = "nestling")]
+    pub service_account: String,
 
     /// Namespace that the clusters run in.
     #[arg(long, env = "NESTLING_CLUSTERS_NAMESPACE", default_value = "nestling-clusters")]
@@ -48,6 +52,22 @@ pub struct Args {
     /// Give the clusters' pods the host's /lib/modules, read-only.
     #[arg(long, env = "NESTLING_MOUNT_MODULES")]
     pub mount_modules: bool,
+
+    /// HTTP proxy of the clusters' pods, and of all that runs in them. Without a password: see --proxy-secret.
+    #[arg(long, env = "NESTLING_CLUSTERS_HTTP_PROXY", default_value = "")]
+    pub http_proxy: String,
+
+    /// The same for HTTPS.
+    #[arg(long, env = "NESTLING_CLUSTERS_HTTPS_PROXY", default_value = "")]
+    pub https_proxy: String,
+
+    /// What the clusters' pods reach without a proxy.
+    #[arg(long, env = "NESTLING_CLUSTERS_NO_PROXY", default_value = "")]
+    pub no_proxy: String,
+
+    /// Secret in the clusters' namespace that holds all three instead, under httpProxy, httpsProxy and noProxy.
+    #[arg(long, env = "NESTLING_CLUSTERS_PROXY_SECRET", default_value = "", conflicts_with_all = ["http_proxy", "https_proxy", "no_proxy"])]
+    pub proxy_secret: String,
 
     /// A further range of host addresses that clusters must be clear of and may not reach. May be given more than once.
     #[arg(long = "host-range", env = "NESTLING_HOST_RANGES", value_name = "CIDR", value_delimiter = ',')]
@@ -98,6 +118,7 @@ impl Args {
         Settings {
             install: self.install.clone(),
             operator_namespace: self.namespace.clone(),
+            service_account: self.service_account.clone(),
             clusters_namespace: self.clusters_namespace.clone(),
             pod_image: self.pod_image.clone(),
             pod_image_pull_policy: self.pod_image_pull_policy.clone(),
@@ -106,8 +127,20 @@ impl Args {
             default_version: self.default_version.clone(),
             allow_cgroup_v1: self.allow_cgroup_v1,
             mount_modules: self.mount_modules,
+            proxy: Proxy { http: self.http_proxy.clone(), https: self.https_proxy.clone(), no: self.no_proxy.clone(), secret: self.proxy_secret.clone() },
             host,
         }
+    }
+
+    /// Checks what the command line's own parser must not check, because it would repeat the value.
+    ///
+    /// # Errors
+    /// If an address of a proxy holds a user or a password.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if [&self.http_proxy, &self.https_proxy].iter().any(|address| address.contains('@')) {
+            return Err("the address of a proxy with a user or a password belongs into the Secret that --proxy-secret names");
+        }
+        Ok(())
     }
 
     /// Where all agents are asked, if not at their pods' addresses.
@@ -152,8 +185,26 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_is_given_openly_or_by_a_secret() {
+        let proxy = |arguments: &[&str]| parse(arguments).map(|args| args.settings(HostFacts::default()).proxy).ok();
+        let open = Proxy { https: "http://proxy:3128".into(), no: ".svc".into(), ..Proxy::default() };
+        assert_eq!(proxy(&["--https-proxy", "http://proxy:3128", "--no-proxy", ".svc"]), Some(open));
+        assert_eq!(proxy(&["--proxy-secret", "proxy"]), Some(Proxy { secret: "proxy".into(), ..Proxy::default() }));
+        assert_eq!(proxy(&["--proxy-secret", "proxy", "--no-proxy", ".svc"]), None);
+        assert!(parse(&["--https-proxy", "http://proxy:3128"]).unwrap().check().is_ok());
+        let said = parse(&["--https-proxy", "http://me:pw@proxy:3128"]).unwrap().check().unwrap_err();
+        assert!(!said.contains("me:pw"), "{said}");
+    }
+
+    #[test]
     fn nonsense_is_refused() {
-        for arguments in [["--node-image", "v1.34.4"], ["--host-range", "fd00::/64"], ["--max-creating", "0"], ["--log-format", "xml"]] {
+        for arguments in [
+            ["--http-proxy", "http://me:pw@proxy"],
+            ["--node-image", "v1.34.4"],
+            ["--host-range", "fd00::/64"],
+            ["--max-creating", "0"],
+            ["--log-format", "xml"],
+        ] {
             assert!(parse(&arguments).is_err(), "{arguments:?}");
         }
     }

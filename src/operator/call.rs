@@ -123,6 +123,11 @@ impl CallError {
         self.trouble() == Trouble::Gone
     }
 
+    /// Whether the answer was that we have no right to it.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Failed { source, .. } if matches!(source.as_ref(), kube::Error::Api(status) if status.code == 403))
+    }
+
     /// Label for metrics.
     pub fn reason(&self) -> &'static str {
         match self.trouble() {

@@ -49,8 +49,8 @@ const AFTER_STALE: Duration = Duration::from_millis(200);
 /// A namespace that is being deleted soon deletes the object as well.
 const AFTER_TERMINATING: Duration = Duration::from_secs(5);
 
-/// The step that a slot is for.
-const CREATE_POD: &str = "CreatePod";
+/// The step that a slot is for, and the one before it that waits for others.
+const FOR_THE_POD: [&str; 2] = ["CreatePod", "ApplyRegistries"];
 
 /// Longest pause between two passes.
 const LONGEST: Duration = Duration::from_hours(2);
@@ -134,7 +134,11 @@ impl ReconcileError {
 
 /// The host has answered and will answer the same again.
 fn waits_for_a_person(reason: Reason) -> bool {
-    matches!(reason, Reason::PodSecurity | Reason::QuotaExceeded | Reason::HostRefused | Reason::KubeconfigSecretConflict | Reason::KubeconfigWriteFailed)
+    reason.is_about_a_reference()
+        || matches!(
+            reason,
+            Reason::PodSecurity | Reason::QuotaExceeded | Reason::HostRefused | Reason::KubeconfigSecretConflict | Reason::KubeconfigWriteFailed
+        )
 }
 
 /// Does passes until `shutdown`, and then those under way to their end.
@@ -256,7 +260,7 @@ impl Context {
     fn take_turn(&self, now: Timestamp, key: &Key, seen: &mut Observed, held: Option<&Held>) {
         match want(seen, &situation(now, seen)) {
             // What the host refuses keeps nobody else from a slot.
-            Want::Ask if held.is_some_and(|held| held.step == CREATE_POD) => self.slots.release(key),
+            Want::Ask if held.is_some_and(|held| FOR_THE_POD.contains(&held.step)) => self.slots.release(key),
             Want::Ask => seen.turn = self.slots.ask(key, created_at(&seen.cluster.metadata)),
             Want::Hold => self.slots.hold(key),
             Want::Nothing => self.slots.release(key),

@@ -52,6 +52,7 @@ const LEASE: &str = "the lease";
 /// # Errors
 /// If it cannot start, or if it is the leader no longer: the process is to end then, and be started anew.
 pub async fn run(args: Args) -> anyhow::Result<()> {
+    args.check().map_err(anyhow::Error::msg)?;
     telemetry::init(args.log_format)?;
     // Another part of the process may have chosen one: that will do.
     let _ = rustls::crypto::ring::default_provider().install_default();

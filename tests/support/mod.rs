@@ -5,6 +5,7 @@ pub mod fake_host;
 pub mod operator;
 pub mod plane;
 pub mod real;
+pub mod secret_scan;
 pub mod wait;
 
 /// Seed of everything random; `./dev test --seed` sets it.

@@ -197,7 +197,8 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
         command.env("NESTLING_TEST_HOST", HOST).env("NESTLING_TEST_VALUES", &values).env("NESTLING_TEST_BARE_SECONDS", format!("{bare:.1}"));
     };
     stages.run("nested clusters", || {
-        let mut command = cargo_test(arguments, seed, &["--test", "nested"], &["--test-threads", "3", "--nocapture"]);
+        let mut command =
+            cargo_test(arguments, seed, &["--test", "nested", "--test", "registries", "--test", "secrets"], &["--test-threads", "3", "--nocapture"]);
         environment(&mut command);
         status(&mut command)
     })?;

@@ -206,7 +206,7 @@ pub struct Registry {
     /// Where to ask instead, in this order, before the registry itself: `https://mirror.example`, or `http://…` for a registry without TLS
     /// (also the registry itself). A path must be one that is to be used as it is, such as `/v2/cache` of a proxy cache.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "atomic"), inner(length(max = 253)))]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "set"), inner(length(max = 253)))]
     #[x_kube(validation = Rule::new(
         "self.all(e, e.matches('^https?://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:[0-9]{1,5})?(/v2/[-a-z0-9._/]*[-a-z0-9_])?$'))"
     ).message("endpoints must look like https://mirror.example:5000"))]

@@ -5,7 +5,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use nestling_core::api::kind_config::{KindConfig, KindNetworking, KindNode, KindRole};
-use nestling_core::api::{Access, AccessService, KindCluster, KindClusterSpec, Nodes, ServiceType};
+use nestling_core::api::{Access, AccessService, KindCluster, KindClusterSpec, LocalReference, Nodes, Registry, ServiceType};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -20,6 +20,7 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
         ("node-port", one("Reachable from outside through a port of the host's nodes; see the Secret's key `external`.", "node-port", node_port())?),
         ("config", one("A kind configuration, as one would give to `kind create cluster --config`.", "config", config())?),
         ("no-cni", one("Without a CNI: Ready needs only the control plane, and its user installs a CNI.", "no-cni", no_cni())?),
+        ("registries", one("A mirror of Docker Hub, and a registry that wants a login and has an authority of its own.", "registries", registries())?),
         ("job-owned", job_owned()?),
     ])
 }
@@ -51,6 +52,18 @@ fn config() -> KindClusterSpec {
         }),
         ..spec()
     }
+}
+
+fn registries() -> KindClusterSpec {
+    let named = |name: &str| Some(LocalReference { name: name.to_owned() });
+    let mirrored = Registry { host: "docker.io".to_owned(), endpoints: vec!["https://mirror.example".to_owned()], ..Registry::default() };
+    let private = Registry {
+        host: "registry.example:5000".to_owned(),
+        credentials_secret_ref: named("registry-login"),
+        ca_config_map_ref: named("registry-ca"),
+        ..Registry::default()
+    };
+    KindClusterSpec { registries: vec![mirrored, private], ..spec() }
 }
 
 fn no_cni() -> KindClusterSpec {
