@@ -17,7 +17,7 @@ use nestling_core::plan::registries::READER_ROLE;
 use support::fake_host::FakeHost;
 use support::operator::{CLUSTERS_NAMESPACE, OPERATOR_NAMESPACE, Operator, Options};
 use support::plane::{Plane, lab};
-use support::wait::{condition, describe, gone};
+use support::wait::{condition, describe, gone, until};
 
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:nestling-system:nestling";
 
@@ -94,6 +94,11 @@ async fn the_charts_rights_suffice_and_nothing_more() {
         assert!(!may(&operator, verb, "", "secrets", Some("team")).await, "{verb}");
     }
     Api::<RoleBinding>::namespaced(plane.client.clone(), "team").delete(READER_ROLE, &DeleteParams::default()).await.unwrap();
+
+    until("the binding to be gone for the API server as well", Duration::from_secs(20), async || {
+        if may(&operator, "get", "", "secrets", Some("team")).await { Err("may still read".to_owned()) } else { Ok(()) }
+    })
+    .await;
 
     // And nothing more.
     let operator = plane.client_for(SERVICE_ACCOUNT).await;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nestling_core::api::conditions::STALLED;
 use nestling_core::plan::registries::READER_ROLE;
 use nestling_lab::Docker;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde_json::json;
 use support::real::{CREATED, Host};
 use support::secret_scan::nothing_is_shown;
@@ -61,6 +61,9 @@ impl<'a> PrivateRegistry<'a> {
         run.extend(environment.iter().flat_map(|variable| ["-e", *variable]));
         run.push(&image);
         docker.run(&run).unwrap();
+        // One that cannot read its configuration ends at once.
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(docker.run(&["inspect", "--format", "{{.State.Running}}", PRIVATE]).unwrap().trim(), "true", "{:?}", docker.run(&["logs", PRIVATE]));
         Self { docker, authority, _files: files }
     }
 }
@@ -75,6 +78,8 @@ impl Drop for PrivateRegistry<'_> {
 fn certificates(directory: &Path, address: &str) -> String {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
+    // Other than the leaf's, which would pass for self-signed otherwise.
+    params.distinguished_name.push(DnType::CommonName, "authority of a test");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let authority = params.self_signed(&key).unwrap().pem();
@@ -168,18 +173,21 @@ async fn mirrors_logins_and_authorities_reach_docker_and_the_nodes() {
 
     // The Docker daemon, which pulls node images: each gets as far as its registry lets it.
     let api = host.clusters(NAMESPACE);
-    for (name, reason, evidence) in [
+    let expected = [
         ("mirror", "NodeImagePullFailed", "manifest unknown"),
         ("private", "NodeImagePullFailed", "manifest unknown"),
         ("nologin", "RegistryAuth", "no basic auth credentials"),
         ("noauthority", "RegistryCA", "unknown authority"),
-    ] {
+    ];
+    for (name, ..) in expected {
         host.create(NAMESPACE, name, spec(json!({"image": format!("{name}.test/no/such-node:v1.34.4")}))).await;
+    }
+    for (name, reason, evidence) in expected {
         let cluster = condition(&api, name, STALLED, "True", Some(reason), CREATED).await;
         let failure = cluster.status.unwrap().last_failure.unwrap();
         assert!(failure.log_tail.as_deref().is_some_and(|tail| tail.contains(evidence) && !tail.contains(PASSWORD)), "{name}: {failure:?}");
-        host.delete(NAMESPACE, name).await;
     }
+    futures::future::join_all(expected.map(|(name, ..)| host.delete(NAMESPACE, name))).await;
     host.kubectl(&["delete", "rolebinding", READER_ROLE, "-n", NAMESPACE]);
     host.delete_namespace(NAMESPACE).await;
 }
