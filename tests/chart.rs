@@ -101,7 +101,7 @@ fn the_full_values_change_every_default() {
     same("", &read("charts/nestling/values.yaml"), &read("tests/chart/full-values.yaml"), &mut found);
     // Without its Service there is no ServiceMonitor; requests are left out on purpose.
     // A Secret for the proxy excludes the rest of it.
-    let expected = [".proxy.secretName", ".metrics.service.create", ".resources.requests"];
+    let expected = [".metrics.service.create", ".proxy.secretName", ".resources.requests"];
     assert_eq!(found, expected);
 }
 
