@@ -54,7 +54,7 @@ fn words(key: &str, text: &str) -> Vec<String> {
         // A log may show it line by line, JSON without its line breaks.
         return text.lines().filter(|line| !line.starts_with("-----")).map(str::to_owned).collect();
     }
-    if let Some(structure) = serde_saphyr::from_str::<Value>(text).ok().filter(|value| value.is_object()) {
+    if let Some(structure) = serde_saphyr::from_str::<Value>(text).ok().filter(Value::is_object) {
         let mut found = Vec::new();
         secret_fields(&structure, &mut found);
         return found;

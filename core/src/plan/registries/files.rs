@@ -1,6 +1,7 @@
 //! What the two runtimes read.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
@@ -54,7 +55,7 @@ fn hosts_toml(registry: &RegistrySettings) -> String {
         text += "ca = \"ca.crt\"\n";
     }
     for endpoint in &registry.endpoints {
-        text += &format!("\n[host.{}]\n  capabilities = [\"pull\", \"resolve\"]\n", quoted(endpoint));
+        let _ = write!(text, "\n[host.{}]\n  capabilities = [\"pull\", \"resolve\"]\n", quoted(endpoint));
         if path_of(endpoint).is_some() {
             text += "  override_path = true\n";
         }
