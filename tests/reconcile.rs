@@ -283,19 +283,20 @@ async fn what_registries_refer_to_has_a_reason_and_a_cure() {
     let helper = json!({"metadata": {"name": "helper"}, "type": "kubernetes.io/dockerconfigjson",
         "stringData": {".dockerconfigjson": json!({"credsStore": "desktop", "auths": {"r.example": {}}}).to_string()}});
     stage.secrets().create(&PostParams::default(), &serde_json::from_value(helper).unwrap()).await.unwrap();
+    // They wait for somebody, but nobody waits for them, though there are only two slots.
+    let before_the_next_try = SOON / 2;
     for (name, wanted, reason) in [
         ("absent", registries("nowhere"), "SecretNotFound"),
         ("helper", registries("helper"), "UnusableDockerConfig"),
         ("authority", json!([{"host": "r.example", "caConfigMapRef": {"name": "nowhere"}}]), "ConfigMapNotFound"),
     ] {
         stage.create(name, json!({"registries": wanted})).await;
-        condition(&stage.clusters, name, STALLED, "True", Some(reason), SOON).await;
+        condition(&stage.clusters, name, STALLED, "True", Some(reason), before_the_next_try).await;
         let pods = stage.children().await.into_iter().filter(|child| child.starts_with("Pod")).count();
         assert_eq!(pods, 0, "{name}");
     }
-    // They wait for somebody, but nobody waits for them: two slots, three that cannot use them. Long before they are tried again.
     stage.create("other", json!({})).await;
-    condition(&stage.clusters, "other", READY, "True", None, SOON / 2).await;
+    condition(&stage.clusters, "other", READY, "True", None, before_the_next_try).await;
     for name in ["absent", "helper", "authority"] {
         stage.patch(name, json!({"spec": {"registries": registries("login")}})).await;
         condition(&stage.clusters, name, READY, "True", None, SOON).await;
