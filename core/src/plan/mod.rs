@@ -5,6 +5,7 @@ pub mod classify;
 pub mod decide;
 pub mod desired;
 pub mod kind_config;
+pub mod mounts;
 pub mod names;
 pub mod objects;
 pub mod observed;
