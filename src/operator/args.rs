@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ipnet::Ipv4Net;
+use nestling_core::plan::policy::Policy;
 use nestling_core::plan::settings::{HostFacts, Settings};
 
 /// Runs the operator: turns KindCluster objects into clusters.
@@ -52,6 +53,10 @@ pub struct Args {
     /// A further range of host addresses that clusters must be clear of and may not reach. May be given more than once.
     #[arg(long = "host-range", env = "NESTLING_HOST_RANGES", value_name = "CIDR", value_delimiter = ',')]
     pub host_ranges: Vec<Ipv4Net>,
+
+    /// What KindClusters may ask for, as JSON; see the chart's value `policy`. What is empty is not limited.
+    #[arg(long, env = "NESTLING_POLICY", value_name = "JSON", default_value = "{}", value_parser = Policy::parse)]
+    pub policy: Policy,
 
     /// How many clusters are created at once.
     #[arg(long, env = "NESTLING_MAX_CREATING", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -106,6 +111,7 @@ impl Args {
             default_version: self.default_version.clone(),
             allow_cgroup_v1: self.allow_cgroup_v1,
             mount_modules: self.mount_modules,
+            policy: self.policy.clone(),
             host,
         }
     }

@@ -9,6 +9,7 @@ pub mod mounts;
 pub mod names;
 pub mod objects;
 pub mod observed;
+pub mod policy;
 pub mod problem;
 pub mod quantity;
 pub mod settings;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use ipnet::Ipv4Net;
 
+use super::policy::Policy;
+
 /// The operator's settings.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
@@ -27,6 +29,8 @@ pub struct Settings {
     pub allow_cgroup_v1: bool,
     /// Whether pods get the host's `/lib/modules`, read-only.
     pub mount_modules: bool,
+    /// What specs may ask for.
+    pub policy: Policy,
     /// What is known of the host cluster.
     pub host: HostFacts,
 }
