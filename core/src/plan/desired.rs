@@ -137,7 +137,8 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
     })
 }
 
-/// Version and image. What was resolved once stays, so that a new default of the operator changes no existing cluster.
+/// Version and image. What was resolved once stays, so that a new default of the operator changes no existing cluster; unless it is not allowed any
+/// more, because then nothing else would mend it.
 fn image(cluster: &KindCluster, settings: &Settings) -> Result<(Option<String>, String), Problem> {
     if let Some(image) = &cluster.spec.image {
         return Ok((version_of_tag(image), image.clone()));
@@ -145,6 +146,7 @@ fn image(cluster: &KindCluster, settings: &Settings) -> Result<(Option<String>, 
     let resolved = cluster.status.as_ref().and_then(|status| Some((status.version.clone()?, status.image.clone()?)));
     if let Some((version, image)) = resolved
         && cluster.spec.version.as_ref().is_none_or(|wanted| *wanted == version)
+        && settings.policy.admits_image(&image)
     {
         return Ok((Some(version), image));
     }
@@ -275,6 +277,9 @@ mod tests {
         cluster.status.get_or_insert_default().image = Some("old@sha256:1".into());
         let desired = desire(&cluster, &testing::identity(&cluster), &testing::settings()).unwrap();
         assert_eq!(desired.image, "old@sha256:1");
+        let policy = Policy::parse(r#"{"allowedImages": ["kindest/node"]}"#).unwrap();
+        let desired = desire(&cluster, &testing::identity(&cluster), &Settings { policy, ..testing::settings() }).unwrap();
+        assert_eq!((desired.image.as_str(), desired.violation), ("kindest/node:v1.34.4@sha256:aa", None));
     }
 
     #[test]

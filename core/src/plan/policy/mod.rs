@@ -102,18 +102,19 @@ impl Policy {
         self.max_resources.get(resource).map(Limit::quantity)
     }
 
+    /// Whether this node image is allowed.
+    pub fn admits_image(&self, image: &str) -> bool {
+        self.allowed_images.is_empty() || self.allowed_images.iter().any(|pattern| pattern.admits(image))
+    }
+
     fn images(&self, reach: &Reach<'_>) -> Vec<String> {
-        if self.allowed_images.is_empty() {
-            return vec![];
-        }
         let place = match (&reach.spec.image, &reach.spec.version) {
             (Some(_), _) => "image".to_owned(),
             (None, Some(version)) => format!("version {version}"),
             (None, None) => "version (the default)".to_owned(),
         };
         let of_nodes = reach.nodes.iter().enumerate().filter_map(|(index, node)| Some((format!("config.nodes[{index}].image"), node.image.as_deref()?)));
-        let refused =
-            std::iter::once((place, reach.image)).chain(of_nodes).filter(|(_, image)| !self.allowed_images.iter().any(|pattern| pattern.admits(image)));
+        let refused = std::iter::once((place, reach.image)).chain(of_nodes).filter(|(_, image)| !self.admits_image(image));
         let allowed = list(self.allowed_images.iter().map(ToString::to_string));
         refused.map(|(place, image)| format!("{place}: image {image} is not allowed; allowed are {allowed}")).collect()
     }
