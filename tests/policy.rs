@@ -61,7 +61,7 @@ fn render(policy: &Value) -> Rendered {
 
 fn policy() -> Value {
     json!({
-        "allowedImages": ["kindest/node:*", "registry.example/team/*", "localhost:5000/node"],
+        "allowedImages": ["kindest/node:*", "registry.example.com/team/*", "localhost:5000/node", "own:*", "docker.io/*/only:*"],
         "requiredNodeSelector": {"pool": "kind", "example.com/zone": ""},
         "allowedTolerations": [{"key": "pool", "operator": "Exists"}, {"key": "team", "value": "blue", "effect": "NoSchedule"}],
         "allowedPriorityClasses": ["", "low"],
@@ -77,7 +77,7 @@ fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
     let tolerations = |tolerations: Value| json!({"pod": {"tolerations": tolerations}});
     let resources = |resources: Value| json!({"resources": resources});
     let (not_allowed, paths, private) =
-        (Some("is not allowed; allowed are kindest/node:*, registry.example/team/*"), Some("absolute path"), Some("belongs to the pod"));
+        (Some("is not allowed; allowed are kindest/node:*, registry.example.com/team/*"), Some("absolute path"), Some("belongs to the pod"));
     vec![
         ("empty", json!({}), None),
         ("nothing but nulls", json!({"version": null, "image": null, "nodes": null, "config": null, "pod": null, "resources": null, "storage": null}), None),
@@ -86,18 +86,21 @@ fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
         ("an image", json!({"image": "kindest/node:v1.30.0"}), None),
         ("an image in full", json!({"image": "docker.io/kindest/node:v1.30.0@sha256:aa"}), None),
         ("an image by Docker's other name", json!({"image": "index.docker.io/kindest/node"}), None),
-        ("an image of a team", json!({"image": "registry.example/team/sub/node@sha256:aa"}), None),
+        ("an image of a team", json!({"image": "registry.example.com/team/sub/node@sha256:aa"}), None),
         ("an image with any tag", json!({"image": "localhost:5000/node:x"}), None),
         ("an image with any digest", json!({"image": "localhost:5000/node@sha256:aa"}), None),
         ("a foreign image", json!({"image": "evil/node:v1.30.0"}), not_allowed),
         ("a foreign registry", json!({"image": "evil.example/kindest/node:v1.30.0"}), not_allowed),
-        ("a registry in capitals", json!({"image": "KINDEST/node:v1.30.0"}), not_allowed),
+        ("an image of anybody at Docker's", json!({"image": "anybody/only:v1.30.0"}), None),
+        ("a registry in capitals", json!({"image": "ANYBODY/only:v1.30.0"}), not_allowed),
         ("a longer name", json!({"image": "kindest/node-evil:v1.30.0"}), not_allowed),
-        ("a longer registry", json!({"image": "registry.example.evil/team/node"}), not_allowed),
+        ("a longer registry", json!({"image": "registry.example.com.evil/team/node"}), not_allowed),
         ("a longer name without a tag", json!({"image": "localhost:5000/node-evil"}), not_allowed),
-        ("one of Docker's own images", json!({"image": "node:v1"}), not_allowed),
+        ("one of Docker's own images", json!({"image": "own"}), None),
+        ("one of Docker's own images in full", json!({"image": "docker.io/own:v1"}), None),
+        ("another of Docker's own images", json!({"image": "node:v1"}), not_allowed),
         ("an image by its number", json!({"image": "sha256:0123"}), not_allowed),
-        ("a dot is a dot", json!({"image": "registryxexample/team/node"}), not_allowed),
+        ("a dot is a dot", json!({"image": "registryxexample.com/team/node"}), not_allowed),
         ("a version", json!({"version": "v1.32.0"}), None),
         ("a version that stands for a foreign image", json!({"version": "v1.33.1"}), not_allowed),
         ("images of nodes", json!({"config": {"nodes": [{"image": "kindest/node:v1.34.4"}, {"role": "worker"}]}}), None),

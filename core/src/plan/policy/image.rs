@@ -107,6 +107,8 @@ mod tests {
     #[case("node:v1", "docker.io/library/node:v1", true)]
     #[case("node:v1", "docker.io/node:v1", true)]
     #[case("kindest/*", "sha256:0123", false)]
+    #[case("docker.io/*/only:*", "anybody/only:v1", true)]
+    #[case("docker.io/*/only:*", "ANYBODY/only:v1", false)]
     #[case("*", "anything/at:all", true)]
     #[case("*/node:*", "kindest/node:v1", true)]
     #[case("kindest/node:v1.3?.4", "kindest/node:v1.34.4", false)]
