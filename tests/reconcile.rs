@@ -46,12 +46,16 @@ impl Stage {
         self.operator_that_dies(None)
     }
 
-    fn operator_with(&self, more: &'static [&'static str]) -> Operator {
-        Operator::start(&self.plane, &Options { agents: self.host.address, max_creating: 2, die_after: None, kubeconfig: None, more })
+    fn operator_with(&self, arguments: &[&str]) -> Operator {
+        Operator::start_with(&self.plane, &self.options(None), arguments)
+    }
+
+    fn options(&self, die_after: Option<(String, u32)>) -> Options {
+        Options { agents: self.host.address, max_creating: 2, die_after, kubeconfig: None }
     }
 
     fn operator_that_dies(&self, die_after: Option<(String, u32)>) -> Operator {
-        Operator::start(&self.plane, &Options { agents: self.host.address, max_creating: 2, die_after, kubeconfig: None, more: &[] })
+        Operator::start(&self.plane, &self.options(die_after))
     }
 
     async fn create(&self, name: &str, spec: serde_json::Value) {

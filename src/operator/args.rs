@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ipnet::Ipv4Net;
+use nestling_core::plan::policy::Policy;
 use nestling_core::plan::settings::{Cleanup, CleanupPolicy, HostFacts, Settings};
 
 /// Runs the operator: turns KindCluster objects into clusters.
@@ -60,6 +61,9 @@ pub struct Args {
     /// What follows then.
     #[arg(long, env = "NESTLING_CLEANUP_POLICY", default_value = "wait")]
     pub cleanup_policy: WhenOverdue,
+    /// What KindClusters may ask for, as JSON; see the chart's value `policy`. What is empty is not limited.
+    #[arg(long, env = "NESTLING_POLICY", value_name = "JSON", default_value = "{}", value_parser = Policy::parse)]
+    pub policy: Policy,
 
     /// How many clusters are created at once.
     #[arg(long, env = "NESTLING_MAX_CREATING", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -133,6 +137,7 @@ impl Args {
             allow_cgroup_v1: self.allow_cgroup_v1,
             mount_modules: self.mount_modules,
             cleanup: Cleanup { timeout: self.cleanup_timeout.into(), policy: self.cleanup_policy.into() },
+            policy: self.policy.clone(),
             host,
         }
     }

@@ -22,8 +22,6 @@ pub struct Options {
     pub die_after: Option<(String, u32)>,
     /// The kubeconfig to use; the control plane's own if `None`.
     pub kubeconfig: Option<PathBuf>,
-    /// Further arguments.
-    pub more: &'static [&'static str],
 }
 
 /// A running operator. Dropping it kills it.
@@ -34,6 +32,11 @@ pub struct Operator {
 impl Operator {
     /// Starts it.
     pub fn start(plane: &Plane, options: &Options) -> Self {
+        Self::start_with(plane, options, &[])
+    }
+
+    /// Starts it with further arguments.
+    pub fn start_with(plane: &Plane, options: &Options, arguments: &[&str]) -> Self {
         let log = std::env::var_os("NESTLING_TEST_OPERATOR_LOG")
             .map_or_else(Stdio::null, |path| Stdio::from(std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap()));
         let mut command = Command::new(env!("CARGO_BIN_EXE_nestling"));
@@ -44,7 +47,7 @@ impl Operator {
             .args(["--identity", "the-same-pod"])
             .args(["--agent-address-override", &options.agents.to_string()])
             .args(["--max-creating", &options.max_creating.to_string()])
-            .args(options.more)
+            .args(arguments)
             .env("KUBECONFIG", options.kubeconfig.as_deref().unwrap_or_else(|| plane.control_plane.kubeconfig()))
             .env("RUST_LOG", "info,nestling=debug")
             .stdin(Stdio::null())

@@ -126,6 +126,8 @@ reasons! {
     ResourcesTooSmall => "Raise spec.resources to the named minimum, or leave it out.",
     /// The object holds more than fits into a pod's annotations.
     SpecTooLarge => "Shorten the patches in spec.config.",
+    /// The policy of the operator's owner does not allow what the spec asks for.
+    PolicyViolation => "Change the named fields to what is allowed, or ask the operator's owner to widen policy in the chart's values.",
 
     // The host refuses the pod.
     /// Pod Security admission refuses the pod.

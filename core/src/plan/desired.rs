@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::cidr;
 use super::kind_config;
 use super::names::Identity;
+use super::policy::{Policy, Reach};
 use super::problem::Problem;
 use super::quantity;
 use super::settings::Settings;
@@ -66,6 +67,8 @@ pub struct Desired {
     pub backoff_limit: i32,
     /// What follows a loss.
     pub pod_loss_policy: PodLossPolicy,
+    /// What of it the operator's owner does not allow. No pod is made of it; one that was made before stays.
+    pub violation: Option<Problem>,
 }
 
 /// Reads a spec.
@@ -82,8 +85,10 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
     let nodes = kind_config::nodes(spec.config.as_ref(), counts.control_planes, counts.workers);
     let node_count = i32::try_from(nodes.len()).unwrap_or(i32::MAX);
     let network = cidr::choose(wish(cluster)?, &settings.host.ranges)?;
-    let storage_bytes = storage(cluster, node_count)?;
-    let (resources, limits) = resources(spec.resources.as_ref(), node_count, storage_bytes)?;
+    let policy = &settings.policy;
+    let storage_bytes = storage(cluster, node_count, policy)?;
+    let (resources, limits) = resources(spec.resources.as_ref(), node_count, storage_bytes, policy)?;
+    let violation = policy.violation(&Reach { spec, image: &image, nodes: &nodes, resources: &resources, storage_bytes });
     let child = identity.child();
     let namespace = &settings.clusters_namespace;
     let agent = AgentSettings {
@@ -115,7 +120,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
     Ok(Desired {
         identity: identity.clone(),
         version,
-        digests: digests(cluster, &image),
+        digests: digests(cluster, &image, policy),
         image,
         node_count,
         agent,
@@ -128,10 +133,12 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
         creation_timeout: lifecycle.creation_timeout.map_or(DEFAULT_CREATION_TIMEOUT, Duration::from),
         backoff_limit: lifecycle.backoff_limit.unwrap_or(2),
         pod_loss_policy: lifecycle.pod_loss_policy.unwrap_or_default(),
+        violation,
     })
 }
 
-/// Version and image. What was resolved once stays, so that a new default of the operator changes no existing cluster.
+/// Version and image. What was resolved once stays, so that a new default of the operator changes no existing cluster; unless it is not allowed any
+/// more, because then nothing else would mend it.
 fn image(cluster: &KindCluster, settings: &Settings) -> Result<(Option<String>, String), Problem> {
     if let Some(image) = &cluster.spec.image {
         return Ok((version_of_tag(image), image.clone()));
@@ -139,6 +146,7 @@ fn image(cluster: &KindCluster, settings: &Settings) -> Result<(Option<String>, 
     let resolved = cluster.status.as_ref().and_then(|status| Some((status.version.clone()?, status.image.clone()?)));
     if let Some((version, image)) = resolved
         && cluster.spec.version.as_ref().is_none_or(|wanted| *wanted == version)
+        && settings.policy.admits_image(&image)
     {
         return Ok((Some(version), image));
     }
@@ -174,23 +182,29 @@ fn wish(cluster: &KindCluster) -> Result<cidr::Wish, Problem> {
     Ok(cidr::Wish { pods: read("the pod range", pods)?, services: read("the Service range", services)? })
 }
 
-fn storage(cluster: &KindCluster, nodes: i32) -> Result<i64, Problem> {
+fn storage(cluster: &KindCluster, nodes: i32, policy: &Policy) -> Result<i64, Problem> {
     let Some(size) = cluster.spec.storage.as_ref().and_then(|storage| storage.size.clone()) else {
-        return Ok(DEFAULT_STORAGE.0 + i64::from(nodes - 1) * DEFAULT_STORAGE.1);
+        return Ok(policy.storage_within(DEFAULT_STORAGE.0 + i64::from(nodes - 1) * DEFAULT_STORAGE.1));
     };
     quantity::units(&Quantity(size.clone())).ok_or_else(|| Problem::new(Reason::ConfigUnreadable, format!("storage.size {size} is not a quantity")))
 }
 
 /// Requests equal limits for memory and disk, so that the scheduler counts what the cluster may really take; CPU is requested and not
-/// limited, because a control plane that is throttled misses its deadlines.
-fn resources(given: Option<&ResourceRequirements>, nodes: i32, storage_bytes: i64) -> Result<(ResourceRequirements, PodLimits), Problem> {
+/// limited, because a control plane that is throttled misses its deadlines; unless the policy knows a maximum.
+fn resources(given: Option<&ResourceRequirements>, nodes: i32, storage_bytes: i64, policy: &Policy) -> Result<(ResourceRequirements, PodLimits), Problem> {
     let mut resources = given.cloned().unwrap_or_default();
     let requests = resources.requests.get_or_insert_default();
     let limits = resources.limits.get_or_insert_default();
     let further = i64::from(nodes - 1);
-    let memory =
-        limits.get("memory").or_else(|| requests.get("memory")).cloned().unwrap_or_else(|| quantity::bytes(DEFAULT_MEMORY.0 + further * DEFAULT_MEMORY.1));
-    let cpu = limits.get("cpu").cloned().unwrap_or_else(|| Quantity(format!("{}m", DEFAULT_CPU.0 + further * DEFAULT_CPU.1)));
+    let memory = limits
+        .get("memory")
+        .or_else(|| requests.get("memory"))
+        .cloned()
+        .unwrap_or_else(|| policy.within("memory", quantity::bytes(DEFAULT_MEMORY.0 + further * DEFAULT_MEMORY.1)));
+    let cpu = limits.get("cpu").cloned().unwrap_or_else(|| policy.within("cpu", Quantity(format!("{}m", DEFAULT_CPU.0 + further * DEFAULT_CPU.1))));
+    if let Some(most) = policy.most("cpu") {
+        limits.entry("cpu".into()).or_insert_with(|| most.clone());
+    }
     limits.entry("memory".into()).or_insert_with(|| memory.clone());
     requests.entry("memory".into()).or_insert_with(|| memory.clone());
     requests.entry("cpu".into()).or_insert(cpu);
@@ -210,9 +224,9 @@ fn resources(given: Option<&ResourceRequirements>, nodes: i32, storage_bytes: i6
 }
 
 /// One digest per part of the spec that is fixed when a pod is created.
-fn digests(cluster: &KindCluster, image: &str) -> BTreeMap<String, String> {
+fn digests(cluster: &KindCluster, image: &str, policy: &Policy) -> BTreeMap<String, String> {
     let spec = &cluster.spec;
-    let parts = [
+    let mut parts = vec![
         ("image", json!(image)),
         ("nodes", json!(spec.nodes)),
         ("config", json!(spec.config)),
@@ -221,6 +235,10 @@ fn digests(cluster: &KindCluster, image: &str) -> BTreeMap<String, String> {
         ("storage", json!(spec.storage)),
         ("pod", json!(spec.pod)),
     ];
+    // Only where there is one, so that pods of earlier operators are not taken for outdated.
+    if !policy.required_node_selector.is_empty() {
+        parts.push(("the operator's requiredNodeSelector", json!(policy.required_node_selector)));
+    }
     parts.into_iter().map(|(name, value)| (name.to_owned(), short_digest(&value.to_string()))).collect()
 }
 
@@ -259,6 +277,9 @@ mod tests {
         cluster.status.get_or_insert_default().image = Some("old@sha256:1".into());
         let desired = desire(&cluster, &testing::identity(&cluster), &testing::settings()).unwrap();
         assert_eq!(desired.image, "old@sha256:1");
+        let policy = Policy::parse(r#"{"allowedImages": ["kindest/node"]}"#).unwrap();
+        let desired = desire(&cluster, &testing::identity(&cluster), &Settings { policy, ..testing::settings() }).unwrap();
+        assert_eq!((desired.image.as_str(), desired.violation), ("kindest/node:v1.34.4@sha256:aa", None));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::mounts;
 use super::problem::Problem;
 use super::wire::{AGENT_PORT, API_PORT, AgentSettings, HEALTH_PORT, keys};
 use crate::api::kind_config::{KindConfig, KindMount, KindNode, KindRole};
@@ -38,9 +39,6 @@ const OWNED: &[(&str, &[&str])] = &[
     ("KubeletConfiguration", &["failCgroupV1"]),
     ("KubeletConfiguration", &["systemReserved"]),
 ];
-
-/// The pod's paths that no node may mount.
-const PRIVATE_PATHS: &[&str] = &["/etc/nestling", "/run/nestling", "/run/docker.sock", "/var/run", "/var/lib/docker", "/proc", "/sys"];
 
 /// What the agent found out about the machine that the nodes will see.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -99,20 +97,11 @@ pub fn check(config: &KindConfig) -> Result<(), Problem> {
     }
     check_merge_patches("kubeadmConfigPatches", &config.kubeadm_config_patches)?;
     check_json_patches("kubeadmConfigPatchesJSON6902", &config.kubeadm_config_patches_json6902)?;
+    mounts::check(config.nodes.as_deref().unwrap_or_default())?;
     for (index, node) in config.nodes.iter().flatten().enumerate() {
         let place = format!("nodes[{index}]");
         check_merge_patches(&format!("{place}.kubeadmConfigPatches"), &node.kubeadm_config_patches)?;
         check_json_patches(&format!("{place}.kubeadmConfigPatchesJSON6902"), &node.kubeadm_config_patches_json6902)?;
-        for (index, mount) in node.extra_mounts.iter().enumerate() {
-            let place = format!("{place}.extraMounts[{index}]");
-            if mount.container_path.as_deref().is_some_and(|path| is_below(path, "/etc/kubernetes/pki")) {
-                return owned(format!("{place}.containerPath"));
-            }
-            // A mount of / or /etc would hold a private path as well.
-            if mount.host_path.as_deref().is_some_and(|path| PRIVATE_PATHS.iter().any(|private| is_below(path, private) || is_below(private, path))) {
-                return owned(format!("{place}.hostPath"));
-            }
-        }
         for (index, mapping) in node.extra_port_mappings.iter().enumerate() {
             if mapping.host_port.is_some_and(|port| [API_PORT, AGENT_PORT, HEALTH_PORT, KIND_API_PORT].contains(&port)) {
                 return owned(format!("{place}.extraPortMappings[{index}].hostPort"));
@@ -123,7 +112,7 @@ pub fn check(config: &KindConfig) -> Result<(), Problem> {
 }
 
 /// Whether `path` is `directory` or below it, `..` and doubled slashes resolved.
-fn is_below(path: &str, directory: &str) -> bool {
+pub(super) fn is_below(path: &str, directory: &str) -> bool {
     let parts = |path: &str| {
         let mut parts: Vec<String> = Vec::new();
         for part in path.split('/') {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
+use super::policy::Policy;
+
 /// The operator's settings.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
@@ -30,6 +32,8 @@ pub struct Settings {
     pub mount_modules: bool,
     /// How long the end of a cluster is waited for, and what then.
     pub cleanup: Cleanup,
+    /// What specs may ask for.
+    pub policy: Policy,
     /// What is known of the host cluster.
     pub host: HostFacts,
 }

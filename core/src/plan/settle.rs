@@ -90,7 +90,7 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
             None => Claims::idle(Reason::Progressing, ""),
         },
         Situation::Outdated(_) => Claims::idle(Reason::Progressing, "the spec has changed; the attempt starts anew"),
-        Situation::Creating { pod, desired, .. } => creating(now, seen, pod, desired.is_some()),
+        Situation::Creating { pod, desired, .. } => creating(now, seen, pod, desired.as_deref()),
         Situation::Running { pod, desired } => running(seen, pod, desired.as_deref(), &status),
     };
     if claims.ready.status == Some(true) {
@@ -235,7 +235,7 @@ fn reason_of(failure: &LastFailure) -> Reason {
     Reason::parse(&failure.reason).unwrap_or(Reason::KindFailed)
 }
 
-fn creating(now: Timestamp, seen: &Observed, pod: &Pod, possible: bool) -> Claims {
+fn creating(now: Timestamp, seen: &Observed, pod: &Pod, desired: Option<&Desired>) -> Claims {
     let (reason, message) = progress(now, pod, seen.report.as_ref());
     let message = if reason.remedy().is_empty() && message.is_empty() { reason.meaning().to_owned() } else { reason.explain(&message) };
     let host = match &seen.report {
@@ -247,7 +247,11 @@ fn creating(now: Timestamp, seen: &Observed, pod: &Pod, possible: bool) -> Claim
         host: Some(host),
         control_plane: Some(not_yet.clone()),
         nodes: Some(not_yet),
-        up_to_date: Some(if possible { in_sync() } else { Claim::no(Reason::RecreateRequired, "the spec cannot be carried out any more") }),
+        up_to_date: Some(match desired {
+            Some(Desired { violation: Some(problem), .. }) => Claim::no(problem.reason, problem.explain()),
+            Some(_) => in_sync(),
+            None => Claim::no(Reason::RecreateRequired, "the spec cannot be carried out any more"),
+        }),
         ..Claims::idle(reason, &message)
     }
 }
@@ -328,7 +332,7 @@ fn kept(status: &KindClusterStatus, type_: &str) -> Claim {
 
 fn up_to_date(pod: &Pod, desired: Result<&Desired, &Problem>) -> Claim {
     match desired {
-        Err(problem) => Claim::no(problem.reason, problem.explain()),
+        Ok(Desired { violation: Some(problem), .. }) | Err(problem) => Claim::no(problem.reason, problem.explain()),
         Ok(desired) => {
             let made_from = digests_of(pod);
             let changed: Vec<&str> =
@@ -459,6 +463,7 @@ mod tests {
     use super::*;
     use crate::plan::decide::decide;
     use crate::plan::observed::{Children, Turn};
+    use crate::plan::policy::Policy;
     use crate::plan::settings::{Cleanup, CleanupPolicy, Settings};
     use crate::plan::testing::{self, NOW};
     use crate::plan::wire::{AgentFailure, NodeReport, Stage, StageDuration};
@@ -589,6 +594,49 @@ mod tests {
         let status = settled(&seen);
         assert_eq!(claim(&status, conditions::STALLED), "True ConfigFieldOwned");
         assert!(conditions::get(&status.conditions, conditions::READY).unwrap().message.ends_with(Reason::ConfigFieldOwned.remedy()));
+    }
+
+    fn under(policy: &str, seen: &Observed) -> Observed {
+        let settings = Settings { policy: Policy::parse(policy).unwrap(), ..testing::settings() };
+        Observed { settings: std::sync::Arc::new(settings), ..seen.clone() }
+    }
+
+    #[test]
+    fn what_the_policy_forbids_is_not_made() {
+        let seen = testing::observed(testing::cluster("{image: evil/node}"));
+        let seen = under(r#"{"allowedImages": ["kindest/node"]}"#, &seen);
+        assert!(steps(&seen).is_empty());
+        let status = settled(&seen);
+        assert_eq!((claim(&status, conditions::STALLED), claim(&status, conditions::READY)), ("True PolicyViolation".into(), "False PolicyViolation".into()));
+        let message = &conditions::get(&status.conditions, conditions::READY).unwrap().message;
+        assert!(message.contains("evil/node") && message.ends_with(Reason::PolicyViolation.remedy()), "{message}");
+        assert_eq!(steps(&under("{}", &seen)).last(), Some(&"CreatePod"), "a wider policy mends it");
+        let mut mended = seen;
+        mended.cluster.spec.image = None;
+        assert_eq!(steps(&mended).last(), Some(&"CreatePod"), "so does another spec");
+    }
+
+    #[test]
+    fn a_tighter_policy_ends_no_cluster_but_says_so() {
+        let narrow =
+            [(r#"{"allowedImages": ["other"]}"#, "False PolicyViolation"), (r#"{"requiredNodeSelector": {"pool": "kind"}}"#, "False RecreateRequired")];
+        for (policy, expected) in narrow {
+            let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 20);
+            seen.report = Some(serving(true));
+            let seen = under(policy, &seen);
+            assert_eq!(steps(&seen), ["PublishKubeconfig"], "it is served as before");
+            let outcome = Outcome { done: decide(now(), &seen).steps, ..Outcome::default() };
+            let status = settle(now(), &seen, &outcome);
+            assert_eq!((claim(&status, conditions::READY), claim(&status, conditions::UP_TO_DATE)), ("True ClusterReady".into(), expected.into()));
+        }
+    }
+
+    #[test]
+    fn an_attempt_under_way_is_not_ended_by_a_tighter_policy() {
+        let seen = testing::with_pod(testing::observed(testing::cluster("{}")), 20);
+        let seen = under(r#"{"allowedImages": ["other"]}"#, &seen);
+        assert_eq!(steps(&seen), Vec::<&str>::new());
+        assert_eq!(claim(&settled(&seen), conditions::UP_TO_DATE), "False PolicyViolation");
     }
 
     #[test]

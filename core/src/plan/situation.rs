@@ -154,8 +154,8 @@ fn without_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatu
         return Situation::Failed(record(now, seen, status, last, &failure));
     }
     let desired = match desired {
+        Ok(Desired { violation: Some(problem), .. }) | Err(problem) => return Situation::Refused(problem),
         Ok(desired) => desired,
-        Err(problem) => return Situation::Refused(problem),
     };
     if let Some(failure) = recorded {
         if is_established(status, last) {

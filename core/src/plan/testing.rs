@@ -10,6 +10,7 @@ use super::desired::desire;
 use super::names::Identity;
 use super::objects;
 use super::observed::{Children, Observed, Turn};
+use super::policy::Policy;
 use super::settings::{Cleanup, HostFacts, Settings};
 use crate::api::{FINALIZER, KindCluster};
 
@@ -41,6 +42,7 @@ pub fn settings() -> Settings {
         allow_cgroup_v1: false,
         mount_modules: true,
         cleanup: Cleanup::default(),
+        policy: Policy::default(),
         host: HostFacts {
             ranges: ["10.244.0.0/16", "10.96.0.0/16", "172.18.0.2/32"].map(|net| net.parse().unwrap()).to_vec(),
             node_addresses: vec!["172.18.0.2".into()],

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource, EnvVar, HTTPGetAction, HostPathVolumeSource,
-    ObjectFieldSelector, Pod, PodSpec, Probe, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+    AppArmorProfile, Container, ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource, EnvVar, HTTPGetAction,
+    HostPathVolumeSource, ObjectFieldSelector, Pod, PodSpec, Probe, SELinuxOptions, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -52,6 +52,8 @@ pub fn pod(cluster: &KindCluster, desired: &Desired, settings: &Settings, attemp
 
     let mut node_selector = options.node_selector;
     node_selector.insert("kubernetes.io/os".to_owned(), "linux".to_owned());
+    // Node affinity is asked for besides, so it leads to no other node.
+    node_selector.extend(settings.policy.required_node_selector.clone());
     Pod {
         metadata: meta,
         spec: Some(PodSpec {
@@ -59,7 +61,7 @@ pub fn pod(cluster: &KindCluster, desired: &Desired, settings: &Settings, attemp
             enable_service_links: Some(false),
             restart_policy: Some("Never".to_owned()),
             termination_grace_period_seconds: Some(GRACE_SECONDS),
-            containers: vec![container(desired, settings)],
+            containers: vec![container(desired, settings, options.se_linux_options)],
             volumes: Some(volumes(desired, settings)),
             node_selector: Some(node_selector),
             tolerations: (!options.tolerations.is_empty()).then_some(options.tolerations),
@@ -73,7 +75,7 @@ pub fn pod(cluster: &KindCluster, desired: &Desired, settings: &Settings, attemp
     }
 }
 
-fn container(desired: &Desired, settings: &Settings) -> Container {
+fn container(desired: &Desired, settings: &Settings, se_linux_options: Option<SELinuxOptions>) -> Container {
     let port = |name: &str, number: i32| ContainerPort { name: Some(name.to_owned()), container_port: number, ..ContainerPort::default() };
     let probe = |path: &str, period: i32, failures: i32| Probe {
         http_get: Some(HTTPGetAction { path: Some(path.to_owned()), port: IntOrString::Int(HEALTH_PORT), ..HTTPGetAction::default() }),
@@ -93,7 +95,13 @@ fn container(desired: &Desired, settings: &Settings) -> Container {
         env: Some(env.to_vec()),
         ports: Some(vec![port("https", API_PORT), port("agent", AGENT_PORT), port("health", HEALTH_PORT)]),
         resources: Some(desired.resources.clone()),
-        security_context: Some(SecurityContext { privileged: Some(true), ..SecurityContext::default() }),
+        security_context: Some(SecurityContext {
+            privileged: Some(true),
+            // A profile of the host would bind every process of the cluster as well.
+            app_armor_profile: Some(AppArmorProfile { type_: "Unconfined".to_owned(), ..AppArmorProfile::default() }),
+            se_linux_options,
+            ..SecurityContext::default()
+        }),
         readiness_probe: Some(probe("/readyz", 5, 1)),
         liveness_probe: Some(probe("/livez", 20, 6)),
         volume_mounts: Some(mounts(settings)),
@@ -168,11 +176,15 @@ fn volumes(desired: &Desired, settings: &Settings) -> Vec<Volume> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{desired::desire, testing};
+    use crate::plan::{desired::desire, policy::Policy, testing};
 
     fn made(spec: &str) -> Pod {
+        made_under(Policy::default(), spec)
+    }
+
+    fn made_under(policy: Policy, spec: &str) -> Pod {
         let cluster = testing::cluster(spec);
-        let settings = testing::settings();
+        let settings = Settings { policy, ..testing::settings() };
         let desired = desire(&cluster, &testing::identity(&cluster), &settings).unwrap();
         pod(&cluster, &desired, &settings, 3)
     }
@@ -195,11 +207,57 @@ mod tests {
         assert_eq!(spec.tolerations.unwrap()[0].key.as_deref(), Some("k"));
     }
 
+    /// Everything that a user can say about the pod.
+    const ALL_OPTIONS: &str = "pod: {metadata: {labels: {team: blue}, annotations: {a: b}}, nodeSelector: {disk: fast}, tolerations: [{operator: Exists}], \
+        affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: pool, operator: In, values: [other]}]}]}}}, \
+        runtimeClassName: kata, priorityClassName: high, imagePullSecrets: [{name: s}], seLinuxOptions: {type: spc_t, level: s0}, hostUsers: true}";
+
     #[test]
-    fn nothing_of_the_host_is_mounted_but_modules() {
-        let volumes = made("{}").spec.unwrap().volumes.unwrap();
-        let paths: Vec<_> = volumes.iter().filter_map(|volume| volume.host_path.as_ref()).map(|host| host.path.as_str()).collect();
-        assert_eq!(paths, ["/lib/modules"]);
+    fn the_pod_with_all_options() {
+        insta::assert_yaml_snapshot!(made(ALL_OPTIONS).spec.unwrap());
+    }
+
+    /// Every value below any key of this name.
+    fn find<'a>(value: &'a serde_json::Value, key: &str, found: &mut Vec<&'a serde_json::Value>) {
+        let below: Vec<&serde_json::Value> = match value {
+            serde_json::Value::Object(fields) => {
+                found.extend(fields.get(key));
+                fields.values().collect()
+            }
+            serde_json::Value::Array(items) => items.iter().collect(),
+            _ => vec![],
+        };
+        for value in below {
+            find(value, key, found);
+        }
+    }
+
+    #[test]
+    fn nothing_of_the_host_is_taken_but_modules_and_those_read_only() {
+        for spec in ["{}", ALL_OPTIONS] {
+            let pod = serde_json::to_value(made(spec)).unwrap();
+            let mut paths = Vec::new();
+            find(&pod, "hostPath", &mut paths);
+            assert_eq!(paths, [&serde_json::json!({"path": "/lib/modules"})]);
+            let mounts = pod["spec"]["containers"][0]["volumeMounts"].as_array().unwrap();
+            assert!(mounts.iter().all(|mount| mount["name"] != "modules" || mount["readOnly"] == true));
+            assert!(mounts.iter().all(|mount| mount["mountPropagation"].is_null()), "nothing is mounted back into the host");
+            for key in ["hostNetwork", "hostPID", "hostIPC", "hostUsers", "hostPort", "hostAliases"] {
+                let mut found = Vec::new();
+                find(&pod, key, &mut found);
+                assert!(found.is_empty(), "{key}: {found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_owner_requires_of_the_node_is_asked_for_also_beside_an_affinity() {
+        let policy = || Policy::parse(r#"{"requiredNodeSelector": {"pool": "kind"}}"#).unwrap();
+        for spec in ["{}", "pod: {nodeSelector: {disk: fast}}", ALL_OPTIONS] {
+            let selector = made_under(policy(), spec).spec.unwrap().node_selector.unwrap();
+            assert_eq!(selector["pool"], "kind", "{spec}");
+            assert_eq!(selector["kubernetes.io/os"], "linux");
+        }
     }
 
     #[test]
