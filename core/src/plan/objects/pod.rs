@@ -169,6 +169,7 @@ fn volumes(desired: &Desired, settings: &Settings) -> Vec<Volume> {
 mod tests {
     use super::*;
     use crate::plan::{desired::desire, testing};
+    use rstest::rstest;
 
     fn made(spec: &str) -> Pod {
         let cluster = testing::cluster(spec);
@@ -200,6 +201,25 @@ mod tests {
         let volumes = made("{}").spec.unwrap().volumes.unwrap();
         let paths: Vec<_> = volumes.iter().filter_map(|volume| volume.host_path.as_ref()).map(|host| host.path.as_str()).collect();
         assert_eq!(paths, ["/lib/modules"]);
+        // With a type the kubelet would refuse the pod on a host without the directory.
+        assert!(volumes.iter().filter_map(|volume| volume.host_path.as_ref()).all(|host| host.type_.is_none()));
+    }
+
+    /// A LimitRange fills in what a container leaves out: a default of 256 MiB would end kubeadm.
+    #[rstest]
+    #[case("{}")]
+    #[case("{nodes: {workers: 3}}")]
+    #[case("{resources: {limits: {cpu: '4'}}}")]
+    #[case("{resources: {requests: {memory: 3Gi}}, storage: {size: 4Gi}}")]
+    fn a_limit_range_finds_nothing_to_fill_in(#[case] spec: &str) {
+        let spec = made(spec).spec.unwrap();
+        assert!(spec.init_containers.is_none() && spec.containers.len() == 1, "a further container would get the defaults");
+        let resources = spec.containers[0].resources.clone().unwrap();
+        let (requests, limits) = (resources.requests.unwrap(), resources.limits.unwrap());
+        assert!(requests.contains_key("cpu"));
+        for name in ["memory", "ephemeral-storage"] {
+            assert!(requests.contains_key(name) && requests.get(name) == limits.get(name), "{name}: {requests:?} {limits:?}");
+        }
     }
 
     #[test]
