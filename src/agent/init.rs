@@ -122,6 +122,7 @@ mod tests {
     /// Not for itself: it takes every child of its process. [`a_thousand_orphans_leave_no_zombie`] runs it in one of its own.
     #[test]
     #[ignore = "takes the children of other tests"]
+    #[expect(clippy::zombie_processes, reason = "what is tested waits for it")]
     fn alone() {
         prctl::set_child_subreaper(true).unwrap();
         let directory = tempfile::tempdir().unwrap();
