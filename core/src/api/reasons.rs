@@ -162,6 +162,8 @@ reasons! {
     DiskTooSmall => "Free space on the host's node.",
     /// Neither iptables backend works in the pod.
     IptablesUnavailable => "Load the kernel modules iptable_nat or nf_tables on the host.",
+    /// The host's kernel has no ip6tables, and something asked for IPv6.
+    IPv6Unavailable => "Use ipv4, or load the kernel module ip6table_nat on the host.",
     /// `/dev/kmsg` cannot be read; the kubelet needs it.
     KmsgUnreadable => "Run the pod with a runtime that gives privileged containers /dev/kmsg.",
 
@@ -192,6 +194,8 @@ reasons! {
     RegistryCA => "Use a registry whose certificate the pod image trusts.",
     /// The node image is for another processor.
     ArchMismatch => "Choose an image that has the host's architecture.",
+    /// An image cannot be handed on, because Docker's image store keeps it for several platforms and has only one.
+    ImageStoreIncompatible => "Save the image with docker save --platform and load it with kind load image-archive.",
     /// The cgroup tree of the host's node is full of left-overs.
     HostCgroupsLeaked => "Reboot the host's node.",
     /// The disk is full.

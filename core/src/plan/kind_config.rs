@@ -233,6 +233,15 @@ fn kubeadm_patches(settings: &AgentSettings, host: &NodeHost, version: Kubernete
             cluster[component] = json!({"extraArgs": {"leader-elect": "false"}});
         }
     }
+    if version.at_least(36)
+        && let Some(processors) = processors(settings, host)
+    {
+        for component in ["apiServer", "controllerManager", "scheduler", "etcd/local"] {
+            // An index makes what is not there yet.
+            let target = component.split('/').fold(&mut cluster, |target, name| &mut target[name]);
+            target["extraEnvs"] = json!([{"name": "GOMAXPROCS", "value": processors.to_string()}]);
+        }
+    }
     let mut kubelet = json!({"kind": "KubeletConfiguration", "systemReserved": reserved(settings, host, nodes.len())});
     if !host.cgroup_v2 {
         // With systemd's driver only the first cluster after a boot comes up on cgroup v1.
@@ -266,6 +275,15 @@ fn reserved(settings: &AgentSettings, host: &NodeHost, nodes: usize) -> BTreeMap
         }
     }
     reserved
+}
+
+/// Processors that the control plane is to count on, where the pod has fewer than the machine. Go looks at the limit of a program's own group,
+/// and those of nested pods have none. Only kubeadm's newer format can set variables; kind replaces their list as a whole, so
+/// one of the user's stands.
+fn processors(settings: &AgentSettings, host: &NodeHost) -> Option<i64> {
+    let limit = settings.limits.cpu_millis.filter(|limit| *limit < host.cpu_millis)?;
+    let theirs = serde_json::to_string(&settings.config).is_ok_and(|config| config.contains("extraEnvs"));
+    (!theirs).then_some(((limit + 999) / 1000).max(1))
 }
 
 fn containerd_patches(host: &NodeHost) -> Vec<String> {
@@ -431,6 +449,29 @@ nodes:
             let cpu: i64 = reserved["cpu"].trim_end_matches('m').parse().unwrap();
             assert!(nodes * (host.cpu_millis - cpu) <= 2000.max(nodes * LEAST_CPU), "{workers}");
         }
+    }
+
+    #[rstest]
+    #[case::limit(V1_36, Some(1500), None, Some("2"))]
+    #[case::small(V1_36, Some(200), None, Some("1"))]
+    #[case::no_limit(V1_36, None, None, None)]
+    #[case::as_large_as_the_machine(V1_36, Some(4000), None, None)]
+    #[case::older_format(V1_34, Some(1500), None, None)]
+    #[case::the_users_own(V1_36, Some(1500), Some("kubeadmConfigPatches: ['{kind: ClusterConfiguration, apiServer: {extraEnvs: []}}']"), None)]
+    fn the_control_plane_counts_on_the_pods_processors(
+        #[case] version: KubernetesVersion,
+        #[case] cpu_millis: Option<i64>,
+        #[case] config: Option<&str>,
+        #[case] expected: Option<&str>,
+    ) {
+        let mut settings = settings(config);
+        settings.limits.cpu_millis = cpu_millis;
+        let patches = kubeadm_patches(&settings, &host(true), version, "a.b", &nodes(None, 1, 0));
+        for component in ["/apiServer", "/controllerManager", "/scheduler", "/etcd/local"] {
+            let variables = patches[0].pointer(&format!("{component}/extraEnvs"));
+            assert_eq!(variables, expected.map(|value| json!([{"name": "GOMAXPROCS", "value": value}])).as_ref(), "{component}");
+        }
+        assert_eq!(patches[0].pointer("/etcd/local/extraArgs/unsafe-no-fsync"), Some(&json!("true")));
     }
 
     #[test]

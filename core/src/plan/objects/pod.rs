@@ -177,6 +177,7 @@ fn volumes(desired: &Desired, settings: &Settings) -> Vec<Volume> {
 mod tests {
     use super::*;
     use crate::plan::{desired::desire, policy::Policy, testing};
+    use rstest::rstest;
 
     fn made(spec: &str) -> Pod {
         made_under(Policy::default(), spec)
@@ -257,6 +258,23 @@ mod tests {
             let selector = made_under(policy(), spec).spec.unwrap().node_selector.unwrap();
             assert_eq!(selector["pool"], "kind", "{spec}");
             assert_eq!(selector["kubernetes.io/os"], "linux");
+        }
+    }
+
+    /// A LimitRange fills in what a container leaves out: a default of 256 MiB would end kubeadm.
+    #[rstest]
+    #[case("{}")]
+    #[case("{nodes: {workers: 3}}")]
+    #[case("{resources: {limits: {cpu: '4'}}}")]
+    #[case("{resources: {requests: {memory: 3Gi}}, storage: {size: 4Gi}}")]
+    fn a_limit_range_finds_nothing_to_fill_in(#[case] spec: &str) {
+        let spec = made(spec).spec.unwrap();
+        assert!(spec.init_containers.is_none() && spec.containers.len() == 1, "a further container would get the defaults");
+        let resources = spec.containers[0].resources.clone().unwrap();
+        let (requests, limits) = (resources.requests.unwrap(), resources.limits.unwrap());
+        assert!(requests.contains_key("cpu"));
+        for name in ["memory", "ephemeral-storage"] {
+            assert!(requests.contains_key(name) && requests.get(name) == limits.get(name), "{name}: {requests:?} {limits:?}");
         }
     }
 
