@@ -1,6 +1,7 @@
 //! What the operator's owner has set and what it knows of the host cluster.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 
 use ipnet::Ipv4Net;
 
@@ -27,6 +28,10 @@ pub struct Settings {
     pub allow_cgroup_v1: bool,
     /// Whether pods get the host's `/lib/modules`, read-only.
     pub mount_modules: bool,
+    /// Whether agents guard what nested traffic may reach.
+    pub egress_guard: bool,
+    /// Ranges that clusters may reach although they are the host's.
+    pub egress_allowed: Vec<Ipv4Net>,
     /// What is known of the host cluster.
     pub host: HostFacts,
 }
@@ -38,4 +43,6 @@ pub struct HostFacts {
     pub ranges: Vec<Ipv4Net>,
     /// Addresses at which the nodes can be reached from outside, the best first.
     pub node_addresses: Vec<String>,
+    /// The API server as pods see it.
+    pub api: Option<SocketAddrV4>,
 }
