@@ -166,6 +166,9 @@ fn whole(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Re
         announce(lab, LabPart::All);
         lab.build(LabPart::All)
     })?;
+    stages.run("unit tests of the stand-in CNI", || {
+        status(Command::new("go").args(["test", "./kindnetd"]).current_dir(crate::root().join("lab/modules/kubernetes")))
+    })?;
     let docker = Docker::ensure(paths.cache(), None)?;
     let before = Snapshot::take(Some(&docker), &[])?;
     let mut result = real(&paths, &docker, arguments, seed, stages);
