@@ -57,7 +57,9 @@ impl<'a> Servers<'a> {
             },
         }))
         .unwrap();
-        host.pods(namespace).create(&PostParams::default(), &pod).await.unwrap();
+        // Refused until the new namespace has its service account.
+        let pods = host.pods(namespace);
+        until("the servers' pod", SOON, async || pods.create(&PostParams::default(), &pod).await.map(drop).map_err(|error| error.to_string())).await;
         servers
     }
 
