@@ -218,6 +218,7 @@ fn the_clusters_namespace_is_privileged_and_kept() {
 #[case::wrong_type("allowCgroupV1=maybe", "allowCgroupV1")]
 #[case::too_many("replicas=11", "replicas")]
 #[case::none_at_once("maxCreating=0", "maxCreating")]
+#[case::another_policy("cleanup.policy=Forget", "policy")]
 #[case::version_without_v("defaultVersion=1.34.4", "defaultVersion")]
 #[case::version_as_key("nodeImages.latest=a", "invalid propertyName 'latest'")]
 #[case::pull_policy("image.pullPolicy=Sometimes", "pullPolicy")]

@@ -7,8 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use kube::api::{DeleteParams, PostParams};
-use kube::{Api, Client};
+use k8s_openapi::api::rbac::v1::RoleBinding;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, Client, ResourceExt};
 use nestling_core::api::conditions::READY;
 use nestling_core::api::{KindCluster, KindClusterSpec};
 use support::fake_host::FakeHost;
@@ -62,13 +63,26 @@ async fn the_charts_rights_suffice_and_nothing_more() {
     std::fs::write(kubeconfig.path(), plane.control_plane.kubeconfig_for(SERVICE_ACCOUNT, None).unwrap()).unwrap();
 
     // They suffice: a whole life.
-    let options = Options { agents: host.address, max_creating: 1, die_after: None, kubeconfig: Some(kubeconfig.path().to_owned()) };
+    let options = Options { agents: host.address, max_creating: 1, die_after: None, kubeconfig: Some(kubeconfig.path().to_owned()), more: &[] };
     let _operator = Operator::start(&plane, &options);
     let clusters: Api<KindCluster> = Api::namespaced(plane.client.clone(), "team");
     clusters.create(&PostParams::default(), &KindCluster::new("crane", KindClusterSpec::default())).await.unwrap();
     condition(&clusters, "crane", READY, "True", None, Duration::from_mins(1)).await;
     clusters.delete("crane", &DeleteParams::default()).await.unwrap();
     gone(&clusters, "crane", Duration::from_mins(1)).await;
+
+    // Without them nothing is taken for gone.
+    clusters.create(&PostParams::default(), &KindCluster::new("owl", KindClusterSpec::default())).await.unwrap();
+    condition(&clusters, "owl", READY, "True", None, Duration::from_mins(1)).await;
+    let bindings: Api<RoleBinding> = Api::namespaced(plane.client.clone(), CLUSTERS_NAMESPACE);
+    for binding in bindings.list(&ListParams::default()).await.unwrap() {
+        bindings.delete(&binding.name_any(), &DeleteParams::default()).await.unwrap();
+    }
+    clusters.delete("owl", &DeleteParams::default()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(clusters.get_opt("owl").await.unwrap().is_some(), "an operator that may not look took the cluster for gone");
+    plane.apply(&rights_of_the_chart());
+    gone(&clusters, "owl", Duration::from_mins(2)).await;
 
     // And nothing more.
     let operator = plane.client_for(SERVICE_ACCOUNT).await;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ipnet::Ipv4Net;
-use nestling_core::plan::settings::{HostFacts, Settings};
+use nestling_core::plan::settings::{Cleanup, CleanupPolicy, HostFacts, Settings};
 
 /// Runs the operator: turns KindCluster objects into clusters.
 #[derive(Clone, Debug, clap::Args)]
@@ -61,6 +61,14 @@ pub struct Args {
     #[arg(long = "egress-allow", env = "NESTLING_EGRESS_ALLOW", value_name = "CIDR", value_delimiter = ',')]
     pub egress_allow: Vec<Ipv4Net>,
 
+    /// How long the end of a deleted cluster is waited for before the object says that it cannot be seen.
+    #[arg(long, env = "NESTLING_CLEANUP_TIMEOUT", default_value = "10m")]
+    pub cleanup_timeout: kube::core::Duration,
+
+    /// What follows then.
+    #[arg(long, env = "NESTLING_CLEANUP_POLICY", default_value = "wait")]
+    pub cleanup_policy: WhenOverdue,
+
     /// How many clusters are created at once.
     #[arg(long, env = "NESTLING_MAX_CREATING", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub max_creating: u32,
@@ -91,6 +99,24 @@ pub struct Args {
     pub agent_address_override: Option<SocketAddr>,
 }
 
+/// What follows when a deleted cluster has not ended in time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum WhenOverdue {
+    /// The object stays for as long as anything of its cluster does.
+    Wait,
+    /// The object goes; what is left is deleted as soon as that can be done.
+    Abandon,
+}
+
+impl From<WhenOverdue> for CleanupPolicy {
+    fn from(policy: WhenOverdue) -> Self {
+        match policy {
+            WhenOverdue::Wait => Self::Wait,
+            WhenOverdue::Abandon => Self::Abandon,
+        }
+    }
+}
+
 /// Format of the log.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -116,6 +142,7 @@ impl Args {
             mount_modules: self.mount_modules,
             egress_guard: !self.no_egress_guard,
             egress_allowed: self.egress_allow.clone(),
+            cleanup: Cleanup { timeout: self.cleanup_timeout.into(), policy: self.cleanup_policy.into() },
             host,
         }
     }
@@ -166,7 +193,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for arguments in [["--node-image", "v1.34.4"], ["--host-range", "fd00::/64"], ["--max-creating", "0"], ["--log-format", "xml"]] {
+        for arguments in
+            [["--node-image", "v1.34.4"], ["--host-range", "fd00::/64"], ["--max-creating", "0"], ["--cleanup-timeout", "soon"], ["--log-format", "xml"]]
+        {
             assert!(parse(&arguments).is_err(), "{arguments:?}");
         }
     }

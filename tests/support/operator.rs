@@ -22,6 +22,8 @@ pub struct Options {
     pub die_after: Option<(String, u32)>,
     /// The kubeconfig to use; the control plane's own if `None`.
     pub kubeconfig: Option<PathBuf>,
+    /// Further arguments.
+    pub more: &'static [&'static str],
 }
 
 /// A running operator. Dropping it kills it.
@@ -42,6 +44,7 @@ impl Operator {
             .args(["--identity", "the-same-pod"])
             .args(["--agent-address-override", &options.agents.to_string()])
             .args(["--max-creating", &options.max_creating.to_string()])
+            .args(options.more)
             .env("KUBECONFIG", options.kubeconfig.as_deref().unwrap_or_else(|| plane.control_plane.kubeconfig()))
             .env("RUST_LOG", "info,nestling=debug")
             .stdin(Stdio::null())

@@ -112,6 +112,8 @@ reasons! {
     Paused => "Set spec.paused to false to go on.",
     /// The pod and its cluster are being taken down.
     DeletingCluster,
+    /// The cluster was to be gone by now and something of it is still there, perhaps on a node that nobody can reach.
+    CleanupUnverified => "Look at the named objects and at their node; once they are gone, the object goes as well.",
     /// Some change can only be taken over by a new cluster.
     RecreateRequired => "Undo the change, or delete the object and create it anew.",
 

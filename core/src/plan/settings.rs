@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
@@ -32,8 +33,35 @@ pub struct Settings {
     pub egress_guard: bool,
     /// Ranges that clusters may reach although they are the host's.
     pub egress_allowed: Vec<Ipv4Net>,
+    /// How long the end of a cluster is waited for, and what then.
+    pub cleanup: Cleanup,
     /// What is known of the host cluster.
     pub host: HostFacts,
+}
+
+/// How long the end of a deleted cluster is waited for, and what then: a node that nobody can reach may still run it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Cleanup {
+    /// From the object's deletion. A pod has two minutes to end in order.
+    pub timeout: Duration,
+    /// What then.
+    pub policy: CleanupPolicy,
+}
+
+impl Default for Cleanup {
+    fn default() -> Self {
+        Self { timeout: Duration::from_mins(10), policy: CleanupPolicy::Wait }
+    }
+}
+
+/// What follows when a deleted cluster has not ended in time. Either way the object says [`CleanupUnverified`](crate::api::reasons::Reason::CleanupUnverified) first.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum CleanupPolicy {
+    /// The object stays for as long as anything of its cluster does.
+    #[default]
+    Wait,
+    /// The object goes; what is left is deleted as soon as that can be done.
+    Abandon,
 }
 
 /// What is known of the host cluster.

@@ -4,12 +4,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::decide::{Step, external_url, internal_url, kubeconfig};
+use super::decide::{Step, external_url, internal_url, is_overdue, kubeconfig};
 use super::desired::{Desired, desire};
 use super::objects::{attempt_of, digests_of};
 use super::observed::Observed;
 use super::problem::Problem;
-use super::situation::{Situation, progress, situation};
+use super::situation::{Situation, progress, readable, situation};
 use super::wire::{AgentReport, PolicyProbe};
 use crate::api::conditions::{self, Claim};
 use crate::api::reasons::Reason;
@@ -77,7 +77,7 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
     let mut claims = match &stands {
         Situation::Paused => return paused(now, status, generation),
         Situation::Unsure => return seen.status(),
-        Situation::Deleting => deleting(seen),
+        Situation::Deleting => deleting(now, seen),
         Situation::Unfinalized => Claims::idle(Reason::Pending, "the object was accepted"),
         Situation::Refused(problem) => Claims::stalled(problem.reason, &problem.explain()),
         Situation::Stalled(failure) => {
@@ -103,7 +103,7 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
     }
     write(now, &mut status, generation, &claims);
     let deleting = match &stands {
-        Situation::Deleting => Claim::yes(Reason::DeletingCluster, what_is_left(seen)),
+        Situation::Deleting => deletion(now, seen),
         _ => Claim::no(Reason::NotDeleting, ""),
     };
     conditions::set(&mut status.conditions, now, generation, conditions::PAUSED, &Claim::no(Reason::NotPaused, ""));
@@ -359,18 +359,30 @@ fn up_to_date(pod: &Pod, desired: Result<&Desired, &Problem>) -> Claim {
     }
 }
 
-fn deleting(seen: &Observed) -> Claims {
-    let message = what_is_left(seen);
+fn deleting(now: Timestamp, seen: &Observed) -> Claims {
+    let Claim { reason, message, .. } = deletion(now, seen);
+    let overdue = reason == Reason::CleanupUnverified;
     Claims {
-        ready: Claim::no(Reason::DeletingCluster, &message),
-        reconciling: Claim::yes(Reason::DeletingCluster, &message),
-        stalled: not_stalled(),
+        ready: Claim::no(reason, &message),
+        reconciling: Claim { status: Some(!overdue), reason, message: message.clone() },
+        stalled: if overdue { Claim::yes(reason, message) } else { not_stalled() },
         host: None,
         control_plane: None,
         nodes: None,
         kubeconfig: None,
         policy: None,
         up_to_date: None,
+    }
+}
+
+/// How far a deletion is; one that takes too long says so, whatever follows from that.
+fn deletion(now: Timestamp, seen: &Observed) -> Claim {
+    let left = what_is_left(seen);
+    if is_overdue(now, seen) {
+        let waited = readable(seen.settings.cleanup.timeout);
+        Claim::yes(Reason::CleanupUnverified, Reason::CleanupUnverified.explain(&format!("{waited} after the deletion, {left}")))
+    } else {
+        Claim::yes(Reason::DeletingCluster, left)
     }
 }
 
@@ -468,6 +480,7 @@ mod tests {
     use super::*;
     use crate::plan::decide::decide;
     use crate::plan::observed::{Children, Turn};
+    use crate::plan::settings::{Cleanup, CleanupPolicy, Settings};
     use crate::plan::testing::{self, NOW};
     use crate::plan::wire::{AgentFailure, NodeReport, Stage, StageDuration};
     use k8s_openapi::api::core::v1::{ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStatus, PodStatus};
@@ -534,6 +547,43 @@ mod tests {
     fn creation_makes_what_a_pod_needs_before_the_pod() {
         let seen = testing::observed(testing::cluster("{}"));
         assert_eq!(steps(&seen), ["CreateKeys", "ApplyNetworkPolicy", "ApplyService", "CreatePod"]);
+    }
+
+    /// A cluster that was deleted `seconds` ago, its pod still there.
+    fn deleted(seconds: i64, policy: CleanupPolicy) -> Observed {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 3600);
+        seen.cluster.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(NOW - seconds).unwrap()));
+        let settings = Settings { cleanup: Cleanup { policy, ..Cleanup::default() }, ..testing::settings() };
+        seen.settings = std::sync::Arc::new(settings);
+        seen
+    }
+
+    #[test]
+    fn an_end_that_cannot_be_seen_is_told_and_waited_for() {
+        let mut seen = deleted(599, CleanupPolicy::Wait);
+        assert_eq!(claim(&settled(&seen), conditions::DELETING), "True DeletingCluster");
+        seen = deleted(600, CleanupPolicy::Wait);
+        let status = settled(&seen);
+        assert_eq!(claim(&status, conditions::DELETING), "True CleanupUnverified");
+        assert_eq!(
+            (claim(&status, conditions::STALLED), claim(&status, conditions::READY)),
+            ("True CleanupUnverified".into(), "False CleanupUnverified".into())
+        );
+        assert!(conditions::get(&status.conditions, conditions::DELETING).unwrap().message.contains("Pod c-crane-"));
+        assert!(notes(&seen.status(), &status).iter().any(|note| note.warning && note.reason == "CleanupUnverified"));
+        seen.cluster.status = Some(status);
+        assert!(!steps(&seen).contains(&"RemoveFinalizer"));
+    }
+
+    #[test]
+    fn an_abandoned_cluster_is_let_go_after_it_was_told() {
+        let mut seen = deleted(600, CleanupPolicy::Abandon);
+        assert!(!steps(&seen).contains(&"RemoveFinalizer"));
+        seen.cluster.status = Some(settled(&seen));
+        assert_eq!(steps(&seen).last(), Some(&"RemoveFinalizer"));
+        // A list that is not complete would be no reason; time alone is.
+        seen.cluster.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(NOW - 10).unwrap()));
+        assert!(!steps(&seen).contains(&"RemoveFinalizer"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::desired::desire;
 use super::names::Identity;
 use super::objects;
 use super::observed::{Children, Observed, Turn};
-use super::settings::{HostFacts, Settings};
+use super::settings::{Cleanup, HostFacts, Settings};
 use crate::api::{FINALIZER, KindCluster};
 
 /// A `KindCluster` with this spec (YAML), as the API server would return it.
@@ -42,6 +42,7 @@ pub fn settings() -> Settings {
         mount_modules: true,
         egress_guard: true,
         egress_allowed: vec!["10.96.7.7/32".parse().unwrap()],
+        cleanup: Cleanup::default(),
         host: HostFacts {
             ranges: ["10.244.0.0/16", "10.96.0.0/16", "172.18.0.2/32"].map(|net| net.parse().unwrap()).to_vec(),
             node_addresses: vec!["172.18.0.2".into()],
