@@ -11,6 +11,7 @@ use std::time::Duration;
 use nestling_core::api::kind_config::{KindConfig, KindNode};
 use nestling_core::api::reasons::Reason;
 use nestling_core::plan::classify::classify;
+use nestling_core::plan::egress::Guard;
 use nestling_core::plan::kind_config::{self, NodeHost};
 use nestling_core::plan::wire::{
     AGENT_PORT, API_PORT, AgentFailure, AgentSettings, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, SETTINGS_FILE, Stage, TERMINATION_LOG,
@@ -22,7 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::docker::Docker;
 use super::dockerd::{self, Dockerd};
-use super::facts::{self, Facts};
+use super::facts::{self, Facts, Surroundings};
 use super::failure::{evident, failure, from_problem, leave};
 use super::kind::Kind;
 use super::nested::{Connector, Nested};
@@ -30,7 +31,7 @@ use super::relay::{Relay, Resolve};
 use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
-use super::{RUN_DIRECTORY, cgroup, image, init, keys, network, node_files, preflight, store, teardown};
+use super::{RUN_DIRECTORY, cgroup, egress, image, init, keys, network, node_files, policy, preflight, store, teardown};
 
 /// How long a failed agent stays to be asked, in the end nobody came.
 const LINGER: Duration = Duration::from_mins(10);
@@ -211,6 +212,14 @@ impl Machine {
         init::cgroup_failure().map_err(|error| failure(Reason::CgroupDelegation, error))?;
         self.report.enter(Stage::Network);
         let programs = network::prepare().await?;
+        let surroundings = Surroundings::gather();
+        // Before Docker: the nodes of an earlier run start with it.
+        let guard = self.raise_guard(&surroundings, &programs).await?;
+        let _policy = self
+            .settings
+            .egress
+            .host_api
+            .map(|api| AbortOnDropHandle::new(tokio::spawn(policy::follow(self.report.clone(), api, surroundings.nameservers.clone()))));
         // Nodes of an earlier run start with Docker: their keys must be there before.
         let pki = Path::new(RUN_DIRECTORY).join("pki");
         let token = keys::take_over(Path::new(KEYS_DIRECTORY), &pki).map_err(|error| failure(Reason::PodStartFailed, error.to_string()))?;
@@ -219,9 +228,12 @@ impl Machine {
         self.report.enter(Stage::Dockerd);
         lay_out_store().await?;
         let restricted = !facts.missing_capabilities.is_empty();
-        let dockerd = dockerd::start(&dockerd::Settings { network: self.settings.network.clone(), mtu: ground.mtu, restricted, programs })?;
+        let dockerd = dockerd::start(&dockerd::Settings { network: self.settings.network.clone(), mtu: ground.mtu, restricted, programs: programs.clone() })?;
         let dockerd = self.dockerd.get_or_init(|| dockerd);
         let docker = dockerd.ready().await?;
+        if let Some(guard) = &guard {
+            egress::check(guard, &programs).await?;
+        }
         tokio::select! {
             failure = dockerd.died() => Err(failure),
             failure = watch_docker(&docker, dockerd) => Err(failure),
@@ -236,6 +248,16 @@ impl Machine {
         let warnings = preflight::check(&facts, demand).map_err(|problem| from_problem(&problem))?;
         self.report.update(|report| report.warnings = warnings);
         Ok(facts)
+    }
+
+    /// Puts the egress guard up, or says that it is off.
+    async fn raise_guard(&self, surroundings: &Surroundings, programs: &Path) -> Result<Option<Guard>, AgentFailure> {
+        let guard = egress::guard(&self.settings.egress, &self.settings.network, surroundings);
+        match &guard {
+            Some(guard) => egress::raise(guard, programs).await?,
+            None => self.report.update(|report| report.warnings.push(egress::OFF.to_owned())),
+        }
+        Ok(guard)
     }
 
     fn nodes(&self) -> Vec<KindNode> {

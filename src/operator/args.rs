@@ -54,6 +54,14 @@ pub struct Args {
     #[arg(long = "host-range", env = "NESTLING_HOST_RANGES", value_name = "CIDR", value_delimiter = ',')]
     pub host_ranges: Vec<Ipv4Net>,
 
+    /// Let nested traffic reach the host's addresses as far as the host itself lets it. For owners who enforce it elsewhere.
+    #[arg(long, env = "NESTLING_NO_EGRESS_GUARD")]
+    pub no_egress_guard: bool,
+
+    /// A range that clusters may reach although it is the host's, such as an in-cluster registry or proxy. May be given more than once.
+    #[arg(long = "egress-allow", env = "NESTLING_EGRESS_ALLOW", value_name = "CIDR", value_delimiter = ',')]
+    pub egress_allow: Vec<Ipv4Net>,
+
     /// How long the end of a deleted cluster is waited for before the object says that it cannot be seen.
     #[arg(long, env = "NESTLING_CLEANUP_TIMEOUT", default_value = "10m")]
     pub cleanup_timeout: kube::core::Duration,
@@ -136,6 +144,8 @@ impl Args {
             default_version: self.default_version.clone(),
             allow_cgroup_v1: self.allow_cgroup_v1,
             mount_modules: self.mount_modules,
+            egress_guard: !self.no_egress_guard,
+            egress_allowed: self.egress_allow.clone(),
             cleanup: Cleanup { timeout: self.cleanup_timeout.into(), policy: self.cleanup_policy.into() },
             policy: self.policy.clone(),
             host,
@@ -180,6 +190,9 @@ mod tests {
         assert_eq!((settings.install.as_str(), settings.node_images["v1.33.1"].as_str()), ("reed", "b"));
         assert_eq!(settings.default_version, "v1.34.4");
         assert_eq!(args.host_ranges, ["10.9.0.0/16".parse().unwrap()]);
+        assert!(settings.egress_guard && settings.egress_allowed.is_empty());
+        let open = parse(&["--no-egress-guard", "--egress-allow", "10.96.7.7/32"]).unwrap().settings(HostFacts::default());
+        assert_eq!((open.egress_guard, open.egress_allowed), (false, vec!["10.96.7.7/32".parse().unwrap()]));
         assert_eq!((args.max_creating, args.concurrency, args.log_format), (4, 16, LogFormat::Json));
     }
 

@@ -98,6 +98,14 @@ reasons! {
     NotDeleting,
     /// The operator is not stuck.
     NotStalled,
+    /// The pod cannot reach the host's API server, which its NetworkPolicy forbids, and can reach its nameserver, which it allows.
+    ProbeBlocked,
+
+    // What the host's CNI does with NetworkPolicies; the egress guard does not depend on it.
+    /// The pod reaches the host's API server, which its NetworkPolicy forbids.
+    NotEnforced => "Use a CNI that enforces NetworkPolicies. Until then only the egress guard stands between nested workloads and the host, and nothing between other pods and the cluster's.",
+    /// Whether NetworkPolicies are enforced cannot be seen from the pod.
+    ProbeInconclusive => "Check that the host's CNI enforces NetworkPolicies; the egress guard does not depend on it.",
 
     // By wish of the user.
     /// `spec.paused` is set: the operator changes nothing.
@@ -164,6 +172,8 @@ reasons! {
     IptablesUnavailable => "Load the kernel modules iptable_nat or nf_tables on the host.",
     /// The host's kernel has no ip6tables, and something asked for IPv6.
     IPv6Unavailable => "Use ipv4, or load the kernel module ip6table_nat on the host.",
+    /// The rules that keep nested traffic from the host's API, addresses and metadata cannot be put up.
+    EgressGuardFailed => "See the message; load the kernel module iptable_mangle or nf_tables on the host. Where something else enforces it, set egress.guard to false in the chart's values.",
     /// `/dev/kmsg` cannot be read; the kubelet needs it.
     KmsgUnreadable => "Run the pod with a runtime that gives privileged containers /dev/kmsg.",
 

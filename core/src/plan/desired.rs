@@ -16,7 +16,7 @@ use super::policy::{Policy, Reach};
 use super::problem::Problem;
 use super::quantity;
 use super::settings::Settings;
-use super::wire::{AgentSettings, PodLimits, SCHEMA};
+use super::wire::{AgentSettings, EgressPlan, PodLimits, SCHEMA};
 use crate::api::reasons::Reason;
 use crate::api::{KindCluster, PodLossPolicy};
 
@@ -111,6 +111,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
         ],
         limits,
         allow_cgroup_v1: settings.allow_cgroup_v1,
+        egress: EgressPlan { guard: settings.egress_guard, allowed: settings.egress_allowed.clone(), host_api: settings.host.api },
     };
     let size = serde_json::to_string(&agent).map_or(usize::MAX, |text| text.len());
     if size > SETTINGS_LIMIT {

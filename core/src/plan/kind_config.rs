@@ -332,7 +332,7 @@ pub fn verify(written: &str, settings: &AgentSettings, token: &str, host: &NodeH
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::wire::{NetworkPlan, PodLimits, SCHEMA};
+    use crate::plan::wire::{EgressPlan, NetworkPlan, PodLimits, SCHEMA};
     use rstest::rstest;
 
     fn settings(config: Option<&str>) -> AgentSettings {
@@ -355,6 +355,7 @@ mod tests {
             cert_sans: vec!["localhost".into(), "c-demo.nestling-clusters.svc".into()],
             limits: PodLimits { memory_bytes: 3 << 30, cpu_millis: Some(2000), storage_bytes: 10 << 30 },
             allow_cgroup_v1: true,
+            egress: EgressPlan::default(),
         }
     }
 

@@ -4,6 +4,7 @@ pub mod cidr;
 pub mod classify;
 pub mod decide;
 pub mod desired;
+pub mod egress;
 pub mod kind_config;
 pub mod mounts;
 pub mod names;

@@ -1,6 +1,7 @@
 //! What the operator's owner has set and what it knows of the host cluster.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -30,6 +31,10 @@ pub struct Settings {
     pub allow_cgroup_v1: bool,
     /// Whether pods get the host's `/lib/modules`, read-only.
     pub mount_modules: bool,
+    /// Whether agents guard what nested traffic may reach.
+    pub egress_guard: bool,
+    /// Ranges that clusters may reach although they are the host's.
+    pub egress_allowed: Vec<Ipv4Net>,
     /// How long the end of a cluster is waited for, and what then.
     pub cleanup: Cleanup,
     /// What specs may ask for.
@@ -70,4 +75,6 @@ pub struct HostFacts {
     pub ranges: Vec<Ipv4Net>,
     /// Addresses at which the nodes can be reached from outside, the best first.
     pub node_addresses: Vec<String>,
+    /// The API server as pods see it.
+    pub api: Option<SocketAddrV4>,
 }

@@ -10,7 +10,7 @@ use super::objects::{attempt_of, digests_of};
 use super::observed::Observed;
 use super::problem::Problem;
 use super::situation::{Situation, progress, readable, situation};
-use super::wire::AgentReport;
+use super::wire::{AgentReport, PolicyProbe};
 use crate::api::conditions::{self, Claim};
 use crate::api::reasons::Reason;
 use crate::api::{Endpoint, EndpointType, KindClusterStatus, KubeconfigSecretRef, LastFailure, NodeCount, PodRef, StageTime};
@@ -35,6 +35,7 @@ struct Claims {
     control_plane: Option<Claim>,
     nodes: Option<Claim>,
     kubeconfig: Option<Claim>,
+    policy: Option<Claim>,
     up_to_date: Option<Claim>,
 }
 
@@ -50,6 +51,7 @@ impl Claims {
             control_plane: Some(nothing.clone()),
             nodes: Some(nothing),
             kubeconfig: None,
+            policy: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
             up_to_date: None,
         }
     }
@@ -124,7 +126,7 @@ fn paused(now: Timestamp, mut status: KindClusterStatus, generation: Option<i64>
 
 fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>, claims: &Claims) {
     let pending = Claim::unknown(Reason::Pending, "");
-    let all: [(&str, Option<&Claim>); 8] = [
+    let all: [(&str, Option<&Claim>); 9] = [
         (conditions::READY, Some(&claims.ready)),
         (conditions::RECONCILING, Some(&claims.reconciling)),
         (conditions::STALLED, Some(&claims.stalled)),
@@ -132,6 +134,7 @@ fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>
         (conditions::CONTROL_PLANE_READY, claims.control_plane.as_ref()),
         (conditions::NODES_READY, claims.nodes.as_ref()),
         (conditions::KUBECONFIG_PUBLISHED, claims.kubeconfig.as_ref()),
+        (conditions::NETWORK_POLICY_ENFORCED, claims.policy.as_ref()),
         (conditions::UP_TO_DATE, claims.up_to_date.as_ref()),
     ];
     for (type_, claim) in all {
@@ -247,12 +250,24 @@ fn creating(now: Timestamp, seen: &Observed, pod: &Pod, desired: Option<&Desired
         host: Some(host),
         control_plane: Some(not_yet.clone()),
         nodes: Some(not_yet),
+        policy: Some(policy(seen.report.as_ref())),
         up_to_date: Some(match desired {
             Some(Desired { violation: Some(problem), .. }) => Claim::no(problem.reason, problem.explain()),
             Some(_) => in_sync(),
             None => Claim::no(Reason::RecreateRequired, "the spec cannot be carried out any more"),
         }),
         ..Claims::idle(reason, &message)
+    }
+}
+
+/// There is no API that tells whether policies are enforced: what the pod could not do is the only proof.
+fn policy(report: Option<&AgentReport>) -> Claim {
+    let explained = |reason: Reason| reason.explain("");
+    match report.map(|report| report.policy_probe) {
+        None => Claim::unknown(Reason::Pending, ""),
+        Some(PolicyProbe::Blocked) => Claim::yes(Reason::ProbeBlocked, explained(Reason::ProbeBlocked)),
+        Some(PolicyProbe::Open) => Claim::no(Reason::NotEnforced, explained(Reason::NotEnforced)),
+        Some(PolicyProbe::Unknown) => Claim::unknown(Reason::ProbeInconclusive, explained(Reason::ProbeInconclusive)),
     }
 }
 
@@ -272,6 +287,7 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
             control_plane: None,
             nodes: None,
             kubeconfig: None,
+            policy: None,
             up_to_date: Some(up_to_date),
         };
     };
@@ -311,6 +327,7 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
         control_plane: Some(control_plane),
         nodes: Some(nodes),
         kubeconfig: Some(kubeconfig),
+        policy: Some(policy(Some(report))),
         up_to_date: Some(up_to_date),
     }
 }
@@ -357,6 +374,7 @@ fn deleting(now: Timestamp, seen: &Observed) -> Claims {
         control_plane: None,
         nodes: None,
         kubeconfig: None,
+        policy: None,
         up_to_date: None,
     }
 }
@@ -448,6 +466,9 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     if became(conditions::STALLED, "True") && after.last_failure == before.last_failure {
         let reason = conditions::get(&after.conditions, conditions::STALLED).and_then(|condition| Reason::parse(&condition.reason));
         note(true, reason.unwrap_or(Reason::KindFailed).as_str(), message_of(conditions::STALLED));
+    }
+    if became(conditions::NETWORK_POLICY_ENFORCED, "False") {
+        note(true, Reason::NotEnforced.as_str(), message_of(conditions::NETWORK_POLICY_ENFORCED));
     }
     if became(conditions::PAUSED, "True") {
         note(false, "Paused", message_of(conditions::PAUSED));
@@ -822,6 +843,26 @@ mod tests {
         let seen = testing::with_pod(testing::observed(testing::cluster("access: {service: {type: NodePort}}")), 5);
         let urls: Vec<String> = settled(&seen).endpoints.into_iter().map(|endpoint| endpoint.url).collect();
         assert_eq!(urls, [format!("https://{}.clusters.svc:6443", seen.identity.child()), "https://172.18.0.2:31000".to_owned()]);
+    }
+
+    #[rstest::rstest]
+    #[case(PolicyProbe::Blocked, "True ProbeBlocked", None)]
+    #[case(PolicyProbe::Open, "False NotEnforced", Some("NotEnforced"))]
+    #[case(PolicyProbe::Unknown, "Unknown ProbeInconclusive", None)]
+    fn whether_policies_are_enforced_is_what_the_pod_could_not_do(#[case] policy_probe: PolicyProbe, #[case] expected: &str, #[case] event: Option<&str>) {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 5);
+        let before = settled(&seen);
+        assert_eq!(claim(&before, conditions::NETWORK_POLICY_ENFORCED), "Unknown Pending");
+        for stage in [Stage::Dockerd, Stage::Serving] {
+            seen.report = Some(AgentReport { policy_probe, ..if stage == Stage::Serving { serving(true) } else { report(stage) } });
+            let after = settled(&seen);
+            assert_eq!(claim(&after, conditions::NETWORK_POLICY_ENFORCED), expected);
+            let told = notes(&before, &after).into_iter().find(|note| note.reason == "NotEnforced");
+            assert_eq!(told.as_ref().map(|note| note.reason), event);
+            assert!(told.is_none_or(|note| note.warning && note.message.contains("egress guard")));
+        }
+        seen.children = Children { live: true, ..Children::default() };
+        assert_eq!(claim(&settled(&seen), conditions::NETWORK_POLICY_ENFORCED), "Unknown NoPod");
     }
 
     #[test]

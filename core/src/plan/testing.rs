@@ -41,11 +41,14 @@ pub fn settings() -> Settings {
         default_version: "v1.34.4".into(),
         allow_cgroup_v1: false,
         mount_modules: true,
+        egress_guard: true,
+        egress_allowed: vec!["10.96.7.7/32".parse().unwrap()],
         cleanup: Cleanup::default(),
         policy: Policy::default(),
         host: HostFacts {
             ranges: ["10.244.0.0/16", "10.96.0.0/16", "172.18.0.2/32"].map(|net| net.parse().unwrap()).to_vec(),
             node_addresses: vec!["172.18.0.2".into()],
+            api: Some("10.96.0.1:443".parse().unwrap()),
         },
     }
 }

@@ -1,6 +1,7 @@
 //! What operator and agent say to each other. Additive only: either side may be one release older.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -104,6 +105,29 @@ pub struct AgentSettings {
     pub limits: PodLimits,
     /// Whether a host with cgroup v1 will do.
     pub allow_cgroup_v1: bool,
+    /// What nested traffic may reach.
+    #[serde(default)]
+    pub egress: EgressPlan,
+}
+
+/// What nested traffic may reach, beside the world that is not the host.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EgressPlan {
+    /// Whether the agent guards it ([`egress`](super::egress)).
+    pub guard: bool,
+    /// Ranges that are let through although they are the host's.
+    pub allowed: Vec<Ipv4Net>,
+    /// The host's API server as pods see it: what a pod must not reach, and so the proof of its NetworkPolicy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_api: Option<SocketAddrV4>,
+}
+
+impl Default for EgressPlan {
+    /// What an operator that does not know of it means.
+    fn default() -> Self {
+        Self { guard: true, allowed: vec![], host_api: None }
+    }
 }
 
 /// Address ranges of one cluster.
@@ -174,6 +198,22 @@ pub struct AgentReport {
     /// Facts about the host that are fit to run but worth knowing.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// What the pod's own connections say about its NetworkPolicy.
+    #[serde(default)]
+    pub policy_probe: PolicyProbe,
+}
+
+/// What came of a connection from the pod to the host's API server, which its NetworkPolicy forbids.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum PolicyProbe {
+    /// None came about, while another one that is allowed did.
+    Blocked,
+    /// It came about.
+    Open,
+    /// Nothing that proves anything, or something that this side does not know.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// Time spent in a stage.
