@@ -81,6 +81,9 @@ fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
             json!({"pod": {"metadata": {"annotations": {"nestling.dev/settings": "x"}}}}),
             Some("annotations under nestling.dev/ are the operator's"),
         ),
+        ("pod: SELinux", json!({"pod": {"seLinuxOptions": {"type": "spc_t"}}}), None),
+        ("pod: a user namespace", json!({"pod": {"hostUsers": false}}), Some("hostUsers: false cannot work: in a user namespace")),
+        ("pod: no user namespace", json!({"pod": {"hostUsers": true}}), None),
         ("paused", json!({"paused": true}), None),
     ]
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use clap::Parser;
+use nestling_core::plan::policy::Policy;
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -81,6 +82,28 @@ fn rendered(#[case] name: &str, #[case] arguments: &[&str]) {
     let Some(helm) = helm() else { return };
     let rendered: Vec<Value> = objects(&helm, arguments).into_iter().filter(|object| !is_crd(object)).collect();
     insta::assert_yaml_snapshot!(name, rendered);
+}
+
+/// What a host says that has ValidatingAdmissionPolicies.
+const ADMISSION: [&str; 2] = ["--api-versions", "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"];
+
+/// An expression of CEL is easily broken by a quote; that it does what it should is tried in `tests/policy.rs`.
+#[rstest]
+#[case::default_values("admission-default", &[])]
+#[case::all_values("admission-full", &["--values", "tests/chart/full-values.yaml", "--set", "policy.admission=true"])]
+fn the_admission_policy(#[case] name: &str, #[case] arguments: &[&str]) {
+    let Some(helm) = helm() else { return };
+    let mut rendered = objects(&helm, &[&ADMISSION, arguments].concat());
+    rendered.retain(|object| object["kind"].as_str().unwrap().starts_with("ValidatingAdmissionPolicy"));
+    insta::assert_yaml_snapshot!(name, rendered);
+}
+
+#[rstest]
+#[case::the_host_has_none(&[])]
+#[case::nobody_wants_it(&["--api-versions", "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy", "--set", "policy.admission=false"])]
+fn there_is_no_admission_policy_where(#[case] arguments: &[&str]) {
+    let Some(helm) = helm() else { return };
+    assert_eq!(kind(&objects(&helm, arguments), "ValidatingAdmissionPolicy").count(), 0);
 }
 
 /// Collects the values that are the same in both, or left out of the second.
@@ -178,6 +201,8 @@ fn the_operator_understands_its_arguments(#[case] arguments: &[&str]) {
     assert_eq!(args.mount_modules, arguments.is_empty());
     assert_eq!(args.allow_cgroup_v1, !arguments.is_empty());
     assert_eq!(args.node_images.len(), if arguments.is_empty() { 0 } else { 2 });
+    assert_eq!(args.policy == Policy::default(), arguments.is_empty());
+    assert_eq!(args.policy.max_resources.len(), if arguments.is_empty() { 0 } else { 5 });
 }
 
 #[test]
@@ -240,6 +265,7 @@ fn the_clusters_namespace_is_privileged_and_kept() {
 #[case::wrong_type("allowCgroupV1=maybe", "allowCgroupV1")]
 #[case::too_many("replicas=11", "replicas")]
 #[case::none_at_once("maxCreating=0", "maxCreating")]
+#[case::another_policy("cleanup.policy=Forget", "policy")]
 #[case::version_without_v("defaultVersion=1.34.4", "defaultVersion")]
 #[case::version_as_key("nodeImages.latest=a", "invalid propertyName 'latest'")]
 #[case::pull_policy("image.pullPolicy=Sometimes", "pullPolicy")]
@@ -248,6 +274,15 @@ fn the_clusters_namespace_is_privileged_and_kept() {
 #[case::log_format("logFormat=xml", "logFormat")]
 #[case::proxy_with_a_password("proxy.httpsProxy=http://me:pw@proxy", "httpsProxy")]
 #[case::proxy_twice("proxy.secretName=proxy,proxy.noProxy=x", "proxy.secretName holds all")]
+#[case::policy("policy.allowedImage={a}", "additional properties 'allowedImage' not allowed")]
+#[case::policy_image("policy.allowedImages={a$(B)}", "allowedImages")]
+#[case::policy_selector("policy.requiredNodeSelector.pool=a'b", "pool")]
+#[case::policy_toleration("policy.allowedTolerations[0].value=x", "allowedTolerations")]
+#[case::policy_operator("policy.allowedTolerations[0].key=x,policy.allowedTolerations[0].operator=Like", "operator")]
+#[case::policy_class("policy.allowedRuntimeClasses={No_Name}", "allowedRuntimeClasses")]
+#[case::policy_quantity("policy.maxResources.memory=lots", "memory")]
+#[case::policy_disk("policy.maxResources.ephemeral-storage=1Gi", "ephemeral-storage")]
+#[case::policy_nodes("policy.maxResources.nodes=0", "nodes")]
 #[case::own_namespace("clustersNamespace.name=operators", "must not be the release's own namespace")]
 #[case::monitor_without_service("metrics.service.create=false,metrics.serviceMonitor.create=true", "needs metrics.service.create")]
 fn bad_values_are_refused(#[case] value: &str, #[case] message: &str) {

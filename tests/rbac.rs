@@ -9,8 +9,8 @@ use std::time::Duration;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::rbac::v1::RoleBinding;
-use kube::api::{DeleteParams, PostParams};
-use kube::{Api, Client};
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, Client, ResourceExt};
 use nestling_core::api::conditions::{READY, STALLED};
 use nestling_core::api::{KindCluster, KindClusterSpec};
 use nestling_core::plan::registries::READER_ROLE;
@@ -99,6 +99,19 @@ async fn the_charts_rights_suffice_and_nothing_more() {
         if may(&operator, "get", "", "secrets", Some("team")).await { Err("may still read".to_owned()) } else { Ok(()) }
     })
     .await;
+
+    // Without them nothing is taken for gone.
+    clusters.create(&PostParams::default(), &KindCluster::new("owl", KindClusterSpec::default())).await.unwrap();
+    condition(&clusters, "owl", READY, "True", None, Duration::from_mins(1)).await;
+    let bindings: Api<RoleBinding> = Api::namespaced(plane.client.clone(), CLUSTERS_NAMESPACE);
+    for binding in bindings.list(&ListParams::default()).await.unwrap() {
+        bindings.delete(&binding.name_any(), &DeleteParams::default()).await.unwrap();
+    }
+    clusters.delete("owl", &DeleteParams::default()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(clusters.get_opt("owl").await.unwrap().is_some(), "an operator that may not look took the cluster for gone");
+    plane.apply(&rights_of_the_chart());
+    gone(&clusters, "owl", Duration::from_mins(2)).await;
 
     // And nothing more.
     let operator = plane.client_for(SERVICE_ACCOUNT).await;

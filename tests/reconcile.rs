@@ -63,8 +63,16 @@ impl Stage {
         self.operator_that_dies(None)
     }
 
+    fn operator_with(&self, arguments: &[&str]) -> Operator {
+        Operator::start_with(&self.plane, &self.options(None), arguments)
+    }
+
+    fn options(&self, die_after: Option<(String, u32)>) -> Options {
+        Options { agents: self.host.address, max_creating: 2, die_after, kubeconfig: None }
+    }
+
     fn operator_that_dies(&self, die_after: Option<(String, u32)>) -> Operator {
-        Operator::start(&self.plane, &Options { agents: self.host.address, max_creating: 2, die_after, kubeconfig: None })
+        Operator::start(&self.plane, &self.options(die_after))
     }
 
     async fn create(&self, name: &str, spec: serde_json::Value) {
@@ -452,4 +460,42 @@ async fn an_operator_killed_at_any_time_is_survived() {
         println!("kill {index} at {at:?}");
         survives(&stage, &format!("random-{index}"), None, Some(at)).await;
     }
+}
+
+/// A node that nobody can reach keeps a pod from going; here a finalizer does.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_cannot_be_seen_is_told() {
+    let stage = Stage::set().await;
+    let operator = stage.operator_with(&["--cleanup-timeout", "3s"]);
+    stage.create("crane", json!({})).await;
+    condition(&stage.clusters, "crane", READY, "True", None, SOON).await;
+    let pods: Api<Pod> = Api::namespaced(stage.plane.client.clone(), CLUSTERS_NAMESPACE);
+    let hold = |finalizers: serde_json::Value| {
+        let pods = pods.clone();
+        async move {
+            let pod = pods.list(&ListParams::default()).await.unwrap().items.remove(0).name_any();
+            pods.patch(&pod, &PatchParams::default(), &Patch::Merge(json!({"metadata": {"finalizers": finalizers}}))).await.unwrap();
+        }
+    };
+    hold(json!(["example.com/unreachable"])).await;
+    stage.clusters.delete("crane", &DeleteParams::default()).await.unwrap();
+    condition(&stage.clusters, "crane", STALLED, "True", Some("CleanupUnverified"), SOON).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(stage.clusters.get_opt("crane").await.unwrap().is_some(), "the object went before its pod");
+
+    // The owner would rather let it go.
+    drop(operator);
+    let _operator = stage.operator_with(&["--cleanup-timeout", "3s", "--cleanup-policy", "abandon"]);
+    gone(&stage.clusters, "crane", SOON).await;
+    assert_eq!(stage.children().await.len(), 1, "only the pod that cannot go is left");
+    hold(json!(null)).await;
+    gone_all(&stage).await;
+}
+
+async fn gone_all(stage: &Stage) {
+    until("nothing to be left", SOON, async || {
+        let left = stage.children().await;
+        if left.is_empty() { Ok(()) } else { Err(left.join(", ")) }
+    })
+    .await;
 }

@@ -45,9 +45,9 @@ impl<'a> PrivateRegistry<'a> {
         let authority = certificates(files.path(), address);
         std::fs::write(files.path().join("htpasswd"), HTPASSWD).unwrap();
         let inspect = |format: &str| docker.run(&["inspect", "--format", format, OPEN]).unwrap().trim().to_owned();
-        let (image, volume) = (inspect("{{.Config.Image}}"), inspect("{{range .Mounts}}{{.Name}}{{end}}"));
+        let (image, storage) = (inspect("{{.Config.Image}}"), inspect("{{range .Mounts}}{{.Source}}{{end}}"));
         let network = format!("--network=container:{OPEN}");
-        let (volume, mounted) = (format!("{volume}:/var/lib/registry:ro"), format!("{}:/private:ro", files.path().display()));
+        let (storage, mounted) = (format!("{storage}:/var/lib/registry:ro"), format!("{}:/private:ro", files.path().display()));
         let address = format!("REGISTRY_HTTP_ADDR=:{PRIVATE_PORT}");
         let environment = [
             address.as_str(),
@@ -57,7 +57,7 @@ impl<'a> PrivateRegistry<'a> {
             "REGISTRY_AUTH_HTPASSWD_REALM=heron",
             "REGISTRY_AUTH_HTPASSWD_PATH=/private/htpasswd",
         ];
-        let mut run = vec!["run", "-d", "--name", PRIVATE, &network, "-v", &volume, "-v", &mounted];
+        let mut run = vec!["run", "-d", "--name", PRIVATE, &network, "-v", &storage, "-v", &mounted];
         run.extend(environment.iter().flat_map(|variable| ["-e", *variable]));
         run.push(&image);
         docker.run(&run).unwrap();

@@ -6,7 +6,7 @@ use crate::apt::Need;
 use crate::debian::DebianRoot;
 use crate::go::{GoPrograms, Stamp};
 use crate::workshop::Workshop;
-use crate::{images, node_image};
+use crate::{images, node_image, node_store};
 
 /// One thing that is built once and kept.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -59,6 +59,8 @@ pub enum Part {
     NodeServer,
     /// The node image.
     NodeImage,
+    /// The node image as Docker keeps it on disk.
+    NodeStore,
 }
 
 /// How a part is made.
@@ -87,7 +89,7 @@ const MINIMAL_SYSTEM: &str = r#"cd "$1" && mkdir -p etc/ssl/certs tmp && chmod 1
 
 impl Part {
     /// Every part, each after what it needs.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::KubernetesApi,
         Self::KubernetesNode,
         Self::Etcd,
@@ -112,6 +114,7 @@ impl Part {
         Self::NodeBase,
         Self::NodeServer,
         Self::NodeImage,
+        Self::NodeStore,
     ];
 
     /// The name, as in the cache and in `lab status`.
@@ -141,6 +144,7 @@ impl Part {
             Self::NodeBase => "node-base",
             Self::NodeServer => "node-server",
             Self::NodeImage => "node-image",
+            Self::NodeStore => "node-store",
         }
     }
 
@@ -156,6 +160,7 @@ impl Part {
             }
             Self::NodeImage if pulling => &[Self::ToolsRoot, Self::KubernetesApi],
             Self::NodeImage => &[Self::Kind, Self::NodeBase, Self::NodeServer],
+            Self::NodeStore => &[Self::DindBase, Self::NodeImage],
             _ => &[],
         }
     }
@@ -166,7 +171,7 @@ impl Part {
             Self::Runc => &[Need::Compiler, Need::Seccomp],
             Self::Pause => &[Need::Compiler],
             Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot => &[Need::Debootstrap],
-            Self::NodeImage => &[Need::Docker, Need::Zstd, Need::Jq],
+            Self::NodeImage | Self::NodeStore => &[Need::Docker, Need::Zstd, Need::Jq],
             _ => &[],
         }
     }
@@ -193,6 +198,7 @@ impl Part {
             Self::NodeBase => node_steps(node_image::make_base),
             Self::NodeServer => node_steps(node_image::make_server),
             Self::NodeImage => node_steps(node_image::make),
+            Self::NodeStore => Recipe::Steps { make: node_store::make, source: include_str!("node_store.rs") },
             Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot => Recipe::Root(self.root()),
             _ => Recipe::Go(self.programs()),
         }

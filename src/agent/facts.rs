@@ -40,6 +40,29 @@ pub struct Facts {
     pub cpu_millis: i64,
 }
 
+/// What the pod's network is like, as far as it matters to what may leave it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Surroundings {
+    /// The pod's nameservers, but those of the pod itself.
+    pub nameservers: Vec<Ipv4Addr>,
+    /// Networks on the interface that leads out of the pod: its gateway and its neighbours.
+    pub uplink: Vec<Ipv4Net>,
+}
+
+impl Surroundings {
+    /// Reads them.
+    pub fn gather() -> Self {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        Self::of(&read("/proc/net/route"), &read("/etc/resolv.conf"))
+    }
+
+    fn of(routes: &str, resolv_conf: &str) -> Self {
+        let uplink = default_interface(routes);
+        let on_uplink = parse_routes(routes).into_iter().filter(|route| route.network.prefix_len() > 0 && Some(&route.interface) == uplink.as_ref());
+        Self { nameservers: nameservers(resolv_conf).into_iter().map(|(_, net)| net.addr()).collect(), uplink: on_uplink.map(|route| route.network).collect() }
+    }
+}
+
 /// File systems as far as they matter to Docker.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum FileSystem {
@@ -204,6 +227,14 @@ eth0\t0000F40A\t0100F40A\t0003\t0\t0\t0\t0000FFFF\t0\t0\t0
         assert_eq!(default_interface(ROUTES).as_deref(), Some("eth0"));
         assert_eq!(parse_routes(ROUTES)[2].network.to_string(), "10.244.0.0/16");
         assert_eq!(default_interface(""), None);
+    }
+
+    #[test]
+    fn surroundings_are_those_of_the_way_out() {
+        let routes = format!("{ROUTES}net1\t0000A8C0\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n");
+        let found = Surroundings::of(&routes, "nameserver 10.96.0.10\nnameserver 127.0.0.11\n");
+        assert_eq!(found.uplink, ["10.244.0.0/16".parse().unwrap()]);
+        assert_eq!(found.nameservers, ["10.96.0.10".parse::<Ipv4Addr>().unwrap()]);
     }
 
     #[rstest]

@@ -101,3 +101,44 @@ fn crashed(message: &str) {
 pub fn cgroup_failure() -> Result<(), String> {
     std::env::var(CGROUP_FAILURE_VARIABLE).map_or(Ok(()), Err)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Orphans that wait for an end, then the end, then a look at what became of them. `$1` is a pipe that holds them, `$PPID` the process under test.
+    const MACHINE: &str = r#"
+        of() { cat /proc/[0-9]*/stat 2>/dev/null | grep -c "^[0-9]* ([^)]*) $1 $PPID "; }
+        made=0
+        while [ $made -lt 1000 ]; do (read -r line <"$1" &); made=$((made + 1)); done
+        # One more is this shell.
+        looks=0
+        until [ "$(of S)" -ge 1001 ]; do looks=$((looks + 1)); [ $looks -lt 200 ] || exit 3; sleep 0.1; done
+        : >"$1"
+        until [ "$(of S)" -eq 1 ] && [ "$(of Z)" -eq 0 ]; do looks=$((looks + 1)); [ $looks -lt 400 ] || exit 4; sleep 0.1; done
+        exit 1
+    "#;
+
+    /// Not for itself: it takes every child of its process. [`a_thousand_orphans_leave_no_zombie`] runs it in one of its own.
+    #[test]
+    #[ignore = "takes the children of other tests"]
+    #[expect(clippy::zombie_processes, reason = "what is tested waits for it")]
+    fn alone() {
+        prctl::set_child_subreaper(true).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut signals = Signals::new([SIGCHLD]).unwrap();
+        let machine = Command::new("sh").args(["-c", MACHINE, "sh"]).arg(&pipe).spawn().unwrap();
+        let machine = Pid::from_raw(i32::try_from(machine.id()).unwrap());
+        // 1 says that all went well: the shell itself fails with others.
+        assert_eq!(signals.forever().find_map(|_| reap(machine)), Some(1));
+    }
+
+    #[test]
+    fn a_thousand_orphans_leave_no_zombie() {
+        let output = Command::new(std::env::current_exe().unwrap()).args(["--ignored", "--exact", "agent::init::tests::alone"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+}

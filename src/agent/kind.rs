@@ -94,8 +94,7 @@ impl Kind {
         let file = Path::new(RUN_DIRECTORY).join("kind.yaml");
         let text = serde_saphyr::to_string(config).map_err(|error| broken(error.to_string()))?;
         write_private(&file, &text).map_err(|error| broken(error.to_string()))?;
-        // Left by a kind that was killed; it would wait for the lock in vain.
-        let _ = std::fs::remove_file(Self::kubeconfig().with_extension("lock"));
+        clear_lock(&Self::kubeconfig());
 
         let mut output = Tail::new(OUTPUT_LIMIT);
         let mut status = self.run_create(&file, report, &output, secrets).await.map_err(|error| broken(error.to_string()))?;
@@ -161,6 +160,7 @@ impl Kind {
 
     /// Deletes the cluster; tells whether that went well. Ends kind when it is dropped.
     pub async fn delete(&self) -> bool {
+        clear_lock(&Self::kubeconfig());
         let kubeconfig = Self::kubeconfig().display().to_string();
         let run = Self::command(&["delete", "cluster", "--name", &self.cluster, "--kubeconfig", &kubeconfig]).output().await;
         match run {
@@ -192,6 +192,13 @@ impl Drop for Group {
             let _ = killpg(group, Signal::SIGKILL);
         }
     }
+}
+
+/// Removes the lock that a kind leaves which was killed (`<kubeconfig>.lock`): the next one would fail on it. No other kind runs.
+fn clear_lock(kubeconfig: &Path) {
+    let mut lock = kubeconfig.as_os_str().to_owned();
+    lock.push(".lock");
+    let _ = std::fs::remove_file(lock);
 }
 
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
@@ -240,6 +247,19 @@ mod tests {
         let mut child = Command::new("sh").args(["-c", "sleep 60 & wait"]).process_group(0).spawn().unwrap();
         drop(Group::of(&child));
         assert!(!child.wait().await.unwrap().success());
+    }
+
+    #[test]
+    fn a_stale_lock_goes_and_the_kubeconfig_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let (kubeconfig, lock) = (directory.path().join("kube.config"), directory.path().join("kube.config.lock"));
+        std::fs::write(&kubeconfig, "kept").unwrap();
+        // As kind makes it.
+        OpenOptions::new().write(true).create_new(true).mode(0o000).open(&lock).unwrap();
+        clear_lock(&kubeconfig);
+        assert!(!lock.exists());
+        assert_eq!(std::fs::read_to_string(&kubeconfig).unwrap(), "kept");
+        clear_lock(&kubeconfig);
     }
 
     #[test]

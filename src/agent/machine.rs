@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use nestling_core::api::kind_config::{KindConfig, KindNode};
 use nestling_core::api::reasons::Reason;
+use nestling_core::plan::classify::classify;
+use nestling_core::plan::egress::Guard;
 use nestling_core::plan::kind_config::{self, NodeHost};
 use nestling_core::plan::wire::{
     AGENT_PORT, API_PORT, AgentFailure, AgentSettings, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, SETTINGS_FILE, Stage, TERMINATION_LOG,
@@ -21,8 +23,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::docker::Docker;
 use super::dockerd::{self, Dockerd};
-use super::facts::{self, Facts};
-use super::failure::{failure, from_problem, leave};
+use super::facts::{self, Facts, Surroundings};
+use super::failure::{evident, failure, from_problem, leave};
 use super::kind::Kind;
 use super::nested::{Connector, Nested};
 use super::registries::Registries;
@@ -30,7 +32,7 @@ use super::relay::{Relay, Resolve};
 use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
-use super::{RUN_DIRECTORY, cgroup, image, init, keys, network, node_files, output, preflight, teardown};
+use super::{RUN_DIRECTORY, cgroup, egress, image, init, keys, network, node_files, output, policy, preflight, store, teardown};
 
 /// How long a failed agent stays to be asked, in the end nobody came.
 const LINGER: Duration = Duration::from_mins(10);
@@ -216,6 +218,14 @@ impl Machine {
         init::cgroup_failure().map_err(|error| failure(Reason::CgroupDelegation, error))?;
         self.report.enter(Stage::Network);
         let programs = network::prepare().await?;
+        let surroundings = Surroundings::gather();
+        // Before Docker: the nodes of an earlier run start with it.
+        let guard = self.raise_guard(&surroundings, &programs).await?;
+        let _policy = self
+            .settings
+            .egress
+            .host_api
+            .map(|api| AbortOnDropHandle::new(tokio::spawn(policy::follow(self.report.clone(), api, surroundings.nameservers.clone()))));
         // Nodes of an earlier run start with Docker: their keys must be there before.
         let pki = Path::new(RUN_DIRECTORY).join("pki");
         let token = keys::take_over(Path::new(KEYS_DIRECTORY), &pki).map_err(|error| failure(Reason::PodStartFailed, error.to_string()))?;
@@ -223,11 +233,16 @@ impl Machine {
         let ground = Ground { host: node_host(&facts, &pki), token, mtu: facts.mtu.unwrap_or(DEFAULT_MTU) };
 
         self.report.enter(Stage::Dockerd);
+        lay_out_store().await?;
         let restricted = !facts.missing_capabilities.is_empty();
         let registries = self.registries.daemon();
-        let dockerd = dockerd::start(&dockerd::Settings { network: self.settings.network.clone(), mtu: ground.mtu, restricted, registries, programs })?;
+        let settings = dockerd::Settings { network: self.settings.network.clone(), mtu: ground.mtu, restricted, registries, programs: programs.clone() };
+        let dockerd = dockerd::start(&settings)?;
         let dockerd = self.dockerd.get_or_init(|| dockerd);
         let docker = dockerd.ready().await?;
+        if let Some(guard) = &guard {
+            egress::check(guard, &programs).await?;
+        }
         tokio::select! {
             failure = dockerd.died() => Err(failure),
             failure = watch_docker(&docker, dockerd) => Err(failure),
@@ -243,6 +258,16 @@ impl Machine {
         let warnings = preflight::check(&facts, demand).map_err(|problem| from_problem(&problem))?;
         self.report.update(|report| report.warnings = warnings);
         Ok(facts)
+    }
+
+    /// Puts the egress guard up, or says that it is off.
+    async fn raise_guard(&self, surroundings: &Surroundings, programs: &Path) -> Result<Option<Guard>, AgentFailure> {
+        let guard = egress::guard(&self.settings.egress, &self.settings.network, surroundings);
+        match &guard {
+            Some(guard) => egress::raise(guard, programs).await?,
+            None => self.report.update(|report| report.warnings.push(egress::OFF.to_owned())),
+        }
+        Ok(guard)
     }
 
     fn nodes(&self) -> Vec<KindNode> {
@@ -423,6 +448,17 @@ fn node_host(facts: &Facts, pki: &Path) -> NodeHost {
         cpu_millis: facts.cpu_millis,
         keys_directory: pki.display().to_string(),
     }
+}
+
+/// Gives the data-root the node images that the pod image carries.
+async fn lay_out_store() -> Result<(), AgentFailure> {
+    let laid_out = tokio::task::spawn_blocking(store::lay_out).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    let outcome = laid_out.map_err(|error| {
+        let said = error.to_string();
+        evident(classify(&said, Reason::DockerFailed), "the node images of the pod image cannot be laid out", &said)
+    })?;
+    tracing::info!(?outcome, "node images of the pod image");
+    Ok(())
 }
 
 /// Beside the cluster's data, with which it comes and goes.

@@ -101,7 +101,7 @@ async fn probe(backend: Backend) -> Result<(), String> {
 }
 
 /// Makes a directory in which each of [`PROGRAMS`] is the backend's.
-fn link(backend: Backend, directory: &Path) -> std::io::Result<()> {
+pub(super) fn link(backend: Backend, directory: &Path) -> std::io::Result<()> {
     fs::create_dir_all(directory)?;
     for name in PROGRAMS {
         let link = directory.join(name);

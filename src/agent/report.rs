@@ -96,7 +96,7 @@ fn advance(report: &mut AgentReport, stage: Stage, milliseconds: i64) -> bool {
 pub mod tests {
     use super::*;
     use nestling_core::api::reasons::Reason;
-    use nestling_core::plan::wire::{NetworkPlan, PodLimits};
+    use nestling_core::plan::wire::{EgressPlan, NetworkPlan, PodLimits};
 
     use crate::agent::failure::failure;
 
@@ -122,6 +122,7 @@ pub mod tests {
             limits: PodLimits { memory_bytes: 3 << 30, cpu_millis: Some(2000), storage_bytes: 10 << 30 },
             allow_cgroup_v1: false,
             registries: vec![],
+            egress: EgressPlan::default(),
         }
     }
 

@@ -47,7 +47,7 @@ pub async fn run(host: HostArgs, args: WaitArgs) -> Result<()> {
     }
 
     let sights = watch_object(api, &args.name).default_backoff();
-    let watched = timeout_at(deadline, follow(sights, &mut view, &object)).await;
+    let watched = timeout_at(deadline, Box::pin(follow(sights, &mut view, &object))).await;
     match watched {
         Ok(result) => result,
         Err(_) => Err(ending(TIMED_OUT, progress::timed_out(view.newest.as_ref(), args.goal, args.timeout))),

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ipnet::Ipv4Net;
-use nestling_core::plan::settings::{HostFacts, Proxy, Settings};
+use nestling_core::plan::policy::Policy;
+use nestling_core::plan::settings::{Cleanup, CleanupPolicy, HostFacts, Proxy, Settings};
 
 /// Runs the operator: turns KindCluster objects into clusters.
 #[derive(Clone, Debug, clap::Args)]
@@ -73,6 +74,25 @@ pub struct Args {
     #[arg(long = "host-range", env = "NESTLING_HOST_RANGES", value_name = "CIDR", value_delimiter = ',')]
     pub host_ranges: Vec<Ipv4Net>,
 
+    /// Let nested traffic reach the host's addresses as far as the host itself lets it. For owners who enforce it elsewhere.
+    #[arg(long, env = "NESTLING_NO_EGRESS_GUARD")]
+    pub no_egress_guard: bool,
+
+    /// A range that clusters may reach although it is the host's, such as an in-cluster registry or proxy. May be given more than once.
+    #[arg(long = "egress-allow", env = "NESTLING_EGRESS_ALLOW", value_name = "CIDR", value_delimiter = ',')]
+    pub egress_allow: Vec<Ipv4Net>,
+
+    /// How long the end of a deleted cluster is waited for before the object says that it cannot be seen.
+    #[arg(long, env = "NESTLING_CLEANUP_TIMEOUT", default_value = "10m")]
+    pub cleanup_timeout: kube::core::Duration,
+
+    /// What follows then.
+    #[arg(long, env = "NESTLING_CLEANUP_POLICY", default_value = "wait")]
+    pub cleanup_policy: WhenOverdue,
+    /// What KindClusters may ask for, as JSON; see the chart's value `policy`. What is empty is not limited.
+    #[arg(long, env = "NESTLING_POLICY", value_name = "JSON", default_value = "{}", value_parser = Policy::parse)]
+    pub policy: Policy,
+
     /// How many clusters are created at once.
     #[arg(long, env = "NESTLING_MAX_CREATING", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub max_creating: u32,
@@ -103,6 +123,24 @@ pub struct Args {
     pub agent_address_override: Option<SocketAddr>,
 }
 
+/// What follows when a deleted cluster has not ended in time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum WhenOverdue {
+    /// The object stays for as long as anything of its cluster does.
+    Wait,
+    /// The object goes; what is left is deleted as soon as that can be done.
+    Abandon,
+}
+
+impl From<WhenOverdue> for CleanupPolicy {
+    fn from(policy: WhenOverdue) -> Self {
+        match policy {
+            WhenOverdue::Wait => Self::Wait,
+            WhenOverdue::Abandon => Self::Abandon,
+        }
+    }
+}
+
 /// Format of the log.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -128,6 +166,10 @@ impl Args {
             allow_cgroup_v1: self.allow_cgroup_v1,
             mount_modules: self.mount_modules,
             proxy: Proxy { http: self.http_proxy.clone(), https: self.https_proxy.clone(), no: self.no_proxy.clone(), secret: self.proxy_secret.clone() },
+            egress_guard: !self.no_egress_guard,
+            egress_allowed: self.egress_allow.clone(),
+            cleanup: Cleanup { timeout: self.cleanup_timeout.into(), policy: self.cleanup_policy.into() },
+            policy: self.policy.clone(),
             host,
         }
     }
@@ -181,6 +223,9 @@ mod tests {
         assert_eq!((settings.install.as_str(), settings.node_images["v1.33.1"].as_str()), ("reed", "b"));
         assert_eq!(settings.default_version, "v1.34.4");
         assert_eq!(args.host_ranges, ["10.9.0.0/16".parse().unwrap()]);
+        assert!(settings.egress_guard && settings.egress_allowed.is_empty());
+        let open = parse(&["--no-egress-guard", "--egress-allow", "10.96.7.7/32"]).unwrap().settings(HostFacts::default());
+        assert_eq!((open.egress_guard, open.egress_allowed), (false, vec!["10.96.7.7/32".parse().unwrap()]));
         assert_eq!((args.max_creating, args.concurrency, args.log_format), (4, 16, LogFormat::Json));
     }
 
@@ -198,7 +243,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for arguments in [["--node-image", "v1.34.4"], ["--host-range", "fd00::/64"], ["--max-creating", "0"], ["--log-format", "xml"]] {
+        for arguments in
+            [["--node-image", "v1.34.4"], ["--host-range", "fd00::/64"], ["--max-creating", "0"], ["--cleanup-timeout", "soon"], ["--log-format", "xml"]]
+        {
             assert!(parse(&arguments).is_err(), "{arguments:?}");
         }
     }

@@ -32,6 +32,11 @@ pub struct Operator {
 impl Operator {
     /// Starts it.
     pub fn start(plane: &Plane, options: &Options) -> Self {
+        Self::start_with(plane, options, &[])
+    }
+
+    /// Starts it with further arguments.
+    pub fn start_with(plane: &Plane, options: &Options, arguments: &[&str]) -> Self {
         let log = std::env::var_os("NESTLING_TEST_OPERATOR_LOG")
             .map_or_else(Stdio::null, |path| Stdio::from(std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap()));
         let mut command = Command::new(env!("CARGO_BIN_EXE_nestling"));
@@ -42,6 +47,7 @@ impl Operator {
             .args(["--identity", "the-same-pod"])
             .args(["--agent-address-override", &options.agents.to_string()])
             .args(["--max-creating", &options.max_creating.to_string()])
+            .args(arguments)
             .env("KUBECONFIG", options.kubeconfig.as_deref().unwrap_or_else(|| plane.control_plane.kubeconfig()))
             .env("RUST_LOG", "info,nestling=debug")
             .stdin(Stdio::null())

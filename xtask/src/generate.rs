@@ -1,6 +1,7 @@
 //! Everything that is generated from the source. `cargo xtask gen` writes it, `cargo xtask gen --check` compares it.
 
 mod api;
+mod caveats;
 mod command_line;
 mod crd;
 mod examples;
@@ -67,6 +68,8 @@ fn files(root: &Path) -> Result<Files> {
     let chart = root.join("charts/nestling");
     let read = |name: &str| fs::read_to_string(chart.join(name)).with_context(|| format!("cannot read the chart's {name}"));
     add("docs/reference/chart-values.md", values::page(&read("values.yaml")?, &read("values.schema.json")?)?);
+    let caveats = fs::read_to_string(root.join(caveats::SOURCE)).with_context(|| format!("cannot read {}", caveats::SOURCE))?;
+    add("docs/caveats.md", caveats::page(root, &caveats)?);
     for (name, text) in examples::all()? {
         add(&format!("examples/{name}.yaml"), text);
     }

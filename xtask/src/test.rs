@@ -155,7 +155,7 @@ fn fast(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Res
     })?;
     let helm = paths.bin("helm")?;
     stages.run("API and chart on a bare control plane", || {
-        let binaries = ["--features", "fault-injection", "--test", "api", "--test", "reconcile", "--test", "rbac", "--test", "chart"];
+        let binaries = ["--features", "fault-injection", "--test", "api", "--test", "reconcile", "--test", "rbac", "--test", "policy", "--test", "chart"];
         let mut command = cargo_test(arguments, seed, &binaries, &["--test-threads", "4"]);
         status(command.env("NESTLING_HELM", helm).env("NESTLING_REQUIRE_HELM", "1"))
     })
@@ -165,6 +165,9 @@ fn whole(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Re
     let paths = stages.run("lab: images", || {
         announce(lab, LabPart::All);
         lab.build(LabPart::All)
+    })?;
+    stages.run("unit tests of the stand-in CNI", || {
+        status(Command::new("go").args(["test", "./kindnetd"]).current_dir(crate::root().join("lab/modules/kubernetes")))
     })?;
     let docker = Docker::ensure(paths.cache(), None)?;
     let before = Snapshot::take(Some(&docker), &[])?;
@@ -191,14 +194,16 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
     let bare: f64 = bare.iter().map(|stage| stage.seconds).sum();
     let host = stages.run("host cluster up", || HostCluster::up(paths, &HostOptions { name: HOST.to_owned(), ..HostOptions::default() }))?;
     let pushed = stages.run("images to the host cluster", || install::push(&host, &images))?;
-    stages.run("chart installed", || install::install(paths, &host, &pushed, &["--set", "maxCreating=2"]))?;
+    // The exception is one of tests/isolation.rs.
+    let settings = ["--set", "maxCreating=2", "--set", "egress.allowedCIDRs={10.96.77.77/32}"];
+    stages.run("chart installed", || install::install(paths, &host, &pushed, &settings))?;
     let values = install::values(paths, &pushed)?.join("\n");
     let environment = |command: &mut Command| {
         command.env("NESTLING_TEST_HOST", HOST).env("NESTLING_TEST_VALUES", &values).env("NESTLING_TEST_BARE_SECONDS", format!("{bare:.1}"));
     };
     stages.run("nested clusters", || {
-        let mut command =
-            cargo_test(arguments, seed, &["--test", "nested", "--test", "registries", "--test", "secrets"], &["--test-threads", "3", "--nocapture"]);
+        let binaries = ["--test", "nested", "--test", "isolation", "--test", "registries", "--test", "secrets"];
+        let mut command = cargo_test(arguments, seed, &binaries, &["--test-threads", "3", "--nocapture"]);
         environment(&mut command);
         status(&mut command)
     })?;

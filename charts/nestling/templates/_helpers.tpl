@@ -42,3 +42,31 @@ runAsGroup: 65532
 seccompProfile:
   type: RuntimeDefault
 {{- end -}}
+
+{{/* What is limited, as JSON for the operator; nothing where nothing is. */}}
+{{- define "nestling.policy" -}}
+{{- $limited := dict -}}
+{{- range $name, $value := omit .Values.policy "admission" -}}
+{{- if $value }}{{ $_ := set $limited $name $value }}{{ end -}}
+{{- end -}}
+{{- if $limited }}{{ toJson $limited }}{{ end -}}
+{{- end -}}
+
+{{/*
+Patterns of images as a JSON list of regular expressions, which is also a list of CEL. Each is written out in full first; what is done here to patterns,
+validating-admission-policy.yaml does to images, and core/src/plan/policy/image.rs to both.
+*/}}
+{{- define "nestling.imageExpressions" -}}
+{{- $expressions := list -}}
+{{- range $pattern := . -}}
+{{- if not (hasPrefix "*" $pattern) -}}
+{{- $pattern = regexReplaceAll "^index[.]docker[.]io/" $pattern "docker.io/" -}}
+{{- if not (regexMatch "^([^/]*[.:A-Z][^/]*|localhost)/" $pattern) }}{{ $pattern = print "docker.io/" $pattern }}{{ end -}}
+{{- $pattern = regexReplaceAll "^docker[.]io/([^/]*)$" $pattern "docker.io/library/${1}" -}}
+{{- end -}}
+{{- $expression := regexQuoteMeta $pattern | replace "\\*" ".*" -}}
+{{- if not (or (hasSuffix "*" $pattern) (regexMatch "@|:[^/]*$" $pattern)) }}{{ $expression = print $expression "[:@].*" }}{{ end -}}
+{{- $expressions = append $expressions (printf "^%s$" $expression) -}}
+{{- end -}}
+{{- toJson $expressions -}}
+{{- end -}}

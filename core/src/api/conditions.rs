@@ -22,6 +22,8 @@ pub const CONTROL_PLANE_READY: &str = "ControlPlaneReady";
 pub const NODES_READY: &str = "NodesReady";
 /// The Secret with the kubeconfig is written.
 pub const KUBECONFIG_PUBLISHED: &str = "KubeconfigPublished";
+/// The host's CNI enforces the pod's NetworkPolicy, as far as the pod itself can tell.
+pub const NETWORK_POLICY_ENFORCED: &str = "NetworkPolicyEnforced";
 /// What runs is what the spec says; `False` with `RecreateRequired` names what only a new cluster can take over.
 pub const UP_TO_DATE: &str = "UpToDate";
 /// `spec.paused` is set.
@@ -30,7 +32,8 @@ pub const PAUSED: &str = "Paused";
 pub const DELETING: &str = "Deleting";
 
 /// Every type, in the order in which `kubectl describe` shows them.
-pub const ALL: [&str; 10] = [READY, RECONCILING, STALLED, HOST_READY, CONTROL_PLANE_READY, NODES_READY, KUBECONFIG_PUBLISHED, UP_TO_DATE, PAUSED, DELETING];
+pub const ALL: [&str; 11] =
+    [READY, RECONCILING, STALLED, HOST_READY, CONTROL_PLANE_READY, NODES_READY, KUBECONFIG_PUBLISHED, NETWORK_POLICY_ENFORCED, UP_TO_DATE, PAUSED, DELETING];
 
 /// What a condition is to say.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Affinity, LocalObjectReference, ResourceRequirements, Toleration};
+use k8s_openapi::api::core::v1::{Affinity, LocalObjectReference, ResourceRequirements, SELinuxOptions, Toleration};
 use kube_core::Duration;
 use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -338,6 +338,16 @@ pub struct PodOptions {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
+
+    /// SELinux labels of the pod's container, for hosts that enforce SELinux and give privileged containers another type than `spc_t`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub se_linux_options: Option<SELinuxOptions>,
+
+    /// There only so that `false` is refused rather than dropped: the pod cannot run in a user namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self")
+        .message("hostUsers: false cannot work: in a user namespace the pod can mount no sysfs for its nodes and write no control groups; leave it out, and isolate with runtimeClassName or nodes of its own"))]
+    pub host_users: Option<bool>,
 }
 
 /// Further labels and annotations of the pod. Keys under `nestling.dev/` are the operator's.

@@ -98,12 +98,22 @@ reasons! {
     NotDeleting,
     /// The operator is not stuck.
     NotStalled,
+    /// The pod cannot reach the host's API server, which its NetworkPolicy forbids, and can reach its nameserver, which it allows.
+    ProbeBlocked,
+
+    // What the host's CNI does with NetworkPolicies; the egress guard does not depend on it.
+    /// The pod reaches the host's API server, which its NetworkPolicy forbids.
+    NotEnforced => "Use a CNI that enforces NetworkPolicies. Until then only the egress guard stands between nested workloads and the host, and nothing between other pods and the cluster's.",
+    /// Whether NetworkPolicies are enforced cannot be seen from the pod.
+    ProbeInconclusive => "Check that the host's CNI enforces NetworkPolicies; the egress guard does not depend on it.",
 
     // By wish of the user.
     /// `spec.paused` is set: the operator changes nothing.
     Paused => "Set spec.paused to false to go on.",
     /// The pod and its cluster are being taken down.
     DeletingCluster,
+    /// The cluster was to be gone by now and something of it is still there, perhaps on a node that nobody can reach.
+    CleanupUnverified => "Look at the named objects and at their node; once they are gone, the object goes as well.",
     /// Some change can only be taken over by a new cluster.
     RecreateRequired => "Undo the change, or delete the object and create it anew.",
 
@@ -124,6 +134,8 @@ reasons! {
     ResourcesTooSmall => "Raise spec.resources to the named minimum, or leave it out.",
     /// The object holds more than fits into a pod's annotations.
     SpecTooLarge => "Shorten the patches in spec.config.",
+    /// The policy of the operator's owner does not allow what the spec asks for.
+    PolicyViolation => "Change the named fields to what is allowed, or ask the operator's owner to widen policy in the chart's values.",
 
     // What the spec refers to cannot be had.
     /// The operator may not read a Secret or ConfigMap that the spec names.
@@ -170,6 +182,10 @@ reasons! {
     DiskTooSmall => "Free space on the host's node.",
     /// Neither iptables backend works in the pod.
     IptablesUnavailable => "Load the kernel modules iptable_nat or nf_tables on the host.",
+    /// The host's kernel has no ip6tables, and something asked for IPv6.
+    IPv6Unavailable => "Use ipv4, or load the kernel module ip6table_nat on the host.",
+    /// The rules that keep nested traffic from the host's API, addresses and metadata cannot be put up.
+    EgressGuardFailed => "See the message; load the kernel module iptable_mangle or nf_tables on the host. Where something else enforces it, set egress.guard to false in the chart's values.",
     /// `/dev/kmsg` cannot be read; the kubelet needs it.
     KmsgUnreadable => "Run the pod with a runtime that gives privileged containers /dev/kmsg.",
 
@@ -200,6 +216,8 @@ reasons! {
     RegistryCA => "Name a ConfigMap with the registry's authority in spec.registries.",
     /// The node image is for another processor.
     ArchMismatch => "Choose an image that has the host's architecture.",
+    /// An image cannot be handed on, because Docker's image store keeps it for several platforms and has only one.
+    ImageStoreIncompatible => "Save the image with docker save --platform and load it with kind load image-archive.",
     /// The cgroup tree of the host's node is full of left-overs.
     HostCgroupsLeaked => "Reboot the host's node.",
     /// The disk is full.

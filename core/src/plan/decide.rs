@@ -12,11 +12,17 @@ use super::names::Identity;
 use super::objects::{self, attempt_of, digests_of};
 use super::observed::{Observed, created_at};
 use super::registries::{self, RegistriesPlan};
+use super::settings::CleanupPolicy;
 use super::situation::{Situation, later, situation};
+use crate::api::conditions;
+use crate::api::reasons::Reason;
 use crate::api::{KindClusterStatus, ServiceType};
 
 /// A cluster at rest is looked at this often, in case an event was missed.
 const REST: Duration = Duration::from_hours(1);
+
+/// A cluster that is being deleted is looked at this often.
+const DELETION_LOOK: Duration = Duration::from_secs(30);
 
 /// A kubeconfig is written anew when this much of its life is left.
 const RENEW_BEFORE: Duration = Duration::from_hours(60 * 24);
@@ -141,7 +147,7 @@ pub fn decide(now: Timestamp, seen: &Observed) -> Plan {
         // Settle puts the failure on record, observe takes a live look; the next pass acts on it.
         Situation::Failed(_) | Situation::Unsure => Plan { steps: vec![], wake_at: Some(now) },
         Situation::Unfinalized => Plan { steps: vec![Step::AddFinalizer], wake_at: rest },
-        Situation::Deleting => Plan { steps: deletion(seen), wake_at: Some(later(now, Duration::from_secs(30))) },
+        Situation::Deleting => Plan { steps: deletion(now, seen), wake_at: Some(next_look(now, seen)) },
         Situation::BackingOff { until, .. } => Plan { steps: vec![], wake_at: Some(until) },
         Situation::Discard(pod) | Situation::Outdated(pod) => Plan { steps: delete(ChildKind::Pod, &pod.metadata).into_iter().collect(), wake_at: rest },
         Situation::Create { desired, attempt } => {
@@ -262,7 +268,28 @@ pub fn external_url(seen: &Observed, service: &Service) -> Option<String> {
     Some(format!("https://{address}:{port}"))
 }
 
-fn deletion(seen: &Observed) -> Vec<Step> {
+/// When the end of a deleted cluster has taken longer than the operator's owner wants to wait without a word.
+fn overdue_at(seen: &Observed) -> Option<Timestamp> {
+    seen.cluster.metadata.deletion_timestamp.as_ref().map(|time| later(time.0, seen.settings.cleanup.timeout))
+}
+
+/// Whether it has.
+pub fn is_overdue(now: Timestamp, seen: &Observed) -> bool {
+    !seen.children.is_empty() && overdue_at(seen).is_some_and(|time| now >= time)
+}
+
+/// When to look at a deletion again, if nothing happens before.
+fn next_look(now: Timestamp, seen: &Observed) -> Timestamp {
+    let regular = later(now, DELETION_LOOK);
+    overdue_at(seen).filter(|time| *time > now).map_or(regular, |time| time.min(regular))
+}
+
+/// Whether it is on record that the end of the cluster could not be seen.
+fn said_unverified(seen: &Observed) -> bool {
+    conditions::get(&seen.status().conditions, conditions::DELETING).is_some_and(|condition| condition.reason == Reason::CleanupUnverified.as_str())
+}
+
+fn deletion(now: Timestamp, seen: &Observed) -> Vec<Step> {
     let mut steps = Vec::new();
     if let Some(published) = seen.status().kubeconfig_secret_ref {
         steps.push(Step::RetractKubeconfig { secret: published.name });
@@ -277,7 +304,9 @@ fn deletion(seen: &Observed) -> Vec<Step> {
     for (kind, metas) in lists {
         steps.extend(metas.into_iter().filter(|meta| meta.deletion_timestamp.is_none()).filter_map(|meta| delete(kind, meta)));
     }
-    if children.live && children.is_empty() && seen.cluster.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == crate::api::FINALIZER) {
+    let verified = children.live && children.is_empty();
+    let abandoned = seen.settings.cleanup.policy == CleanupPolicy::Abandon && is_overdue(now, seen) && said_unverified(seen);
+    if (verified || abandoned) && seen.cluster.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == crate::api::FINALIZER) {
         // An operator that was killed between publishing and saying so has left no word of it.
         let unrecorded = seen.cluster.spec.kubeconfig.as_ref().and_then(|kubeconfig| kubeconfig.secret_name.clone());
         steps.push(Step::RetractKubeconfig { secret: unrecorded.unwrap_or_else(|| seen.identity.default_kubeconfig_secret()) });
@@ -292,7 +321,7 @@ fn delete(kind: ChildKind, meta: &ObjectMeta) -> Option<Step> {
 
 /// Whether a cluster's agent should be listened to: while something moves, or when nothing has been heard of it yet.
 pub fn is_moving(status: &KindClusterStatus, seen_report: bool) -> bool {
-    !seen_report || !crate::api::conditions::is_true(&status.conditions, crate::api::conditions::READY)
+    !seen_report || !conditions::is_true(&status.conditions, conditions::READY)
 }
 
 /// Whether a pod takes one of the slots for clusters under creation.

@@ -12,13 +12,14 @@ use sha2::{Digest, Sha256};
 use super::cidr;
 use super::kind_config;
 use super::names::Identity;
+use super::policy::{Policy, Reach};
 use super::problem::Problem;
 use super::quantity;
 use super::registries;
 use super::settings::Settings;
-use super::wire::{AgentSettings, PodLimits, SCHEMA};
+use super::wire::{AgentSettings, EgressPlan, PodLimits, SCHEMA};
 use crate::api::reasons::Reason;
-use crate::api::{KindCluster, PodLossPolicy};
+use crate::api::{KindCluster, PodLossPolicy, Registry};
 
 /// Longest settings that go into a pod's annotation, in bytes. All annotations together may have 256 KiB.
 const SETTINGS_LIMIT: usize = 128 * 1024;
@@ -67,6 +68,8 @@ pub struct Desired {
     pub backoff_limit: i32,
     /// What follows a loss.
     pub pod_loss_policy: PodLossPolicy,
+    /// What of it the operator's owner does not allow. No pod is made of it; one that was made before stays.
+    pub violation: Option<Problem>,
 }
 
 /// Reads a spec.
@@ -84,8 +87,10 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
     let nodes = kind_config::nodes(spec.config.as_ref(), counts.control_planes, counts.workers);
     let node_count = i32::try_from(nodes.len()).unwrap_or(i32::MAX);
     let network = cidr::choose(wish(cluster)?, &settings.host.ranges)?;
-    let storage_bytes = storage(cluster, node_count)?;
-    let (resources, limits) = resources(spec.resources.as_ref(), node_count, storage_bytes)?;
+    let policy = &settings.policy;
+    let storage_bytes = storage(cluster, node_count, policy)?;
+    let (resources, limits) = resources(spec.resources.as_ref(), node_count, storage_bytes, policy)?;
+    let violation = policy.violation(&Reach { spec, image: &image, nodes: &nodes, resources: &resources, storage_bytes });
     let child = identity.child();
     let namespace = &settings.clusters_namespace;
     let agent = AgentSettings {
@@ -109,6 +114,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
         limits,
         allow_cgroup_v1: settings.allow_cgroup_v1,
         registries: registries::settings(&spec.registries),
+        egress: EgressPlan { guard: settings.egress_guard, allowed: settings.egress_allowed.clone(), host_api: settings.host.api },
     };
     let size = serde_json::to_string(&agent).map_or(usize::MAX, |text| text.len());
     if size > SETTINGS_LIMIT {
@@ -118,7 +124,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
     Ok(Desired {
         identity: identity.clone(),
         version,
-        digests: digests(cluster, &image),
+        digests: digests(cluster, &image, policy),
         image,
         node_count,
         agent,
@@ -131,10 +137,12 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
         creation_timeout: lifecycle.creation_timeout.map_or(DEFAULT_CREATION_TIMEOUT, Duration::from),
         backoff_limit: lifecycle.backoff_limit.unwrap_or(2),
         pod_loss_policy: lifecycle.pod_loss_policy.unwrap_or_default(),
+        violation,
     })
 }
 
-/// Version and image. What was resolved once stays, so that a new default of the operator changes no existing cluster.
+/// Version and image. What was resolved once stays, so that a new default of the operator changes no existing cluster; unless it is not allowed any
+/// more, because then nothing else would mend it.
 fn image(cluster: &KindCluster, settings: &Settings) -> Result<(Option<String>, String), Problem> {
     if let Some(image) = &cluster.spec.image {
         return Ok((version_of_tag(image), image.clone()));
@@ -142,6 +150,7 @@ fn image(cluster: &KindCluster, settings: &Settings) -> Result<(Option<String>, 
     let resolved = cluster.status.as_ref().and_then(|status| Some((status.version.clone()?, status.image.clone()?)));
     if let Some((version, image)) = resolved
         && cluster.spec.version.as_ref().is_none_or(|wanted| *wanted == version)
+        && settings.policy.admits_image(&image)
     {
         return Ok((Some(version), image));
     }
@@ -177,23 +186,29 @@ fn wish(cluster: &KindCluster) -> Result<cidr::Wish, Problem> {
     Ok(cidr::Wish { pods: read("the pod range", pods)?, services: read("the Service range", services)? })
 }
 
-fn storage(cluster: &KindCluster, nodes: i32) -> Result<i64, Problem> {
+fn storage(cluster: &KindCluster, nodes: i32, policy: &Policy) -> Result<i64, Problem> {
     let Some(size) = cluster.spec.storage.as_ref().and_then(|storage| storage.size.clone()) else {
-        return Ok(DEFAULT_STORAGE.0 + i64::from(nodes - 1) * DEFAULT_STORAGE.1);
+        return Ok(policy.storage_within(DEFAULT_STORAGE.0 + i64::from(nodes - 1) * DEFAULT_STORAGE.1));
     };
     quantity::units(&Quantity(size.clone())).ok_or_else(|| Problem::new(Reason::ConfigUnreadable, format!("storage.size {size} is not a quantity")))
 }
 
 /// Requests equal limits for memory and disk, so that the scheduler counts what the cluster may really take; CPU is requested and not
-/// limited, because a control plane that is throttled misses its deadlines.
-fn resources(given: Option<&ResourceRequirements>, nodes: i32, storage_bytes: i64) -> Result<(ResourceRequirements, PodLimits), Problem> {
+/// limited, because a control plane that is throttled misses its deadlines; unless the policy knows a maximum.
+fn resources(given: Option<&ResourceRequirements>, nodes: i32, storage_bytes: i64, policy: &Policy) -> Result<(ResourceRequirements, PodLimits), Problem> {
     let mut resources = given.cloned().unwrap_or_default();
     let requests = resources.requests.get_or_insert_default();
     let limits = resources.limits.get_or_insert_default();
     let further = i64::from(nodes - 1);
-    let memory =
-        limits.get("memory").or_else(|| requests.get("memory")).cloned().unwrap_or_else(|| quantity::bytes(DEFAULT_MEMORY.0 + further * DEFAULT_MEMORY.1));
-    let cpu = limits.get("cpu").cloned().unwrap_or_else(|| Quantity(format!("{}m", DEFAULT_CPU.0 + further * DEFAULT_CPU.1)));
+    let memory = limits
+        .get("memory")
+        .or_else(|| requests.get("memory"))
+        .cloned()
+        .unwrap_or_else(|| policy.within("memory", quantity::bytes(DEFAULT_MEMORY.0 + further * DEFAULT_MEMORY.1)));
+    let cpu = limits.get("cpu").cloned().unwrap_or_else(|| policy.within("cpu", Quantity(format!("{}m", DEFAULT_CPU.0 + further * DEFAULT_CPU.1))));
+    if let Some(most) = policy.most("cpu") {
+        limits.entry("cpu".into()).or_insert_with(|| most.clone());
+    }
     limits.entry("memory".into()).or_insert_with(|| memory.clone());
     requests.entry("memory".into()).or_insert_with(|| memory.clone());
     requests.entry("cpu".into()).or_insert(cpu);
@@ -213,9 +228,9 @@ fn resources(given: Option<&ResourceRequirements>, nodes: i32, storage_bytes: i6
 }
 
 /// One digest per part of the spec that is fixed when a pod is created.
-fn digests(cluster: &KindCluster, image: &str) -> BTreeMap<String, String> {
+fn digests(cluster: &KindCluster, image: &str, policy: &Policy) -> BTreeMap<String, String> {
     let spec = &cluster.spec;
-    let parts = [
+    let mut parts = vec![
         ("image", json!(image)),
         ("nodes", json!(spec.nodes)),
         ("config", json!(spec.config)),
@@ -224,13 +239,17 @@ fn digests(cluster: &KindCluster, image: &str) -> BTreeMap<String, String> {
         ("storage", json!(spec.storage)),
         ("pod", json!(spec.pod)),
     ];
+    // Only where there is one, so that pods of earlier operators are not taken for outdated.
+    if !policy.required_node_selector.is_empty() {
+        parts.push(("the operator's requiredNodeSelector", json!(policy.required_node_selector)));
+    }
     let digest = |(name, value): (&str, serde_json::Value)| (name.to_owned(), short_digest(&value.to_string()));
-    parts.into_iter().map(digest).chain([(registries::DIGEST.to_owned(), registries_digest(cluster))]).collect()
+    parts.into_iter().map(digest).chain([(registries::DIGEST.to_owned(), registries_digest(&spec.registries))]).collect()
 }
 
 /// The digest of the list of registries.
-pub(super) fn registries_digest(cluster: &KindCluster) -> String {
-    short_digest(&json!(cluster.spec.registries).to_string())
+pub(super) fn registries_digest(registries: &[Registry]) -> String {
+    short_digest(&json!(registries).to_string())
 }
 
 /// The first 16 hexadecimal digits of the SHA-256.
@@ -268,6 +287,9 @@ mod tests {
         cluster.status.get_or_insert_default().image = Some("old@sha256:1".into());
         let desired = desire(&cluster, &testing::identity(&cluster), &testing::settings()).unwrap();
         assert_eq!(desired.image, "old@sha256:1");
+        let policy = Policy::parse(r#"{"allowedImages": ["kindest/node"]}"#).unwrap();
+        let desired = desire(&cluster, &testing::identity(&cluster), &Settings { policy, ..testing::settings() }).unwrap();
+        assert_eq!((desired.image.as_str(), desired.violation), ("kindest/node:v1.34.4@sha256:aa", None));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::mounts;
 use super::problem::Problem;
 use super::registries;
 use super::wire::{AGENT_PORT, API_PORT, AgentSettings, HEALTH_PORT, keys};
@@ -39,9 +40,6 @@ const OWNED: &[(&str, &[&str])] = &[
     ("KubeletConfiguration", &["failCgroupV1"]),
     ("KubeletConfiguration", &["systemReserved"]),
 ];
-
-/// The pod's paths that no node may mount.
-const PRIVATE_PATHS: &[&str] = &["/etc/nestling", "/run/nestling", "/run/docker.sock", "/var/run", "/var/lib/docker", "/proc", "/sys"];
 
 /// What the agent found out about the machine that the nodes will see.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -100,20 +98,11 @@ pub fn check(config: &KindConfig) -> Result<(), Problem> {
     }
     check_merge_patches("kubeadmConfigPatches", &config.kubeadm_config_patches)?;
     check_json_patches("kubeadmConfigPatchesJSON6902", &config.kubeadm_config_patches_json6902)?;
+    mounts::check(config.nodes.as_deref().unwrap_or_default())?;
     for (index, node) in config.nodes.iter().flatten().enumerate() {
         let place = format!("nodes[{index}]");
         check_merge_patches(&format!("{place}.kubeadmConfigPatches"), &node.kubeadm_config_patches)?;
         check_json_patches(&format!("{place}.kubeadmConfigPatchesJSON6902"), &node.kubeadm_config_patches_json6902)?;
-        for (index, mount) in node.extra_mounts.iter().enumerate() {
-            let place = format!("{place}.extraMounts[{index}]");
-            if mount.container_path.as_deref().is_some_and(|path| is_below(path, "/etc/kubernetes/pki")) {
-                return owned(format!("{place}.containerPath"));
-            }
-            // A mount of / or /etc would hold a private path as well.
-            if mount.host_path.as_deref().is_some_and(|path| PRIVATE_PATHS.iter().any(|private| is_below(path, private) || is_below(private, path))) {
-                return owned(format!("{place}.hostPath"));
-            }
-        }
         for (index, mapping) in node.extra_port_mappings.iter().enumerate() {
             if mapping.host_port.is_some_and(|port| [API_PORT, AGENT_PORT, HEALTH_PORT, KIND_API_PORT].contains(&port)) {
                 return owned(format!("{place}.extraPortMappings[{index}].hostPort"));
@@ -247,6 +236,15 @@ fn kubeadm_patches(settings: &AgentSettings, host: &NodeHost, version: Kubernete
             cluster[component] = json!({"extraArgs": {"leader-elect": "false"}});
         }
     }
+    if version.at_least(36)
+        && let Some(processors) = processors(settings, host)
+    {
+        for component in ["apiServer", "controllerManager", "scheduler", "etcd/local"] {
+            // An index makes what is not there yet.
+            let target = component.split('/').fold(&mut cluster, |target, name| &mut target[name]);
+            target["extraEnvs"] = json!([{"name": "GOMAXPROCS", "value": processors.to_string()}]);
+        }
+    }
     let mut kubelet = json!({"kind": "KubeletConfiguration", "systemReserved": reserved(settings, host, nodes.len())});
     if !host.cgroup_v2 {
         // With systemd's driver only the first cluster after a boot comes up on cgroup v1.
@@ -280,6 +278,15 @@ fn reserved(settings: &AgentSettings, host: &NodeHost, nodes: usize) -> BTreeMap
         }
     }
     reserved
+}
+
+/// Processors that the control plane is to count on, where the pod has fewer than the machine. Go looks at the limit of a program's own group,
+/// and those of nested pods have none. Only kubeadm's newer format can set variables; kind replaces their list as a whole, so
+/// one of the user's stands.
+fn processors(settings: &AgentSettings, host: &NodeHost) -> Option<i64> {
+    let limit = settings.limits.cpu_millis.filter(|limit| *limit < host.cpu_millis)?;
+    let theirs = serde_json::to_string(&settings.config).is_ok_and(|config| config.contains("extraEnvs"));
+    (!theirs).then_some(((limit + 999) / 1000).max(1))
 }
 
 fn containerd_patches(host: &NodeHost) -> Vec<String> {
@@ -328,7 +335,7 @@ pub fn verify(written: &str, settings: &AgentSettings, token: &str, host: &NodeH
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::wire::{NetworkPlan, PodLimits, RegistrySettings, SCHEMA};
+    use crate::plan::wire::{EgressPlan, NetworkPlan, PodLimits, RegistrySettings, SCHEMA};
     use rstest::rstest;
 
     fn settings(config: Option<&str>) -> AgentSettings {
@@ -352,6 +359,7 @@ mod tests {
             limits: PodLimits { memory_bytes: 3 << 30, cpu_millis: Some(2000), storage_bytes: 10 << 30 },
             allow_cgroup_v1: true,
             registries: vec![],
+            egress: EgressPlan::default(),
         }
     }
 
@@ -465,6 +473,29 @@ nodes:
             let cpu: i64 = reserved["cpu"].trim_end_matches('m').parse().unwrap();
             assert!(nodes * (host.cpu_millis - cpu) <= 2000.max(nodes * LEAST_CPU), "{workers}");
         }
+    }
+
+    #[rstest]
+    #[case::limit(V1_36, Some(1500), None, Some("2"))]
+    #[case::small(V1_36, Some(200), None, Some("1"))]
+    #[case::no_limit(V1_36, None, None, None)]
+    #[case::as_large_as_the_machine(V1_36, Some(4000), None, None)]
+    #[case::older_format(V1_34, Some(1500), None, None)]
+    #[case::the_users_own(V1_36, Some(1500), Some("kubeadmConfigPatches: ['{kind: ClusterConfiguration, apiServer: {extraEnvs: []}}']"), None)]
+    fn the_control_plane_counts_on_the_pods_processors(
+        #[case] version: KubernetesVersion,
+        #[case] cpu_millis: Option<i64>,
+        #[case] config: Option<&str>,
+        #[case] expected: Option<&str>,
+    ) {
+        let mut settings = settings(config);
+        settings.limits.cpu_millis = cpu_millis;
+        let patches = kubeadm_patches(&settings, &host(true), version, "a.b", &nodes(None, 1, 0));
+        for component in ["/apiServer", "/controllerManager", "/scheduler", "/etcd/local"] {
+            let variables = patches[0].pointer(&format!("{component}/extraEnvs"));
+            assert_eq!(variables, expected.map(|value| json!([{"name": "GOMAXPROCS", "value": value}])).as_ref(), "{component}");
+        }
+        assert_eq!(patches[0].pointer("/etcd/local/extraArgs/unsafe-no-fsync"), Some(&json!("true")));
     }
 
     #[test]

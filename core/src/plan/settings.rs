@@ -1,8 +1,12 @@
 //! What the operator's owner has set and what it knows of the host cluster.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
+
+use super::policy::Policy;
 
 /// The operator's settings.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +35,14 @@ pub struct Settings {
     pub mount_modules: bool,
     /// The way out of the host's network.
     pub proxy: Proxy,
+    /// Whether agents guard what nested traffic may reach.
+    pub egress_guard: bool,
+    /// Ranges that clusters may reach although they are the host's.
+    pub egress_allowed: Vec<Ipv4Net>,
+    /// How long the end of a cluster is waited for, and what then.
+    pub cleanup: Cleanup,
+    /// What specs may ask for.
+    pub policy: Policy,
     /// What is known of the host cluster.
     pub host: HostFacts,
 }
@@ -48,6 +60,31 @@ pub struct Proxy {
     pub secret: String,
 }
 
+/// How long the end of a deleted cluster is waited for, and what then: a node that nobody can reach may still run it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Cleanup {
+    /// From the object's deletion. A pod has two minutes to end in order.
+    pub timeout: Duration,
+    /// What then.
+    pub policy: CleanupPolicy,
+}
+
+impl Default for Cleanup {
+    fn default() -> Self {
+        Self { timeout: Duration::from_mins(10), policy: CleanupPolicy::Wait }
+    }
+}
+
+/// What follows when a deleted cluster has not ended in time. Either way the object says [`CleanupUnverified`](crate::api::reasons::Reason::CleanupUnverified) first.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum CleanupPolicy {
+    /// The object stays for as long as anything of its cluster does.
+    #[default]
+    Wait,
+    /// The object goes; what is left is deleted as soon as that can be done.
+    Abandon,
+}
+
 /// What is known of the host cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HostFacts {
@@ -55,4 +92,6 @@ pub struct HostFacts {
     pub ranges: Vec<Ipv4Net>,
     /// Addresses at which the nodes can be reached from outside, the best first.
     pub node_addresses: Vec<String>,
+    /// The API server as pods see it.
+    pub api: Option<SocketAddrV4>,
 }

@@ -4,13 +4,13 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::decide::{Step, external_url, internal_url, kubeconfig};
+use super::decide::{Step, external_url, internal_url, is_overdue, kubeconfig};
 use super::desired::{Desired, desire};
 use super::objects::{attempt_of, digests_of};
 use super::observed::Observed;
 use super::problem::Problem;
-use super::situation::{Situation, progress, situation};
-use super::wire::AgentReport;
+use super::situation::{Situation, progress, readable, situation};
+use super::wire::{AgentReport, PolicyProbe};
 use crate::api::conditions::{self, Claim};
 use crate::api::reasons::Reason;
 use crate::api::{Endpoint, EndpointType, KindClusterStatus, KubeconfigSecretRef, LastFailure, NodeCount, PodRef, StageTime};
@@ -35,6 +35,7 @@ struct Claims {
     control_plane: Option<Claim>,
     nodes: Option<Claim>,
     kubeconfig: Option<Claim>,
+    policy: Option<Claim>,
     up_to_date: Option<Claim>,
 }
 
@@ -50,6 +51,7 @@ impl Claims {
             control_plane: Some(nothing.clone()),
             nodes: Some(nothing),
             kubeconfig: None,
+            policy: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
             up_to_date: None,
         }
     }
@@ -75,7 +77,7 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
     let mut claims = match &stands {
         Situation::Paused => return paused(now, status, generation),
         Situation::Unsure => return seen.status(),
-        Situation::Deleting => deleting(seen),
+        Situation::Deleting => deleting(now, seen),
         Situation::Unfinalized => Claims::idle(Reason::Pending, "the object was accepted"),
         Situation::Refused(problem) => Claims::stalled(problem.reason, &problem.explain()),
         Situation::Stalled(failure) => {
@@ -90,7 +92,7 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
             None => Claims::idle(Reason::Progressing, ""),
         },
         Situation::Outdated(_) => Claims::idle(Reason::Progressing, "the spec has changed; the attempt starts anew"),
-        Situation::Creating { pod, desired, .. } => creating(now, seen, pod, desired.is_some()),
+        Situation::Creating { pod, desired, .. } => creating(now, seen, pod, desired.as_deref()),
         Situation::Running { pod, desired } => running(seen, pod, desired.as_deref(), &status),
     };
     if claims.ready.status == Some(true) {
@@ -101,7 +103,7 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
     }
     write(now, &mut status, generation, &claims);
     let deleting = match &stands {
-        Situation::Deleting => Claim::yes(Reason::DeletingCluster, what_is_left(seen)),
+        Situation::Deleting => deletion(now, seen),
         _ => Claim::no(Reason::NotDeleting, ""),
     };
     conditions::set(&mut status.conditions, now, generation, conditions::PAUSED, &Claim::no(Reason::NotPaused, ""));
@@ -124,7 +126,7 @@ fn paused(now: Timestamp, mut status: KindClusterStatus, generation: Option<i64>
 
 fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>, claims: &Claims) {
     let pending = Claim::unknown(Reason::Pending, "");
-    let all: [(&str, Option<&Claim>); 8] = [
+    let all: [(&str, Option<&Claim>); 9] = [
         (conditions::READY, Some(&claims.ready)),
         (conditions::RECONCILING, Some(&claims.reconciling)),
         (conditions::STALLED, Some(&claims.stalled)),
@@ -132,6 +134,7 @@ fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>
         (conditions::CONTROL_PLANE_READY, claims.control_plane.as_ref()),
         (conditions::NODES_READY, claims.nodes.as_ref()),
         (conditions::KUBECONFIG_PUBLISHED, claims.kubeconfig.as_ref()),
+        (conditions::NETWORK_POLICY_ENFORCED, claims.policy.as_ref()),
         (conditions::UP_TO_DATE, claims.up_to_date.as_ref()),
     ];
     for (type_, claim) in all {
@@ -235,7 +238,7 @@ fn reason_of(failure: &LastFailure) -> Reason {
     Reason::parse(&failure.reason).unwrap_or(Reason::KindFailed)
 }
 
-fn creating(now: Timestamp, seen: &Observed, pod: &Pod, possible: bool) -> Claims {
+fn creating(now: Timestamp, seen: &Observed, pod: &Pod, desired: Option<&Desired>) -> Claims {
     let (reason, message) = progress(now, pod, seen.report.as_ref());
     let message = if reason.remedy().is_empty() && message.is_empty() { reason.meaning().to_owned() } else { reason.explain(&message) };
     let host = match &seen.report {
@@ -247,8 +250,24 @@ fn creating(now: Timestamp, seen: &Observed, pod: &Pod, possible: bool) -> Claim
         host: Some(host),
         control_plane: Some(not_yet.clone()),
         nodes: Some(not_yet),
-        up_to_date: Some(if possible { in_sync() } else { Claim::no(Reason::RecreateRequired, "the spec cannot be carried out any more") }),
+        policy: Some(policy(seen.report.as_ref())),
+        up_to_date: Some(match desired {
+            Some(Desired { violation: Some(problem), .. }) => Claim::no(problem.reason, problem.explain()),
+            Some(_) => in_sync(),
+            None => Claim::no(Reason::RecreateRequired, "the spec cannot be carried out any more"),
+        }),
         ..Claims::idle(reason, &message)
+    }
+}
+
+/// There is no API that tells whether policies are enforced: what the pod could not do is the only proof.
+fn policy(report: Option<&AgentReport>) -> Claim {
+    let explained = |reason: Reason| reason.explain("");
+    match report.map(|report| report.policy_probe) {
+        None => Claim::unknown(Reason::Pending, ""),
+        Some(PolicyProbe::Blocked) => Claim::yes(Reason::ProbeBlocked, explained(Reason::ProbeBlocked)),
+        Some(PolicyProbe::Open) => Claim::no(Reason::NotEnforced, explained(Reason::NotEnforced)),
+        Some(PolicyProbe::Unknown) => Claim::unknown(Reason::ProbeInconclusive, explained(Reason::ProbeInconclusive)),
     }
 }
 
@@ -268,6 +287,7 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
             control_plane: None,
             nodes: None,
             kubeconfig: None,
+            policy: None,
             up_to_date: Some(up_to_date),
         };
     };
@@ -307,6 +327,7 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
         control_plane: Some(control_plane),
         nodes: Some(nodes),
         kubeconfig: Some(kubeconfig),
+        policy: Some(policy(Some(report))),
         up_to_date: Some(up_to_date),
     }
 }
@@ -328,7 +349,7 @@ fn kept(status: &KindClusterStatus, type_: &str) -> Claim {
 
 fn up_to_date(pod: &Pod, desired: Result<&Desired, &Problem>) -> Claim {
     match desired {
-        Err(problem) => Claim::no(problem.reason, problem.explain()),
+        Ok(Desired { violation: Some(problem), .. }) | Err(problem) => Claim::no(problem.reason, problem.explain()),
         Ok(desired) => {
             let made_from = digests_of(pod);
             let changed: Vec<&str> =
@@ -342,17 +363,30 @@ fn up_to_date(pod: &Pod, desired: Result<&Desired, &Problem>) -> Claim {
     }
 }
 
-fn deleting(seen: &Observed) -> Claims {
-    let message = what_is_left(seen);
+fn deleting(now: Timestamp, seen: &Observed) -> Claims {
+    let Claim { reason, message, .. } = deletion(now, seen);
+    let overdue = reason == Reason::CleanupUnverified;
     Claims {
-        ready: Claim::no(Reason::DeletingCluster, &message),
-        reconciling: Claim::yes(Reason::DeletingCluster, &message),
-        stalled: not_stalled(),
+        ready: Claim::no(reason, &message),
+        reconciling: Claim { status: Some(!overdue), reason, message: message.clone() },
+        stalled: if overdue { Claim::yes(reason, message) } else { not_stalled() },
         host: None,
         control_plane: None,
         nodes: None,
         kubeconfig: None,
+        policy: None,
         up_to_date: None,
+    }
+}
+
+/// How far a deletion is; one that takes too long says so, whatever follows from that.
+fn deletion(now: Timestamp, seen: &Observed) -> Claim {
+    let left = what_is_left(seen);
+    if is_overdue(now, seen) {
+        let waited = readable(seen.settings.cleanup.timeout);
+        Claim::yes(Reason::CleanupUnverified, Reason::CleanupUnverified.explain(&format!("{waited} after the deletion, {left}")))
+    } else {
+        Claim::yes(Reason::DeletingCluster, left)
     }
 }
 
@@ -434,6 +468,9 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
         let reason = conditions::get(&after.conditions, conditions::STALLED).and_then(|condition| Reason::parse(&condition.reason));
         note(true, reason.unwrap_or(Reason::KindFailed).as_str(), message_of(conditions::STALLED));
     }
+    if became(conditions::NETWORK_POLICY_ENFORCED, "False") {
+        note(true, Reason::NotEnforced.as_str(), message_of(conditions::NETWORK_POLICY_ENFORCED));
+    }
     if became(conditions::PAUSED, "True") {
         note(false, "Paused", message_of(conditions::PAUSED));
     }
@@ -448,6 +485,8 @@ mod tests {
     use super::*;
     use crate::plan::decide::decide;
     use crate::plan::observed::{Children, Turn};
+    use crate::plan::policy::Policy;
+    use crate::plan::settings::{Cleanup, CleanupPolicy, Settings};
     use crate::plan::testing::{self, NOW};
     use crate::plan::wire::{AgentFailure, NodeReport, Stage, StageDuration};
     use k8s_openapi::api::core::v1::{ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStatus, PodStatus};
@@ -516,6 +555,43 @@ mod tests {
         assert_eq!(steps(&seen), ["CreateKeys", "ApplyNetworkPolicy", "ApplyService", "CreatePod"]);
     }
 
+    /// A cluster that was deleted `seconds` ago, its pod still there.
+    fn deleted(seconds: i64, policy: CleanupPolicy) -> Observed {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 3600);
+        seen.cluster.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(NOW - seconds).unwrap()));
+        let settings = Settings { cleanup: Cleanup { policy, ..Cleanup::default() }, ..testing::settings() };
+        seen.settings = std::sync::Arc::new(settings);
+        seen
+    }
+
+    #[test]
+    fn an_end_that_cannot_be_seen_is_told_and_waited_for() {
+        let mut seen = deleted(599, CleanupPolicy::Wait);
+        assert_eq!(claim(&settled(&seen), conditions::DELETING), "True DeletingCluster");
+        seen = deleted(600, CleanupPolicy::Wait);
+        let status = settled(&seen);
+        assert_eq!(claim(&status, conditions::DELETING), "True CleanupUnverified");
+        assert_eq!(
+            (claim(&status, conditions::STALLED), claim(&status, conditions::READY)),
+            ("True CleanupUnverified".into(), "False CleanupUnverified".into())
+        );
+        assert!(conditions::get(&status.conditions, conditions::DELETING).unwrap().message.contains("Pod c-crane-"));
+        assert!(notes(&seen.status(), &status).iter().any(|note| note.warning && note.reason == "CleanupUnverified"));
+        seen.cluster.status = Some(status);
+        assert!(!steps(&seen).contains(&"RemoveFinalizer"));
+    }
+
+    #[test]
+    fn an_abandoned_cluster_is_let_go_after_it_was_told() {
+        let mut seen = deleted(600, CleanupPolicy::Abandon);
+        assert!(!steps(&seen).contains(&"RemoveFinalizer"));
+        seen.cluster.status = Some(settled(&seen));
+        assert_eq!(steps(&seen).last(), Some(&"RemoveFinalizer"));
+        // A list that is not complete would be no reason; time alone is.
+        seen.cluster.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(NOW - 10).unwrap()));
+        assert!(!steps(&seen).contains(&"RemoveFinalizer"));
+    }
+
     #[test]
     fn a_cache_without_a_pod_decides_nothing() {
         let mut seen = testing::observed(testing::cluster("{}"));
@@ -540,6 +616,49 @@ mod tests {
         let status = settled(&seen);
         assert_eq!(claim(&status, conditions::STALLED), "True ConfigFieldOwned");
         assert!(conditions::get(&status.conditions, conditions::READY).unwrap().message.ends_with(Reason::ConfigFieldOwned.remedy()));
+    }
+
+    fn under(policy: &str, seen: &Observed) -> Observed {
+        let settings = Settings { policy: Policy::parse(policy).unwrap(), ..testing::settings() };
+        Observed { settings: std::sync::Arc::new(settings), ..seen.clone() }
+    }
+
+    #[test]
+    fn what_the_policy_forbids_is_not_made() {
+        let seen = testing::observed(testing::cluster("{image: evil/node}"));
+        let seen = under(r#"{"allowedImages": ["kindest/node"]}"#, &seen);
+        assert!(steps(&seen).is_empty());
+        let status = settled(&seen);
+        assert_eq!((claim(&status, conditions::STALLED), claim(&status, conditions::READY)), ("True PolicyViolation".into(), "False PolicyViolation".into()));
+        let message = &conditions::get(&status.conditions, conditions::READY).unwrap().message;
+        assert!(message.contains("evil/node") && message.ends_with(Reason::PolicyViolation.remedy()), "{message}");
+        assert_eq!(steps(&under("{}", &seen)).last(), Some(&"CreatePod"), "a wider policy mends it");
+        let mut mended = seen;
+        mended.cluster.spec.image = None;
+        assert_eq!(steps(&mended).last(), Some(&"CreatePod"), "so does another spec");
+    }
+
+    #[test]
+    fn a_tighter_policy_ends_no_cluster_but_says_so() {
+        let narrow =
+            [(r#"{"allowedImages": ["other"]}"#, "False PolicyViolation"), (r#"{"requiredNodeSelector": {"pool": "kind"}}"#, "False RecreateRequired")];
+        for (policy, expected) in narrow {
+            let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 20);
+            seen.report = Some(serving(true));
+            let seen = under(policy, &seen);
+            assert_eq!(steps(&seen), ["PublishKubeconfig"], "it is served as before");
+            let outcome = Outcome { done: decide(now(), &seen).steps, ..Outcome::default() };
+            let status = settle(now(), &seen, &outcome);
+            assert_eq!((claim(&status, conditions::READY), claim(&status, conditions::UP_TO_DATE)), ("True ClusterReady".into(), expected.into()));
+        }
+    }
+
+    #[test]
+    fn an_attempt_under_way_is_not_ended_by_a_tighter_policy() {
+        let seen = testing::with_pod(testing::observed(testing::cluster("{}")), 20);
+        let seen = under(r#"{"allowedImages": ["other"]}"#, &seen);
+        assert_eq!(steps(&seen), Vec::<&str>::new());
+        assert_eq!(claim(&settled(&seen), conditions::UP_TO_DATE), "False PolicyViolation");
     }
 
     #[test]
@@ -725,6 +844,26 @@ mod tests {
         let seen = testing::with_pod(testing::observed(testing::cluster("access: {service: {type: NodePort}}")), 5);
         let urls: Vec<String> = settled(&seen).endpoints.into_iter().map(|endpoint| endpoint.url).collect();
         assert_eq!(urls, [format!("https://{}.clusters.svc:6443", seen.identity.child()), "https://172.18.0.2:31000".to_owned()]);
+    }
+
+    #[rstest::rstest]
+    #[case(PolicyProbe::Blocked, "True ProbeBlocked", None)]
+    #[case(PolicyProbe::Open, "False NotEnforced", Some("NotEnforced"))]
+    #[case(PolicyProbe::Unknown, "Unknown ProbeInconclusive", None)]
+    fn whether_policies_are_enforced_is_what_the_pod_could_not_do(#[case] policy_probe: PolicyProbe, #[case] expected: &str, #[case] event: Option<&str>) {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 5);
+        let before = settled(&seen);
+        assert_eq!(claim(&before, conditions::NETWORK_POLICY_ENFORCED), "Unknown Pending");
+        for stage in [Stage::Dockerd, Stage::Serving] {
+            seen.report = Some(AgentReport { policy_probe, ..if stage == Stage::Serving { serving(true) } else { report(stage) } });
+            let after = settled(&seen);
+            assert_eq!(claim(&after, conditions::NETWORK_POLICY_ENFORCED), expected);
+            let told = notes(&before, &after).into_iter().find(|note| note.reason == "NotEnforced");
+            assert_eq!(told.as_ref().map(|note| note.reason), event);
+            assert!(told.is_none_or(|note| note.warning && note.message.contains("egress guard")));
+        }
+        seen.children = Children { live: true, ..Children::default() };
+        assert_eq!(claim(&settled(&seen), conditions::NETWORK_POLICY_ENFORCED), "Unknown NoPod");
     }
 
     #[test]

@@ -154,8 +154,8 @@ fn without_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatu
         return Situation::Failed(record(now, seen, status, last, &failure));
     }
     let desired = match desired {
+        Ok(Desired { violation: Some(problem), .. }) | Err(problem) => return Situation::Refused(problem),
         Ok(desired) => desired,
-        Err(problem) => return Situation::Refused(problem),
     };
     if let Some(failure) = recorded {
         if is_established(status, last) {
@@ -204,7 +204,7 @@ pub fn later(time: Timestamp, wait: Duration) -> Timestamp {
 }
 
 /// As Go writes durations, such as `15m0s`.
-fn readable(duration: Duration) -> String {
+pub fn readable(duration: Duration) -> String {
     serde_json::to_value(kube_core::Duration::from(duration)).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 

@@ -10,7 +10,8 @@ use super::desired::desire;
 use super::names::Identity;
 use super::objects;
 use super::observed::{Children, Observed, Turn};
-use super::settings::{HostFacts, Proxy, Settings};
+use super::policy::Policy;
+use super::settings::{Cleanup, HostFacts, Proxy, Settings};
 use crate::api::{FINALIZER, KindCluster};
 
 /// A `KindCluster` with this spec (YAML), as the API server would return it.
@@ -42,9 +43,14 @@ pub fn settings() -> Settings {
         allow_cgroup_v1: false,
         mount_modules: true,
         proxy: Proxy::default(),
+        egress_guard: true,
+        egress_allowed: vec!["10.96.7.7/32".parse().unwrap()],
+        cleanup: Cleanup::default(),
+        policy: Policy::default(),
         host: HostFacts {
             ranges: ["10.244.0.0/16", "10.96.0.0/16", "172.18.0.2/32"].map(|net| net.parse().unwrap()).to_vec(),
             node_addresses: vec!["172.18.0.2".into()],
+            api: Some("10.96.0.1:443".parse().unwrap()),
         },
     }
 }

@@ -1,6 +1,7 @@
 //! What operator and agent say to each other. Additive only: either side may be one release older.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -42,8 +43,8 @@ pub const REGISTRIES_DIRECTORY: &str = "/etc/nestling/registries";
 /// Docker's data-root, a volume of its own.
 pub const DATA_ROOT: &str = "/var/lib/docker";
 
-/// Where a pod image carries node images: `index.json` maps a reference to the archive beside it.
-pub const BAKED_IMAGES_DIRECTORY: &str = "/opt/nestling/images";
+/// Where a pod image carries node images, as a part of a Docker data-root. `references.json` maps pinned references to their names there.
+pub const STORE_DIRECTORY: &str = "/opt/nestling/store";
 
 /// Where the container leaves its failure for the kubelet, so that it outlives the agent ([`AgentFailure`] as JSON).
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -110,6 +111,9 @@ pub struct AgentSettings {
     /// Registries that need something said.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub registries: Vec<RegistrySettings>,
+    /// What nested traffic may reach.
+    #[serde(default)]
+    pub egress: EgressPlan,
 }
 
 /// A registry that needs something said. What it wants to see is not here but in [`REGISTRIES_DIRECTORY`].
@@ -127,6 +131,26 @@ pub struct RegistrySettings {
     /// Whether it has an authority of its own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub authority: bool,
+}
+
+/// What nested traffic may reach, beside the world that is not the host.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EgressPlan {
+    /// Whether the agent guards it ([`egress`](super::egress)).
+    pub guard: bool,
+    /// Ranges that are let through although they are the host's.
+    pub allowed: Vec<Ipv4Net>,
+    /// The host's API server as pods see it: what a pod must not reach, and so the proof of its NetworkPolicy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_api: Option<SocketAddrV4>,
+}
+
+impl Default for EgressPlan {
+    /// What an operator that does not know of it means.
+    fn default() -> Self {
+        Self { guard: true, allowed: vec![], host_api: None }
+    }
 }
 
 /// Address ranges of one cluster.
@@ -197,6 +221,22 @@ pub struct AgentReport {
     /// Facts about the host that are fit to run but worth knowing.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// What the pod's own connections say about its NetworkPolicy.
+    #[serde(default)]
+    pub policy_probe: PolicyProbe,
+}
+
+/// What came of a connection from the pod to the host's API server, which its NetworkPolicy forbids.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum PolicyProbe {
+    /// None came about, while another one that is allowed did.
+    Blocked,
+    /// It came about.
+    Open,
+    /// Nothing that proves anything, or something that this side does not know.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// Time spent in a stage.

@@ -10,15 +10,14 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::metadata;
 use crate::api::labels;
+use crate::plan::egress::LINK_LOCAL;
 use crate::plan::names::Identity;
 use crate::plan::settings::Settings;
 use crate::plan::wire::{AGENT_PORT, API_PORT};
 
-/// Cloud metadata services listen here.
-const LINK_LOCAL: &str = "169.254.0.0/16";
-
 /// The policy of one cluster: the API server for everybody (it asks for credentials itself), the agent for the operator; outwards DNS and
-/// the internet, but not the host's own ranges. Everything nested leaves through the pod, so this binds nested pods as well.
+/// the internet, but not the host's own ranges beside what the operator's owner allows. Everything nested leaves through the pod, so this binds
+/// nested pods as well.
 pub fn network_policy(identity: &Identity, settings: &Settings) -> NetworkPolicy {
     let port = |protocol: &str, number: i32| NetworkPolicyPort {
         protocol: Some(protocol.to_owned()),
@@ -33,9 +32,12 @@ pub fn network_policy(identity: &Identity, settings: &Settings) -> NetworkPolicy
         ..NetworkPolicyPeer::default()
     };
     let mut except: Vec<String> = settings.host.ranges.iter().map(ToString::to_string).collect();
-    except.push(LINK_LOCAL.to_owned());
+    except.push(LINK_LOCAL.to_string());
     except.sort();
     except.dedup();
+    let block = |cidr: String, except: Option<Vec<String>>| NetworkPolicyPeer { ip_block: Some(IPBlock { cidr, except }), ..NetworkPolicyPeer::default() };
+    let mut reachable = vec![block("0.0.0.0/0".to_owned(), Some(except))];
+    reachable.extend(settings.egress_allowed.iter().map(|net| block(net.trunc().to_string(), None)));
     NetworkPolicy {
         metadata: metadata(identity.child(), identity, settings),
         spec: Some(NetworkPolicySpec {
@@ -50,13 +52,7 @@ pub fn network_policy(identity: &Identity, settings: &Settings) -> NetworkPolicy
             ]),
             egress: Some(vec![
                 NetworkPolicyEgressRule { ports: Some(vec![port("UDP", 53), port("TCP", 53)]), ..NetworkPolicyEgressRule::default() },
-                NetworkPolicyEgressRule {
-                    to: Some(vec![NetworkPolicyPeer {
-                        ip_block: Some(IPBlock { cidr: "0.0.0.0/0".to_owned(), except: Some(except) }),
-                        ..NetworkPolicyPeer::default()
-                    }]),
-                    ..NetworkPolicyEgressRule::default()
-                },
+                NetworkPolicyEgressRule { to: Some(reachable), ..NetworkPolicyEgressRule::default() },
             ]),
         }),
     }
@@ -66,6 +62,30 @@ pub fn network_policy(identity: &Identity, settings: &Settings) -> NetworkPolicy
 mod tests {
     use super::*;
     use crate::plan::testing;
+    use ipnet::Ipv4Net;
+    use rstest::rstest;
+    use std::net::Ipv4Addr;
+
+    /// Whether a rule without ports lets an address be reached.
+    fn reachable(policy: &NetworkPolicy, address: Ipv4Addr) -> bool {
+        let holds = |text: &str| text.parse::<Ipv4Net>().unwrap().contains(&address);
+        let rules = policy.spec.as_ref().unwrap().egress.as_ref().unwrap().iter().filter(|rule| rule.ports.is_none());
+        let mut blocks = rules.flat_map(|rule| rule.to.as_ref().unwrap()).filter_map(|peer| peer.ip_block.as_ref());
+        blocks.any(|block| holds(&block.cidr) && !block.except.iter().flatten().any(|range| holds(range)))
+    }
+
+    #[rstest]
+    #[case("10.96.0.1", false)]
+    #[case("10.244.3.4", false)]
+    #[case("172.18.0.2", false)]
+    #[case("169.254.169.254", false)]
+    #[case("10.96.7.7", true)]
+    #[case("172.18.0.3", true)]
+    #[case("203.0.113.7", true)]
+    fn the_world_without_the_host_but_with_exceptions(#[case] address: &str, #[case] expected: bool) {
+        let policy = network_policy(&testing::identity(&testing::cluster("{}")), &testing::settings());
+        assert_eq!(reachable(&policy, address.parse().unwrap()), expected);
+    }
 
     #[test]
     fn the_policy() {

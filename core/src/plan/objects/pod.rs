@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, HostPathVolumeSource,
-    ObjectFieldSelector, Pod, PodSpec, Probe, SecretKeySelector, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+    AppArmorProfile, Container, ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction,
+    HostPathVolumeSource, ObjectFieldSelector, Pod, PodSpec, Probe, SELinuxOptions, SecretKeySelector, SecretVolumeSource, SecurityContext, Volume,
+    VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::metadata;
 use crate::api::{KindCluster, annotations, labels};
-use crate::plan::desired::Desired;
+use crate::plan::desired::{Desired, registries_digest};
 use crate::plan::quantity;
-use crate::plan::registries::want_secret;
+use crate::plan::registries::{self, want_secret};
 use crate::plan::settings::{Proxy, Settings};
 use crate::plan::wire::{AGENT_PORT, API_PORT, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, REGISTRIES_DIRECTORY, SETTINGS_FILE};
 
@@ -28,7 +29,10 @@ pub fn attempt_of(pod: &Pod) -> i64 {
 /// The digests of the spec that a pod was made from.
 pub fn digests_of(pod: &Pod) -> BTreeMap<String, String> {
     let text = pod.metadata.annotations.as_ref().and_then(|have| have.get(annotations::SETTINGS_DIGEST));
-    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    let mut digests: BTreeMap<String, String> = text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    // Earlier operators knew of no registries: their pods are not outdated for that.
+    digests.entry(registries::DIGEST.to_owned()).or_insert_with(|| registries_digest(&[]));
+    digests
 }
 
 /// The pod of one attempt.
@@ -53,6 +57,8 @@ pub fn pod(cluster: &KindCluster, desired: &Desired, settings: &Settings, attemp
 
     let mut node_selector = options.node_selector;
     node_selector.insert("kubernetes.io/os".to_owned(), "linux".to_owned());
+    // Node affinity is asked for besides, so it leads to no other node.
+    node_selector.extend(settings.policy.required_node_selector.clone());
     Pod {
         metadata: meta,
         spec: Some(PodSpec {
@@ -60,7 +66,7 @@ pub fn pod(cluster: &KindCluster, desired: &Desired, settings: &Settings, attemp
             enable_service_links: Some(false),
             restart_policy: Some("Never".to_owned()),
             termination_grace_period_seconds: Some(GRACE_SECONDS),
-            containers: vec![container(desired, settings)],
+            containers: vec![container(desired, settings, options.se_linux_options)],
             volumes: Some(volumes(desired, settings)),
             node_selector: Some(node_selector),
             tolerations: (!options.tolerations.is_empty()).then_some(options.tolerations),
@@ -74,7 +80,7 @@ pub fn pod(cluster: &KindCluster, desired: &Desired, settings: &Settings, attemp
     }
 }
 
-fn container(desired: &Desired, settings: &Settings) -> Container {
+fn container(desired: &Desired, settings: &Settings, se_linux_options: Option<SELinuxOptions>) -> Container {
     let port = |name: &str, number: i32| ContainerPort { name: Some(name.to_owned()), container_port: number, ..ContainerPort::default() };
     let probe = |path: &str, period: i32, failures: i32| Probe {
         http_get: Some(HTTPGetAction { path: Some(path.to_owned()), port: IntOrString::Int(HEALTH_PORT), ..HTTPGetAction::default() }),
@@ -94,7 +100,13 @@ fn container(desired: &Desired, settings: &Settings) -> Container {
         env: Some(env.into_iter().chain(proxy(&settings.proxy)).collect()),
         ports: Some(vec![port("https", API_PORT), port("agent", AGENT_PORT), port("health", HEALTH_PORT)]),
         resources: Some(desired.resources.clone()),
-        security_context: Some(SecurityContext { privileged: Some(true), ..SecurityContext::default() }),
+        security_context: Some(SecurityContext {
+            privileged: Some(true),
+            // A profile of the host would bind every process of the cluster as well.
+            app_armor_profile: Some(AppArmorProfile { type_: "Unconfined".to_owned(), ..AppArmorProfile::default() }),
+            se_linux_options,
+            ..SecurityContext::default()
+        }),
         readiness_probe: Some(probe("/readyz", 5, 1)),
         liveness_probe: Some(probe("/livez", 20, 6)),
         volume_mounts: Some(mounts(desired, settings)),
@@ -199,10 +211,15 @@ fn volumes(desired: &Desired, settings: &Settings) -> Vec<Volume> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{desired::desire, testing};
+    use crate::plan::{desired::desire, policy::Policy, testing};
+    use rstest::rstest;
 
     fn made(spec: &str) -> Pod {
         made_with(&testing::settings(), spec)
+    }
+
+    fn made_under(policy: Policy, spec: &str) -> Pod {
+        made_with(&Settings { policy, ..testing::settings() }, spec)
     }
 
     fn made_with(settings: &Settings, spec: &str) -> Pod {
@@ -265,11 +282,74 @@ mod tests {
         assert!(text.contains("r.example") && !text.contains("login"), "{text}");
     }
 
+    /// Everything that a user can say about the pod.
+    const ALL_OPTIONS: &str = "pod: {metadata: {labels: {team: blue}, annotations: {a: b}}, nodeSelector: {disk: fast}, tolerations: [{operator: Exists}], \
+        affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: pool, operator: In, values: [other]}]}]}}}, \
+        runtimeClassName: kata, priorityClassName: high, imagePullSecrets: [{name: s}], seLinuxOptions: {type: spc_t, level: s0}, hostUsers: true}";
+
     #[test]
-    fn nothing_of_the_host_is_mounted_but_modules() {
-        let volumes = made("{}").spec.unwrap().volumes.unwrap();
-        let paths: Vec<_> = volumes.iter().filter_map(|volume| volume.host_path.as_ref()).map(|host| host.path.as_str()).collect();
-        assert_eq!(paths, ["/lib/modules"]);
+    fn the_pod_with_all_options() {
+        insta::assert_yaml_snapshot!(made(ALL_OPTIONS).spec.unwrap());
+    }
+
+    /// Every value below any key of this name.
+    fn find<'a>(value: &'a serde_json::Value, key: &str, found: &mut Vec<&'a serde_json::Value>) {
+        let below: Vec<&serde_json::Value> = match value {
+            serde_json::Value::Object(fields) => {
+                found.extend(fields.get(key));
+                fields.values().collect()
+            }
+            serde_json::Value::Array(items) => items.iter().collect(),
+            _ => vec![],
+        };
+        for value in below {
+            find(value, key, found);
+        }
+    }
+
+    #[test]
+    fn nothing_of_the_host_is_taken_but_modules_and_those_read_only() {
+        for spec in ["{}", ALL_OPTIONS] {
+            let pod = serde_json::to_value(made(spec)).unwrap();
+            let mut paths = Vec::new();
+            find(&pod, "hostPath", &mut paths);
+            assert_eq!(paths, [&serde_json::json!({"path": "/lib/modules"})]);
+            let mounts = pod["spec"]["containers"][0]["volumeMounts"].as_array().unwrap();
+            assert!(mounts.iter().all(|mount| mount["name"] != "modules" || mount["readOnly"] == true));
+            assert!(mounts.iter().all(|mount| mount["mountPropagation"].is_null()), "nothing is mounted back into the host");
+            for key in ["hostNetwork", "hostPID", "hostIPC", "hostUsers", "hostPort", "hostAliases"] {
+                let mut found = Vec::new();
+                find(&pod, key, &mut found);
+                assert!(found.is_empty(), "{key}: {found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_owner_requires_of_the_node_is_asked_for_also_beside_an_affinity() {
+        let policy = || Policy::parse(r#"{"requiredNodeSelector": {"pool": "kind"}}"#).unwrap();
+        for spec in ["{}", "pod: {nodeSelector: {disk: fast}}", ALL_OPTIONS] {
+            let selector = made_under(policy(), spec).spec.unwrap().node_selector.unwrap();
+            assert_eq!(selector["pool"], "kind", "{spec}");
+            assert_eq!(selector["kubernetes.io/os"], "linux");
+        }
+    }
+
+    /// A LimitRange fills in what a container leaves out: a default of 256 MiB would end kubeadm.
+    #[rstest]
+    #[case("{}")]
+    #[case("{nodes: {workers: 3}}")]
+    #[case("{resources: {limits: {cpu: '4'}}}")]
+    #[case("{resources: {requests: {memory: 3Gi}}, storage: {size: 4Gi}}")]
+    fn a_limit_range_finds_nothing_to_fill_in(#[case] spec: &str) {
+        let spec = made(spec).spec.unwrap();
+        assert!(spec.init_containers.is_none() && spec.containers.len() == 1, "a further container would get the defaults");
+        let resources = spec.containers[0].resources.clone().unwrap();
+        let (requests, limits) = (resources.requests.unwrap(), resources.limits.unwrap());
+        assert!(requests.contains_key("cpu"));
+        for name in ["memory", "ephemeral-storage"] {
+            assert!(requests.contains_key(name) && requests.get(name) == limits.get(name), "{name}: {requests:?} {limits:?}");
+        }
     }
 
     #[test]
@@ -277,5 +357,17 @@ mod tests {
         let pod = made("{}");
         assert_eq!(attempt_of(&pod), 3);
         assert!(digests_of(&pod).contains_key("image"));
+    }
+
+    #[test]
+    fn a_pod_of_an_operator_that_knew_of_no_registries_has_none() {
+        let mut pod = made("{}");
+        let written = digests_of(&pod);
+        let mut earlier = written.clone();
+        earlier.remove(registries::DIGEST).unwrap();
+        let text = serde_json::to_string(&earlier).unwrap();
+        pod.metadata.annotations.as_mut().unwrap().insert(annotations::SETTINGS_DIGEST.to_owned(), text);
+        assert_eq!(digests_of(&pod), written);
+        assert_ne!(digests_of(&pod), digests_of(&made("registries: [{host: r.example, endpoints: ['http://m']}]")));
     }
 }

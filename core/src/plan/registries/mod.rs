@@ -80,7 +80,7 @@ pub fn plan(now: Timestamp, cluster: &KindCluster, identity: &Identity, settings
         credentials: name(&registry.credentials_secret_ref),
         authority: name(&registry.ca_config_map_ref),
     };
-    let about = [(annotations::SETTINGS_DIGEST, registries_digest(cluster)), (annotations::READ_AT, now.to_string())];
+    let about = [(annotations::SETTINGS_DIGEST, registries_digest(&cluster.spec.registries)), (annotations::READ_AT, now.to_string())];
     RegistriesPlan {
         metadata: ObjectMeta {
             annotations: Some(about.map(|(key, value)| (key.to_owned(), value)).into()),

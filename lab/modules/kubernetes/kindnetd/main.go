@@ -1,7 +1,8 @@
 // Command kindnetd is the lab's declared stand-in for kind's node network daemon, which is not to be had as a Go
 // module. It speaks the same contract (environment, mounts and RBAC of kind's own manifest) and does the same three
 // things: it tells containerd how to connect this node's pods, routes to the other nodes' pods, and masquerades what
-// leaves the pod network. It does not enforce NetworkPolicy objects.
+// leaves the pod network. It enforces NetworkPolicy objects as far as tests need it: IPv4, ports by number, and from
+// the moment on at which it has seen a pod's address.
 package main
 
 import (
@@ -15,8 +16,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -43,7 +46,11 @@ func run(ctx context.Context) error {
 	if len(hostIPs) == 0 || len(podSubnets) == 0 {
 		return fmt.Errorf("HOST_IP and POD_SUBNET must be set")
 	}
-	client, err := nodeClient(os.Getenv("CONTROL_PLANE_ENDPOINT"))
+	client, err := groupClient(os.Getenv("CONTROL_PLANE_ENDPOINT"), "/api", corev1.SchemeGroupVersion, corev1.AddToScheme)
+	if err != nil {
+		return err
+	}
+	networking, err := groupClient(os.Getenv("CONTROL_PLANE_ENDPOINT"), "/apis", networkingv1.SchemeGroupVersion, networkingv1.AddToScheme)
 	if err != nil {
 		return err
 	}
@@ -66,6 +73,7 @@ func run(ctx context.Context) error {
 	})
 	go informer.RunWithContext(ctx)
 
+	enforcing := false
 	network := &nodeNetwork{hostIPs: hostIPs, podSubnets: podSubnets, routes: map[string]*net.IPNet{}}
 	for {
 		select {
@@ -77,12 +85,17 @@ func run(ctx context.Context) error {
 			fmt.Fprintln(os.Stderr, "kindnetd: retrying:", err)
 			time.AfterFunc(retryAfter, notify)
 		}
+		// Policies name the node by its name, which the first look at the nodes tells.
+		if name := network.nodeName(nodes(store)); name != "" && !enforcing {
+			enforcing = true
+			go enforce(ctx, name, client, networking)
+		}
 	}
 }
 
-// nodeClient reads nodes and knows the core types only: loading every API group costs start-up time, and this
+// groupClient reads one API group and knows its types only: loading every API group costs start-up time, and this
 // daemon's start is part of the cluster's.
-func nodeClient(endpoint string) (rest.Interface, error) {
+func groupClient(endpoint, path string, version schema.GroupVersion, add func(*runtime.Scheme) error) (rest.Interface, error) {
 	config, err := rest.InClusterConfig()
 	if err != nil {
 		return nil, err
@@ -92,11 +105,11 @@ func nodeClient(endpoint string) (rest.Interface, error) {
 		config.Host = "https://" + endpoint
 	}
 	scheme := runtime.NewScheme()
-	if err := corev1.AddToScheme(scheme); err != nil {
+	if err := add(scheme); err != nil {
 		return nil, err
 	}
-	config.APIPath = "/api"
-	config.GroupVersion = &corev1.SchemeGroupVersion
+	config.APIPath = path
+	config.GroupVersion = &version
 	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	return rest.RESTClientFor(config)
 }

@@ -81,6 +81,15 @@ func (n *nodeNetwork) isThisNode(node *corev1.Node) bool {
 	return false
 }
 
+func (n *nodeNetwork) nodeName(nodes []*corev1.Node) string {
+	for _, node := range nodes {
+		if n.isThisNode(node) {
+			return node.Name
+		}
+	}
+	return ""
+}
+
 func nodeAddress(node *corev1.Node, ipv4 bool) net.IP {
 	for _, address := range node.Status.Addresses {
 		if address.Type != corev1.NodeInternalIP {
