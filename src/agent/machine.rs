@@ -244,7 +244,8 @@ impl Machine {
     async fn preflight(&self) -> Result<Facts, AgentFailure> {
         let facts = tokio::task::spawn_blocking(|| facts::gather(DATA_ROOT)).await;
         let facts = facts.map_err(|error| failure(Reason::AgentCrashed, format!("the checks ended early: {error}")))?;
-        let demand = preflight::Demand { nodes: self.nodes().len() as u64, allow_cgroup_v1: self.settings.allow_cgroup_v1, network: &self.settings.network };
+        let demand =
+            preflight::Demand { nodes: self.nodes().len() as u64, allow_cgroup_v1: self.settings.allow_cgroup_v1, network: Some(&self.settings.network) };
         let warnings = preflight::check(&facts, demand).map_err(|problem| from_problem(&problem))?;
         self.report.update(|report| report.warnings = warnings);
         Ok(facts)

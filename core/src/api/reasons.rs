@@ -174,6 +174,8 @@ reasons! {
     IPv6Unavailable => "Use ipv4, or load the kernel module ip6table_nat on the host.",
     /// The rules that keep nested traffic from the host's API, addresses and metadata cannot be put up.
     EgressGuardFailed => "See the message; load the kernel module iptable_mangle or nf_tables on the host. Where something else enforces it, set egress.guard to false in the chart's values.",
+    /// The pod has no default route.
+    NoDefaultRoute => "Nothing to do if clusters need nothing from outside; else look at the host's CNI.",
     /// `/dev/kmsg` cannot be read; the kubelet needs it.
     KmsgUnreadable => "Run the pod with a runtime that gives privileged containers /dev/kmsg.",
 
