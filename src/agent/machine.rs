@@ -31,7 +31,7 @@ use super::relay::{Relay, Resolve};
 use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
-use super::{RUN_DIRECTORY, cgroup, egress, image, init, keys, network, node_files, policy, preflight, store, teardown};
+use super::{RUN_DIRECTORY, cgroup, egress, image, init, keys, network, node_files, policy, preflight, storage, store, teardown};
 
 /// How long a failed agent stays to be asked, in the end nobody came.
 const LINGER: Duration = Duration::from_mins(10);
@@ -410,6 +410,7 @@ impl Machine {
             never = relay.run() => match never {},
             () = nested.follow_nodes(&self.report) => Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
             never = self.probe(&nested) => match never {},
+            never = storage::watch(self.settings.limits.storage_bytes, &self.report) => match never {},
             never = forget_tokens(&nested) => match never {},
         }
     }

@@ -33,6 +33,7 @@ mod preflight;
 mod relay;
 mod report;
 mod server;
+mod storage;
 mod store;
 mod teardown;
 mod wait;

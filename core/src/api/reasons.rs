@@ -88,6 +88,8 @@ reasons! {
     AllNodesReady,
     /// The Secret is written.
     Published,
+    /// The volume of the cluster has room.
+    StorageSufficient,
     /// Nothing is left to do.
     Settled,
     /// What runs is what the spec says.
@@ -166,6 +168,8 @@ reasons! {
     CapabilityMissing => "The pod must be privileged; a sandboxed runtime may withhold capabilities.",
     /// Docker's data cannot live on this file system.
     DataRootUnsupported => "Use ext4 or xfs for the host's kubelet directory.",
+    /// The volume of the cluster is about to be full. Beyond its size the host ends the pod, and the cluster with it.
+    StorageNearlyFull => "Delete images, volumes or pods inside the cluster; a larger spec.storage.size needs a new cluster.",
     /// There is too little disk space.
     DiskTooSmall => "Free space on the host's node.",
     /// Neither iptables backend works in the pod.
