@@ -36,6 +36,12 @@ struct AgentArgs {
     /// Set by the agent itself: this process is watched over by another one
     #[arg(long)]
     supervised: bool,
+    /// Only look at the host, and print what was found as one line of JSON
+    #[arg(long, conflicts_with = "supervised")]
+    examine: bool,
+    /// Take cgroup v1 for a warning
+    #[arg(long, requires = "examine")]
+    allow_cgroup_v1: bool,
 }
 
 fn main() -> ExitCode {
@@ -50,6 +56,7 @@ fn main() -> ExitCode {
     };
     match line.command {
         // Before any thread exists: the agent is PID 1 and unshares its namespaces, which binds only the calling thread.
+        Command::Agent(args) if args.examine => agent::examine(args.allow_cgroup_v1),
         Command::Agent(args) => agent::run(args.supervised),
         Command::Operator(args) => cli::block_on(operator::run(*args)),
         Command::PreDelete => cli::block_on(cli::pre_delete(line.host)),

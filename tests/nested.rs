@@ -9,7 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
-use nestling_core::api::conditions::{CONTROL_PLANE_READY, KUBECONFIG_PUBLISHED, PAUSED, READY, STALLED};
+use nestling_core::api::conditions::{CONTROL_PLANE_READY, DISK_PRESSURE, KUBECONFIG_PUBLISHED, PAUSED, READY, STALLED};
 use serde_json::json;
 use support::operator::CLUSTERS_NAMESPACE;
 use support::real::{CREATED, Host, TOOLS, spec};
@@ -207,6 +207,65 @@ async fn without_a_cni_the_control_plane_is_ready_first() {
     host.ready("t-cni", "bare").await;
     host.delete("t-cni", "bare").await;
     host.delete_namespace("t-cni").await;
+}
+
+/// A pod of a nested cluster that runs a script and leaves what it wrote behind in a volume of its own.
+fn job(name: &str, memory: &str, script: &str) -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {
+            "restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "volumes": [{"name": "data", "emptyDir": {}}],
+            "containers": [{
+                "name": "job", "image": TOOLS, "imagePullPolicy": "Never", "command": ["bash", "-ec", script],
+                "resources": {"requests": {"memory": memory}}, "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+            }],
+        },
+    })
+    .to_string()
+}
+
+/// What the cluster's own pod may have is what its nodes offer; who takes more ends alone, and a disk that fills up is told before the host acts.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_the_pod_hold_inside() {
+    let host = Host::find().await;
+    host.namespace("t-limits").await;
+    host.create("t-limits", "bounded", json!({"access": {"service": {"type": "NodePort"}}})).await;
+    let cluster = host.ready("t-limits", "bounded").await;
+    let external = host.kubeconfig("t-limits", "bounded", "external").await;
+    let inside = |arguments: &[&str]| host.kubectl_outside(&external, arguments).unwrap();
+
+    // The machine has the memory, the cluster has not.
+    host.apply_outside(&external, &job("large", "1900Mi", "true"));
+    host.apply_outside(&external, &job("hog", "16Mi", "tail /dev/zero"));
+    until("the large pod to be refused", SOON, async || {
+        let condition = inside(&["get", "pod", "large", "-o", "jsonpath={.status.conditions[?(@.type=='PodScheduled')].message}"]);
+        if condition.contains("Insufficient memory") { Ok(()) } else { Err(condition) }
+    })
+    .await;
+
+    until("the hog to be killed", SOON * 2, async || {
+        let ended = inside(&["get", "pod", "hog", "-o", "jsonpath={.status.containerStatuses[0].state.terminated.reason} {.status.phase}"]);
+        if ended.contains("OOMKilled") || ended.contains("Failed") { Ok(()) } else { Err(ended) }
+    })
+    .await;
+
+    // Of the six GiB that `create` asks for, the nodes themselves take about one.
+    let pressure = async |status: &str| {
+        condition(&host.clusters("t-limits"), "bounded", DISK_PRESSURE, status, None, Duration::from_mins(4)).await;
+    };
+    pressure("False").await;
+    host.apply_outside(&external, &job("filler", "16Mi", "fallocate -l 4300M /data/file; sleep 600"));
+    pressure("True").await;
+    inside(&["delete", "pod", "filler", "--now"]);
+    pressure("False").await;
+
+    let after = host.clusters("t-limits").get("bounded").await.unwrap().status.unwrap();
+    assert_eq!(after.pod_ref, cluster.status.unwrap().pod_ref, "the cluster's pod was replaced");
+    let pod = after.pod_ref.unwrap().name;
+    assert_eq!(host.kubectl(&["get", "pod", "-n", CLUSTERS_NAMESPACE, &pod, "-o", "jsonpath={.status.containerStatuses[0].restartCount}"]), "0");
+    assert!(inside(&["get", "nodes", "--no-headers"]).contains(" Ready "));
+    host.delete("t-limits", "bounded").await;
+    host.delete_namespace("t-limits").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,7 @@ use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use nestling_core::api::conditions::{HOST_READY, READY, STALLED};
 use nestling_lab::accounting::Snapshot;
+use nestling_lab::machine::Machine;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
@@ -153,6 +154,14 @@ impl Drop for Sysctl {
     }
 }
 
+/// Runs `nestling doctor` from outside, as an administrator.
+fn doctor(host: &Host, arguments: &[&str]) -> (Option<i32>, String) {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_nestling")).arg("--kubeconfig").arg(host.cluster.kubeconfig()).arg("doctor").args(arguments).output().unwrap();
+    println!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unfit_host_is_named_before_harm_and_recovers() {
     let host = Host::find().await;
@@ -163,7 +172,22 @@ async fn an_unfit_host_is_named_before_harm_and_recovers() {
     let cluster = condition(&api, "inotify", READY, "False", Some("InotifyLimitTooLow"), Duration::from_mins(2)).await;
     let message = cluster.status.unwrap().last_failure.unwrap().message;
     assert!(message.contains("64") && message.contains("max_user_instances=8192"), "{message}");
+
+    // And before anybody creates a cluster.
+    let (code, said) = doctor(&host, &[]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("problem  InotifyLimitTooLow") && said.contains("max_user_instances=8192"), "{said}");
+    let machine = Machine::look().unwrap();
+    assert_eq!(machine.cgroup_v1, said.contains("warning  UnsupportedCgroupV1"), "{said}");
+    for capability in &machine.missing_capabilities {
+        assert!(said.contains("warning  CapabilityMissing") && said.contains(capability), "{said}");
+    }
+    assert!(said.contains("The pod must be privileged") || machine.missing_capabilities.is_empty(), "the remedy is missing: {said}");
     drop(limit);
+    let (code, said) = doctor(&host, &["--output", "json"]);
+    let diagnoses: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, diagnoses.as_array().map(Vec::len)), (Some(0), Some(host.nodes().len())), "{said}");
+    assert_eq!(host.kubectl(&["get", "pods", "-n", CLUSTERS_NAMESPACE, "-l", "app.kubernetes.io/name=nestling-doctor", "-o", "name"]), "");
     host.ready("t-unfit", "inotify").await;
     host.delete("t-unfit", "inotify").await;
 
@@ -209,6 +233,10 @@ async fn the_chart_is_upgraded_and_uninstalled() {
     let crd = crds.get("kindclusters.nestling.dev").await.unwrap();
     assert!(serde_json::to_string(&crd.spec).unwrap().contains("fieldOfTheFuture"), "the upgrade did not change the CRD");
     assert!(host.clusters("t-chart").get_opt("waits").await.unwrap().is_some(), "the upgrade lost an object");
+
+    // The doctor as a job of the chart, under its own account.
+    let (good, said) = helm(&["test", "nestling", "-n", "nestling-system", "--timeout", "3m"]);
+    assert!(good, "{said}");
 
     let (good, said) = helm(&["uninstall", "nestling", "-n", "nestling-system", "--wait", "--timeout", "3m"]);
     assert!(!good, "an uninstall with clusters must be refused: {said}");

@@ -32,7 +32,7 @@ use super::relay::{Relay, Resolve};
 use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
-use super::{RUN_DIRECTORY, cgroup, egress, image, init, keys, network, node_files, output, policy, preflight, store, teardown};
+use super::{RUN_DIRECTORY, cgroup, egress, image, init, keys, network, node_files, output, policy, preflight, storage, store, teardown};
 
 /// How long a failed agent stays to be asked, in the end nobody came.
 const LINGER: Duration = Duration::from_mins(10);
@@ -254,7 +254,8 @@ impl Machine {
     async fn preflight(&self) -> Result<Facts, AgentFailure> {
         let facts = tokio::task::spawn_blocking(|| facts::gather(DATA_ROOT)).await;
         let facts = facts.map_err(|error| failure(Reason::AgentCrashed, format!("the checks ended early: {error}")))?;
-        let demand = preflight::Demand { nodes: self.nodes().len() as u64, allow_cgroup_v1: self.settings.allow_cgroup_v1, network: &self.settings.network };
+        let demand =
+            preflight::Demand { nodes: self.nodes().len() as u64, allow_cgroup_v1: self.settings.allow_cgroup_v1, network: Some(&self.settings.network) };
         let warnings = preflight::check(&facts, demand).map_err(|problem| from_problem(&problem))?;
         self.report.update(|report| report.warnings = warnings);
         Ok(facts)
@@ -419,6 +420,7 @@ impl Machine {
             never = relay.run() => match never {},
             () = nested.follow_nodes(&self.report) => Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
             never = self.probe(&nested) => match never {},
+            never = storage::watch(self.settings.limits.storage_bytes, &self.report) => match never {},
             never = forget_tokens(&nested) => match never {},
         }
     }

@@ -9,6 +9,8 @@
 
 use std::process::ExitCode;
 
+use nestling_core::plan::wire::DATA_ROOT;
+
 mod capabilities;
 mod cgroup;
 mod docker;
@@ -32,6 +34,7 @@ mod registries;
 mod relay;
 mod report;
 mod server;
+mod storage;
 mod store;
 mod teardown;
 mod wait;
@@ -41,6 +44,19 @@ const RUN_DIRECTORY: &str = "/run/nestling";
 
 /// Docker's only door.
 const DOCKER_SOCKET: &str = "/run/docker.sock";
+
+/// Looks at the host as every cluster's pod does first, and prints the findings as one line of JSON.
+pub fn examine(allow_cgroup_v1: bool) -> ExitCode {
+    let findings = preflight::examine(&facts::gather(DATA_ROOT), preflight::Demand { nodes: 1, allow_cgroup_v1, network: None });
+    match serde_json::to_string(&findings) {
+        Ok(line) => println!("{line}"),
+        Err(error) => {
+            eprintln!("the findings cannot be written: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
 
 /// Runs the agent: as PID 1 of the pod, or (`supervised`) as the child of that.
 ///

@@ -2,6 +2,7 @@
 
 use nestling_core::api::reasons::Reason;
 use nestling_core::plan::cidr::overlap;
+use nestling_core::plan::findings::{Finding, judge};
 use nestling_core::plan::problem::Problem;
 use nestling_core::plan::wire::NetworkPlan;
 
@@ -44,8 +45,8 @@ pub struct Demand<'a> {
     pub nodes: u64,
     /// Whether cgroup v1 will do.
     pub allow_cgroup_v1: bool,
-    /// Ranges of the cluster.
-    pub network: &'a NetworkPlan,
+    /// Ranges of the cluster; `None` where there is no cluster yet.
+    pub network: Option<&'a NetworkPlan>,
 }
 
 /// Judges the host; the result is what is worth knowing about a host that is fit.
@@ -53,89 +54,89 @@ pub struct Demand<'a> {
 /// # Errors
 /// The first thing that makes it unfit.
 pub fn check(facts: &Facts, demand: Demand<'_>) -> Result<Vec<String>, Problem> {
-    let mut warnings = Vec::new();
+    judge(examine(facts, demand))
+}
+
+/// Everything that is to be said about the host, the worst of each kind first.
+pub fn examine(facts: &Facts, demand: Demand<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
     if facts.cgroup == Version::V1 {
-        if !demand.allow_cgroup_v1 {
-            return Err(Problem::new(Reason::UnsupportedCgroupV1, "the host uses cgroup v1"));
-        }
-        warnings.push("The host uses cgroup v1, which Kubernetes is about to drop.".to_owned());
+        findings.push(if demand.allow_cgroup_v1 {
+            Finding::warning(Reason::UnsupportedCgroupV1, "The host uses cgroup v1, which Kubernetes is about to drop.")
+        } else {
+            Finding::problem(Reason::UnsupportedCgroupV1, "The host uses cgroup v1.")
+        });
     }
-    check_capabilities(facts, &mut warnings)?;
-    check_limits(facts, demand, &mut warnings)?;
-    check_disk(facts, demand, &mut warnings)?;
-    check_addresses(facts, demand.network)?;
+    findings.extend(capabilities(facts));
+    findings.extend(inotify(facts));
+    findings.extend(processes(facts, demand));
+    findings.extend(data_root(facts));
+    findings.extend(disk(facts, demand));
+    findings.extend(demand.network.and_then(|network| addresses(facts, network)));
     if facts.mtu.is_none() {
-        warnings.push("The pod has no default route; the MTU is taken to be 1500.".to_owned());
+        findings.push(Finding::warning(Reason::NoDefaultRoute, "The pod has no default route; the MTU is taken to be 1500."));
     }
     if !facts.kmsg {
-        return Err(Problem::new(Reason::KmsgUnreadable, "/dev/kmsg cannot be read"));
+        findings.push(Finding::problem(Reason::KmsgUnreadable, "/dev/kmsg cannot be read."));
     }
-    Ok(warnings)
+    findings
 }
 
-fn check_capabilities(facts: &Facts, warnings: &mut Vec<String>) -> Result<(), Problem> {
+fn capabilities(facts: &Facts) -> Option<Finding> {
     let needed: Vec<&str> = facts.missing_capabilities.iter().copied().filter(|name| NEEDED.contains(name)).collect();
     if !needed.is_empty() {
-        return Err(Problem::new(Reason::CapabilityMissing, format!("the pod cannot have {}", needed.join(", "))));
+        return Some(Finding::problem(Reason::CapabilityMissing, format!("The pod cannot have {}.", needed.join(", "))));
     }
-    if !facts.missing_capabilities.is_empty() {
-        warnings.push(format!("The pod cannot have {}; nodes do without.", facts.missing_capabilities.join(", ")));
-    }
-    Ok(())
+    let missing = facts.missing_capabilities.join(", ");
+    (!missing.is_empty()).then(|| Finding::warning(Reason::CapabilityMissing, format!("The pod cannot have {missing}; nodes do without.")))
 }
 
-fn check_limits(facts: &Facts, demand: Demand<'_>, warnings: &mut Vec<String>) -> Result<(), Problem> {
-    let inotify = [
+fn inotify(facts: &Facts) -> Vec<Finding> {
+    let limits = [
         ("fs.inotify.max_user_instances", facts.inotify_instances, INOTIFY_INSTANCES),
         ("fs.inotify.max_user_watches", facts.inotify_watches, INOTIFY_WATCHES),
     ];
-    for (name, value, (least, advised)) in inotify {
-        match value {
-            Some(value) if value < least => {
-                return Err(Problem::new(Reason::InotifyLimitTooLow, format!("{name} is {value}, below {least}")));
-            }
-            Some(value) if value < advised => warnings.push(format!("{name} is {value}; {advised} is advised.")),
-            _ => {}
-        }
-    }
+    let finding = |(name, value, (least, advised)): (&str, Option<u64>, (u64, u64))| match value? {
+        value if value < least => Some(Finding::problem(Reason::InotifyLimitTooLow, format!("{name} is {value}, below {least}."))),
+        value if value < advised => Some(Finding::warning(Reason::InotifyLimitTooLow, format!("{name} is {value}; {advised} is advised."))),
+        _ => None,
+    };
+    limits.into_iter().filter_map(finding).collect()
+}
+
+fn processes(facts: &Facts, demand: Demand<'_>) -> Option<Finding> {
     let least = 1024 + 1024 * demand.nodes;
-    match facts.pids_limit {
-        Some(limit) if limit < least => {
-            Err(Problem::new(Reason::PidsLimitTooLow, format!("the pod may have {limit} processes, {} nodes need {least}", demand.nodes)))
-        }
-        _ => Ok(()),
-    }
+    let limit = facts.pids_limit.filter(|limit| *limit < least)?;
+    Some(Finding::problem(Reason::PidsLimitTooLow, format!("The pod may have {limit} processes, {} node(s) need {least}.", demand.nodes)))
 }
 
-fn check_disk(facts: &Facts, demand: Demand<'_>, warnings: &mut Vec<String>) -> Result<(), Problem> {
-    let unsupported = |what: &str| Err(Problem::new(Reason::DataRootUnsupported, format!("Docker's data-root is on {what}")));
+fn data_root(facts: &Facts) -> Option<Finding> {
+    let unsupported = |what: &str| Some(Finding::problem(Reason::DataRootUnsupported, format!("Docker's data-root is on {what}.")));
+    let doubtful = |message: String| Some(Finding::warning(Reason::DataRootUnsupported, message));
     match facts.data_root {
-        Some(FileSystem::Ext | FileSystem::Xfs) => {}
-        Some(FileSystem::Overlay) => return unsupported("overlay"),
-        Some(FileSystem::Tmpfs) => return unsupported("tmpfs"),
-        Some(FileSystem::Nfs) => return unsupported("NFS"),
-        Some(FileSystem::Fuse) => return unsupported("FUSE"),
-        Some(FileSystem::Btrfs) => warnings.push("Docker's data-root is on Btrfs, on which kubelets may fail.".to_owned()),
-        Some(FileSystem::Other(magic)) => warnings.push(format!("Docker's data-root is on an unknown file system (0x{magic:x}).")),
-        None => return unsupported("a path that cannot be read"),
-    }
-    let least = (3 + demand.nodes) * GIBIBYTE;
-    match facts.disk_free {
-        Some(free) if free < least => {
-            Err(Problem::new(Reason::DiskTooSmall, format!("{} MiB are free, {} nodes need {} MiB", free >> 20, demand.nodes, least >> 20)))
-        }
-        _ => Ok(()),
+        Some(FileSystem::Ext | FileSystem::Xfs) => None,
+        Some(FileSystem::Overlay) => unsupported("overlay"),
+        Some(FileSystem::Tmpfs) => unsupported("tmpfs"),
+        Some(FileSystem::Nfs) => unsupported("NFS"),
+        Some(FileSystem::Fuse) => unsupported("FUSE"),
+        Some(FileSystem::Btrfs) => doubtful("Docker's data-root is on Btrfs, on which kubelets may fail.".to_owned()),
+        Some(FileSystem::Other(magic)) => doubtful(format!("Docker's data-root is on an unknown file system (0x{magic:x}).")),
+        None => unsupported("a path that cannot be read"),
     }
 }
 
-fn check_addresses(facts: &Facts, network: &NetworkPlan) -> Result<(), Problem> {
+fn disk(facts: &Facts, demand: Demand<'_>) -> Option<Finding> {
+    let least = (3 + demand.nodes) * GIBIBYTE;
+    let free = facts.disk_free.filter(|free| *free < least)?;
+    Some(Finding::problem(Reason::DiskTooSmall, format!("{} MiB are free, {} node(s) need {} MiB.", free >> 20, demand.nodes, least >> 20)))
+}
+
+fn addresses(facts: &Facts, network: &NetworkPlan) -> Option<Finding> {
     let ours = [("pod range", &network.pods), ("Service range", &network.services), ("node range", &network.nodes), ("bridge's range", &network.bridge)];
-    for (what, range) in ours {
-        if let Some((whose, other)) = facts.addresses.iter().find(|(_, other)| overlap(range, other)) {
-            return Err(Problem::new(Reason::CIDROverlap, format!("the cluster's {what} {range} overlaps {whose}, {other}")));
-        }
-    }
-    Ok(())
+    ours.into_iter().find_map(|(what, range)| {
+        let (whose, other) = facts.addresses.iter().find(|(_, other)| overlap(range, other))?;
+        Some(Finding::problem(Reason::CIDROverlap, format!("The cluster's {what} {range} overlaps {whose}, {other}.")))
+    })
 }
 
 #[cfg(test)]
@@ -161,13 +162,13 @@ mod tests {
         }
     }
 
-    fn judge(facts: &Facts, nodes: u64, allow_cgroup_v1: bool) -> Result<Vec<String>, Problem> {
-        check(facts, Demand { nodes, allow_cgroup_v1, network: &settings().network })
+    fn judged(facts: &Facts, nodes: u64, allow_cgroup_v1: bool) -> Result<Vec<String>, Problem> {
+        check(facts, Demand { nodes, allow_cgroup_v1, network: Some(&settings().network) })
     }
 
     #[test]
     fn a_fit_host_raises_no_word() {
-        assert_eq!(judge(&fit(), 3, false), Ok(vec![]));
+        assert_eq!(judged(&fit(), 3, false), Ok(vec![]));
     }
 
     #[rstest]
@@ -186,7 +187,7 @@ mod tests {
     fn an_unfit_host_is_named(#[case] spoil: fn(&mut Facts), #[case] reason: Reason) {
         let mut facts = fit();
         spoil(&mut facts);
-        assert_eq!(judge(&facts, 1, false).unwrap_err().reason, reason);
+        assert_eq!(judged(&facts, 1, false).unwrap_err().reason, reason);
     }
 
     #[rstest]
@@ -198,17 +199,26 @@ mod tests {
     fn what_can_be_lived_with_is_told(#[case] spoil: fn(&mut Facts), #[case] word: &str) {
         let mut facts = fit();
         spoil(&mut facts);
-        let warnings = judge(&facts, 1, true).unwrap();
+        let warnings = judged(&facts, 1, true).unwrap();
         assert!(warnings.len() == 1 && warnings[0].contains(word), "{warnings:?}");
+    }
+
+    #[test]
+    fn everything_is_found_at_once() {
+        let facts = Facts { cgroup: Version::V1, missing_capabilities: vec!["CAP_SYS_RESOURCE"], inotify_instances: Some(64), kmsg: false, ..fit() };
+        let found = examine(&facts, Demand { nodes: 1, allow_cgroup_v1: false, network: None });
+        let reasons: Vec<Reason> = found.iter().map(|finding| finding.reason).collect();
+        assert_eq!(reasons, [Reason::UnsupportedCgroupV1, Reason::CapabilityMissing, Reason::InotifyLimitTooLow, Reason::KmsgUnreadable]);
+        assert!(found.iter().all(|finding| !finding.reason.remedy().is_empty()));
     }
 
     #[test]
     fn more_nodes_need_more() {
         let facts = Facts { pids_limit: Some(4096), ..fit() };
-        assert!(judge(&facts, 3, false).is_ok());
-        assert_eq!(judge(&facts, 4, false).unwrap_err().reason, Reason::PidsLimitTooLow);
+        assert!(judged(&facts, 3, false).is_ok());
+        assert_eq!(judged(&facts, 4, false).unwrap_err().reason, Reason::PidsLimitTooLow);
         let facts = Facts { disk_free: Some(6 * GIBIBYTE), ..fit() };
-        assert!(judge(&facts, 3, false).is_ok());
-        assert_eq!(judge(&facts, 4, false).unwrap_err().reason, Reason::DiskTooSmall);
+        assert!(judged(&facts, 3, false).is_ok());
+        assert_eq!(judged(&facts, 4, false).unwrap_err().reason, Reason::DiskTooSmall);
     }
 }

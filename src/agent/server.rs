@@ -176,9 +176,11 @@ const fn code(good: bool) -> StatusCode {
     if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-/// Whether the pod counts as ready. Only a signal: each change of it wakes the operator, so a node that fails must change it.
+/// Whether the pod counts as ready. Only a signal: each change of it wakes the operator, so a node that fails must change it, and so must whatever
+/// else the operator is to hear of a cluster at rest.
 fn is_ready(report: &AgentReport) -> bool {
-    report.stage == Stage::Serving && report.control_plane_ready && !report.nodes.is_empty() && report.nodes.iter().all(|node| node.ready)
+    let nodes_ready = !report.nodes.is_empty() && report.nodes.iter().all(|node| node.ready);
+    report.stage == Stage::Serving && report.control_plane_ready && nodes_ready && report.storage_pressure.is_none()
 }
 
 #[cfg(test)]
@@ -186,7 +188,7 @@ mod tests {
     use super::*;
     use axum::body::{Body, to_bytes};
     use axum::http::Request;
-    use nestling_core::plan::wire::NodeReport;
+    use nestling_core::plan::wire::{NodeReport, StoragePressure};
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
     use rstest::rstest;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -252,12 +254,17 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_fails_is_seen() {
+    fn what_goes_wrong_at_rest_is_seen() {
         let node = |ready| NodeReport { name: "n".into(), control_plane: true, ready };
         let mut report = AgentReport { stage: Stage::Serving, control_plane_ready: true, nodes: vec![node(true)], ..AgentReport::default() };
         assert!(is_ready(&report));
         report.nodes.push(node(false));
         assert!(!is_ready(&report));
+        report.nodes.pop();
+        report.storage_pressure = Some(StoragePressure { used_bytes: 9, limit_bytes: 10 });
+        assert!(!is_ready(&report));
+        report.storage_pressure = None;
+        assert!(is_ready(&report));
         report.nodes.clear();
         assert!(!is_ready(&report));
     }

@@ -29,8 +29,55 @@ pub enum Verb {
     Wait(WaitArgs),
     /// Prints the kubeconfig of a cluster, or writes it to a file
     Kubeconfig(KubeconfigArgs),
+    /// Looks at every node of the host cluster and tells what keeps clusters from running there
+    ///
+    /// It starts a short-lived privileged pod on each node, in the namespace of the clusters, makes the checks that every cluster's pod makes, and
+    /// removes the pods again.
+    #[command(after_help = DOCTOR_EXIT_CODES)]
+    Doctor(DoctorArgs),
     /// Prints the CustomResourceDefinitions as YAML
     Crd,
+}
+
+/// Exit codes of `doctor`, as its help shows them.
+const DOCTOR_EXIT_CODES: &str = "\
+Exit codes:
+  0  clusters run on every node; there may be warnings
+  1  the question could not be asked: wrong usage, no connection, no right
+  2  some node cannot run clusters";
+
+/// Arguments of `doctor`.
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    /// Nodes to look at [default: all with Linux]
+    pub nodes: Vec<String>,
+    /// Image of the clusters' pods [default: the operator's]
+    #[arg(long)]
+    pub image: Option<String>,
+    /// Namespace of the clusters [default: the operator's, or nestling-clusters]
+    #[arg(long, value_name = "NAME")]
+    pub clusters_namespace: Option<String>,
+    /// Secret in that namespace with which the image is pulled; may be given more than once
+    #[arg(long = "pull-secret", value_name = "NAME")]
+    pub pull_secrets: Vec<String>,
+    /// Take cgroup v1 for a warning [default: as the operator does]
+    #[arg(long)]
+    pub allow_cgroup_v1: bool,
+    /// How long to wait for a node
+    #[arg(long, default_value = "3m", value_parser = duration, value_name = "DURATION")]
+    pub timeout: Duration,
+    /// Form of the answer
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// Form of an answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
 }
 
 /// Exit codes of `wait`, as its help shows them.

@@ -2,6 +2,7 @@
 
 mod args;
 mod crd;
+mod doctor;
 mod exit;
 mod host;
 mod kubeconfig;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-pub use args::{Goal, HostArgs, KubeconfigArgs, Verb, WaitArgs};
+pub use args::{DoctorArgs, Goal, HostArgs, KubeconfigArgs, Output, Verb, WaitArgs};
 pub use exit::usage;
 pub use pre_delete::pre_delete;
 
@@ -27,6 +28,7 @@ pub async fn run(host: HostArgs, verb: Verb) -> Result<()> {
         // Boxed: with its watch it is twenty kilobytes of state.
         Verb::Wait(args) => Box::pin(wait::run(host, args)).await,
         Verb::Kubeconfig(args) => kubeconfig::run(host, args).await,
+        Verb::Doctor(args) => Box::pin(doctor::run(host, args)).await,
         Verb::Crd => crd::run(),
     }
 }

@@ -24,6 +24,8 @@ pub const NODES_READY: &str = "NodesReady";
 pub const KUBECONFIG_PUBLISHED: &str = "KubeconfigPublished";
 /// The host's CNI enforces the pod's NetworkPolicy, as far as the pod itself can tell.
 pub const NETWORK_POLICY_ENFORCED: &str = "NetworkPolicyEnforced";
+/// The volume of the cluster is about to be full; beyond its size the host ends the pod.
+pub const DISK_PRESSURE: &str = "DiskPressure";
 /// What runs is what the spec says; `False` with `RecreateRequired` names what only a new cluster can take over.
 pub const UP_TO_DATE: &str = "UpToDate";
 /// `spec.paused` is set.
@@ -32,8 +34,20 @@ pub const PAUSED: &str = "Paused";
 pub const DELETING: &str = "Deleting";
 
 /// Every type, in the order in which `kubectl describe` shows them.
-pub const ALL: [&str; 11] =
-    [READY, RECONCILING, STALLED, HOST_READY, CONTROL_PLANE_READY, NODES_READY, KUBECONFIG_PUBLISHED, NETWORK_POLICY_ENFORCED, UP_TO_DATE, PAUSED, DELETING];
+pub const ALL: [&str; 12] = [
+    READY,
+    RECONCILING,
+    STALLED,
+    HOST_READY,
+    CONTROL_PLANE_READY,
+    NODES_READY,
+    KUBECONFIG_PUBLISHED,
+    NETWORK_POLICY_ENFORCED,
+    DISK_PRESSURE,
+    UP_TO_DATE,
+    PAUSED,
+    DELETING,
+];
 
 /// What a condition is to say.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -88,6 +88,8 @@ reasons! {
     AllNodesReady,
     /// The Secret is written.
     Published,
+    /// The volume of the cluster has room.
+    StorageSufficient,
     /// Nothing is left to do.
     Settled,
     /// What runs is what the spec says.
@@ -178,6 +180,8 @@ reasons! {
     CapabilityMissing => "The pod must be privileged; a sandboxed runtime may withhold capabilities.",
     /// Docker's data cannot live on this file system.
     DataRootUnsupported => "Use ext4 or xfs for the host's kubelet directory.",
+    /// The volume of the cluster is about to be full. Beyond its size the host ends the pod, and the cluster with it.
+    StorageNearlyFull => "Delete images, volumes or pods inside the cluster; a larger spec.storage.size needs a new cluster.",
     /// There is too little disk space.
     DiskTooSmall => "Free space on the host's node.",
     /// Neither iptables backend works in the pod.
@@ -186,6 +190,8 @@ reasons! {
     IPv6Unavailable => "Use ipv4, or load the kernel module ip6table_nat on the host.",
     /// The rules that keep nested traffic from the host's API, addresses and metadata cannot be put up.
     EgressGuardFailed => "See the message; load the kernel module iptable_mangle or nf_tables on the host. Where something else enforces it, set egress.guard to false in the chart's values.",
+    /// The pod has no default route.
+    NoDefaultRoute => "Nothing to do if clusters need nothing from outside; else look at the host's CNI.",
     /// `/dev/kmsg` cannot be read; the kubelet needs it.
     KmsgUnreadable => "Run the pod with a runtime that gives privileged containers /dev/kmsg.",
 

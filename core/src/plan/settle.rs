@@ -36,6 +36,7 @@ struct Claims {
     nodes: Option<Claim>,
     kubeconfig: Option<Claim>,
     policy: Option<Claim>,
+    disk: Option<Claim>,
     up_to_date: Option<Claim>,
 }
 
@@ -52,6 +53,7 @@ impl Claims {
             nodes: Some(nothing),
             kubeconfig: None,
             policy: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
+            disk: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
             up_to_date: None,
         }
     }
@@ -126,7 +128,7 @@ fn paused(now: Timestamp, mut status: KindClusterStatus, generation: Option<i64>
 
 fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>, claims: &Claims) {
     let pending = Claim::unknown(Reason::Pending, "");
-    let all: [(&str, Option<&Claim>); 9] = [
+    let all: [(&str, Option<&Claim>); 10] = [
         (conditions::READY, Some(&claims.ready)),
         (conditions::RECONCILING, Some(&claims.reconciling)),
         (conditions::STALLED, Some(&claims.stalled)),
@@ -135,6 +137,7 @@ fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>
         (conditions::NODES_READY, claims.nodes.as_ref()),
         (conditions::KUBECONFIG_PUBLISHED, claims.kubeconfig.as_ref()),
         (conditions::NETWORK_POLICY_ENFORCED, claims.policy.as_ref()),
+        (conditions::DISK_PRESSURE, claims.disk.as_ref()),
         (conditions::UP_TO_DATE, claims.up_to_date.as_ref()),
     ];
     for (type_, claim) in all {
@@ -251,12 +254,26 @@ fn creating(now: Timestamp, seen: &Observed, pod: &Pod, desired: Option<&Desired
         control_plane: Some(not_yet.clone()),
         nodes: Some(not_yet),
         policy: Some(policy(seen.report.as_ref())),
+        disk: Some(disk(seen.report.as_ref())),
         up_to_date: Some(match desired {
             Some(Desired { violation: Some(problem), .. }) => Claim::no(problem.reason, problem.explain()),
             Some(_) => in_sync(),
             None => Claim::no(Reason::RecreateRequired, "the spec cannot be carried out any more"),
         }),
         ..Claims::idle(reason, &message)
+    }
+}
+
+/// Whether the cluster's volume has room, as its agent sees it.
+fn disk(report: Option<&AgentReport>) -> Claim {
+    let Some(report) = report else { return Claim::unknown(Reason::Pending, "the agent has not been heard yet") };
+    match report.storage_pressure {
+        Some(pressure) => {
+            let text = |bytes: i64| format!("{} MiB", bytes >> 20);
+            let message = format!("the cluster held {} of {} when this was seen first", text(pressure.used_bytes), text(pressure.limit_bytes));
+            Claim::yes(Reason::StorageNearlyFull, Reason::StorageNearlyFull.explain(&message))
+        }
+        None => Claim::no(Reason::StorageSufficient, ""),
     }
 }
 
@@ -288,6 +305,7 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
             nodes: None,
             kubeconfig: None,
             policy: None,
+            disk: None,
             up_to_date: Some(up_to_date),
         };
     };
@@ -328,6 +346,7 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
         nodes: Some(nodes),
         kubeconfig: Some(kubeconfig),
         policy: Some(policy(Some(report))),
+        disk: Some(disk(Some(report))),
         up_to_date: Some(up_to_date),
     }
 }
@@ -375,6 +394,7 @@ fn deleting(now: Timestamp, seen: &Observed) -> Claims {
         nodes: None,
         kubeconfig: None,
         policy: None,
+        disk: None,
         up_to_date: None,
     }
 }
@@ -468,6 +488,9 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
         let reason = conditions::get(&after.conditions, conditions::STALLED).and_then(|condition| Reason::parse(&condition.reason));
         note(true, reason.unwrap_or(Reason::KindFailed).as_str(), message_of(conditions::STALLED));
     }
+    if became(conditions::DISK_PRESSURE, "True") {
+        note(true, Reason::StorageNearlyFull.as_str(), message_of(conditions::DISK_PRESSURE));
+    }
     if became(conditions::NETWORK_POLICY_ENFORCED, "False") {
         note(true, Reason::NotEnforced.as_str(), message_of(conditions::NETWORK_POLICY_ENFORCED));
     }
@@ -488,7 +511,7 @@ mod tests {
     use crate::plan::policy::Policy;
     use crate::plan::settings::{Cleanup, CleanupPolicy, Settings};
     use crate::plan::testing::{self, NOW};
-    use crate::plan::wire::{AgentFailure, NodeReport, Stage, StageDuration};
+    use crate::plan::wire::{AgentFailure, NodeReport, Stage, StageDuration, StoragePressure};
     use k8s_openapi::api::core::v1::{ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStatus, PodStatus};
 
     fn now() -> Timestamp {
@@ -553,6 +576,20 @@ mod tests {
     fn creation_makes_what_a_pod_needs_before_the_pod() {
         let seen = testing::observed(testing::cluster("{}"));
         assert_eq!(steps(&seen), ["CreateKeys", "ApplyNetworkPolicy", "ApplyService", "CreatePod"]);
+    }
+
+    #[test]
+    fn a_volume_that_is_about_to_be_full_is_told_once() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 60);
+        seen.report = Some(serving(true));
+        let before = settled(&seen);
+        assert_eq!(claim(&before, conditions::DISK_PRESSURE), "False StorageSufficient");
+        seen.report = Some(AgentReport { storage_pressure: Some(StoragePressure { used_bytes: 9 << 30, limit_bytes: 10 << 30 }), ..serving(true) });
+        let after = settled(&seen);
+        assert_eq!(claim(&after, conditions::DISK_PRESSURE), "True StorageNearlyFull");
+        assert!(conditions::get(&after.conditions, conditions::DISK_PRESSURE).unwrap().message.contains("9216 MiB of 10240 MiB"));
+        let told = |before, after| notes(before, after).iter().any(|note| note.warning && note.reason == "StorageNearlyFull");
+        assert!(told(&before, &after) && !told(&after, &after));
     }
 
     /// A cluster that was deleted `seconds` ago, its pod still there.

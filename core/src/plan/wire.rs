@@ -218,6 +218,9 @@ pub struct AgentReport {
     /// Version of kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind_version: Option<String>,
+    /// Set while the volume is about to be full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_pressure: Option<StoragePressure>,
     /// Facts about the host that are fit to run but worth knowing.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -237,6 +240,16 @@ pub enum PolicyProbe {
     #[default]
     #[serde(other)]
     Unknown,
+}
+
+/// The volume of the cluster is about to be full.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoragePressure {
+    /// Bytes that it held when this was seen first.
+    pub used_bytes: i64,
+    /// Bytes beyond which the host ends the pod.
+    pub limit_bytes: i64,
 }
 
 /// Time spent in a stage.

@@ -1,10 +1,12 @@
 //! The objects that a cluster is made of in the host cluster, one file per kind.
 
+mod doctor_pod;
 mod kubeconfig;
 mod network_policy;
 mod pod;
 mod service;
 
+pub use doctor_pod::{DOCTOR_LABEL, Examination, doctor_pod};
 pub use kubeconfig::{Credentials, kubeconfig_secret};
 pub use network_policy::network_policy;
 pub use pod::{attempt_of, digests_of, pod};
