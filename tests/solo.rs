@@ -20,9 +20,54 @@ use serde_json::json;
 use support::operator::CLUSTERS_NAMESPACE;
 use support::real::{CREATED, DELETED, Host, bare_seconds, seconds_to_ready};
 use support::wait::{condition, gone, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn snapshot(host: &Host) -> Snapshot {
     Snapshot::take(Some(host.cluster.docker()), &host.nodes()).unwrap()
+}
+
+/// The kernel's list of loop devices with their files.
+fn loop_devices() -> String {
+    String::from_utf8(Command::new("losetup").arg("--list").output().unwrap().stdout).unwrap()
+}
+
+/// A loop device of this machine that has nothing to do with any cluster, for the time of a test.
+struct LoopDevice(tempfile::NamedTempFile, String);
+
+impl LoopDevice {
+    fn attach() -> Self {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(file.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Self(file, String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    }
+
+    fn path(&self) -> String {
+        self.0.path().display().to_string()
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.1]).status();
+    }
+}
+
+/// A privileged pod that attaches a file of its own, says to which device, and stays.
+fn attaching_pod() -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "attaching"},
+        "spec": {
+            "terminationGracePeriodSeconds": 0, "volumes": [{"name": "data", "emptyDir": {}}],
+            "containers": [{
+                "name": "attaching", "image": support::real::TOOLS, "imagePullPolicy": "Never", "securityContext": {"privileged": true},
+                "command": ["bash", "-ec", "truncate -s 1M /data/disk.img; losetup --find --show /data/disk.img; sleep infinity"],
+                "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+            }],
+        },
+    })
+    .to_string()
 }
 
 /// A cluster deleted by hand, one by its owner, one with its namespace: afterwards the machine and the host's nodes are as before.
@@ -60,7 +105,21 @@ async fn a_deletion_leaves_nothing_behind() {
     }
 
     support::secret_scan::nothing_is_shown(&host, &["t-by-hand", "t-owner", "t-namespace"]).await;
+    // A nested pod that attaches a file to a loop device, of which the kernel has one list for the whole machine; one of somebody else's stays.
+    let foreign = LoopDevice::attach();
+    let external = host.kubeconfig("t-by-hand", "hand", "external").await;
+    host.apply_outside(&external, &attaching_pod());
+    until("the nested pod to attach a device", Duration::from_mins(1), async || {
+        let said = host.kubectl_outside(&external, &["logs", "attaching"])?;
+        if said.contains("/dev/loop") { Ok(()) } else { Err(said) }
+    })
+    .await;
+    assert!(loop_devices().contains("disk.img"), "the nested pod's device is not on the machine's list");
+
     host.delete("t-by-hand", "hand").await;
+    let left = loop_devices();
+    assert!(!left.contains("disk.img") && left.contains(&foreign.path()), "{left}");
+    drop(foreign);
     host.delete_owner(&jobs, "build").await;
     gone(&host.clusters("t-owner"), "owned", DELETED).await;
     for namespace in ["t-namespace", "t-owner", "t-by-hand"] {
@@ -135,6 +194,127 @@ async fn an_operator_killed_at_random_is_survived() {
     gone(&host.clusters("t-kill"), "tough", DELETED).await;
     assert_eq!(host.children(&created.metadata.uid.unwrap()), Vec::<String>::new());
     host.delete_namespace("t-kill").await;
+}
+
+/// Pods that are taken away without their two minutes, at any stage, some with their nodes frozen (which on cgroup v1 nothing can kill): the machine and
+/// the host's nodes are as before all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn ends_by_force_leave_nothing_behind() {
+    let host = Host::find().await;
+    let mut random = StdRng::seed_from_u64(support::seed());
+    host.namespace("t-force").await;
+    host.create("t-force", "first", json!({})).await;
+    host.ready("t-force", "first").await;
+    host.delete("t-force", "first").await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let before = snapshot(&host);
+
+    let clusters = host.clusters("t-force");
+    for round in 0..if support::soak() { 20 } else { 2 } {
+        let name = format!("f{round}");
+        host.create("t-force", &name, json!({"lifecycle": {"podLossPolicy": "Fail", "backoffLimit": 0}})).await;
+        let cluster = condition(&clusters, &name, HOST_READY, "True", None, Duration::from_mins(2)).await;
+        let (pause, frozen) = (Duration::from_millis(random.random_range(0..25_000)), random.random_bool(0.5));
+        tokio::time::sleep(pause).await;
+        let pod = cluster.status.unwrap().pod_ref.unwrap().name;
+        let exec = ["exec", "-n", CLUSTERS_NAMESPACE, &pod, "--", "sh", "-c", "docker ps -q | xargs -r docker pause"];
+        let froze = frozen && host.cluster.kubectl().args(exec).output().unwrap().status.success();
+        println!("round {round}: by force {pause:?} after its host was found fit{}", if froze { ", frozen" } else { "" });
+        host.kubectl(&["delete", "pod", "-n", CLUSTERS_NAMESPACE, &pod, "--force", "--grace-period=0"]);
+        clusters.delete(&name, &DeleteParams::default()).await.unwrap();
+        gone(&clusters, &name, DELETED).await;
+    }
+    until("the machine to be as before", Duration::from_mins(3), async || {
+        let left = snapshot(&host).difference(&before);
+        if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
+    })
+    .await;
+    host.delete_namespace("t-force").await;
+}
+
+/// Makes the network of the host's only node narrow, as a tunnel would, for the time of a test.
+struct Narrow<'a>(&'a Host, String);
+
+impl<'a> Narrow<'a> {
+    fn make(host: &'a Host, mtu: u32) -> Self {
+        let narrow = Self(host, host.nodes().remove(0));
+        narrow.set(mtu);
+        narrow
+    }
+
+    fn set(&self, mtu: u32) {
+        let Self(host, node) = self;
+        host.cluster.docker().run(&["exec", node, "ip", "link", "set", "dev", "eth0", "mtu", &mtu.to_string()]).unwrap();
+        // The CNI looks at its interface when its node has changed.
+        host.kubectl(&["annotate", "node", node, "--overwrite", &format!("example.com/mtu={mtu}")]);
+        let conflist = ["exec", node, "sh", "-c", "cat /etc/cni/net.d/*.conflist"];
+        for _ in 0..100 {
+            if host.cluster.docker().run(&conflist).unwrap().replace(' ', "").contains(&format!("\"mtu\":{mtu}")) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        panic!("the CNI of {node} does not take an MTU of {mtu}");
+    }
+}
+
+impl Drop for Narrow<'_> {
+    fn drop(&mut self) {
+        self.set(1500);
+        self.0.kubectl(&["annotate", "node", &self.1, "example.com/mtu-"]);
+    }
+}
+
+/// A web server with TLS on this machine that answers everything with so many bytes; its port. Ends with the runtime.
+async fn serve_bytes(size: usize) -> u16 {
+    let key = rcgen::generate_simple_self_signed(["server".to_owned()]).unwrap();
+    let private = rustls::pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(vec![key.cert.der().clone()], private).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n");
+                let _ = stream.write_all(head.as_bytes()).await;
+                let _ = stream.write_all(&vec![b'x'; size]).await;
+                let _ = stream.shutdown().await;
+            });
+        }
+    });
+    port
+}
+
+/// Docker takes every network for as wide as Ethernet. With larger packets than the pod's own network carries, TLS hangs without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_narrow_network_is_narrow_inside() {
+    const SIZE: usize = 5 << 20;
+    let host = Host::find().await;
+    host.namespace("t-narrow").await;
+    let port = serve_bytes(SIZE).await;
+    let gateway = host.cluster.docker().run(&["network", "inspect", "kind", "--format", "{{(index .IPAM.Config 0).Gateway}}"]).unwrap();
+    let narrow = Narrow::make(&host, 1280);
+    host.create("t-narrow", "slim", json!({"access": {"service": {"type": "NodePort"}}})).await;
+    let cluster = host.ready("t-narrow", "slim").await;
+    let pod = cluster.status.unwrap().pod_ref.unwrap().name;
+    let node = ["exec", "-n", CLUSTERS_NAMESPACE, &pod, "--", "docker", "exec", "slim-control-plane", "cat", "/sys/class/net/eth0/mtu"];
+    assert_eq!(host.kubectl(&node).trim(), "1280", "the nested node");
+    let external = host.kubeconfig("t-narrow", "slim", "external").await;
+    let script = format!("cat /sys/class/net/eth0/mtu; curl -skS --max-time 30 https://{gateway}:{port}/ | wc -c");
+    let image = format!("--image={}", support::real::TOOLS);
+    host.kubectl_outside(&external, &["run", "probe", &image, "--image-pull-policy=Never", "--restart=Never", "--command", "--", "bash", "-c", &script])
+        .unwrap();
+    let ended = host.kubectl_outside(&external, &["wait", "pod/probe", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=90s"]);
+    let said = host.kubectl_outside(&external, &["logs", "probe"]).unwrap();
+    assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["1280", &SIZE.to_string()], "{ended:?}");
+    host.delete("t-narrow", "slim").await;
+    drop(narrow);
+    host.delete_namespace("t-narrow").await;
 }
 
 /// Sets a sysctl of this machine for the time of a test.
