@@ -32,7 +32,7 @@ use super::relay::{Relay, Resolve};
 use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
-use super::{RUN_DIRECTORY, cgroup, egress, image, init, keys, network, node_files, output, policy, preflight, storage, store, teardown};
+use super::{RUN_DIRECTORY, cgroup, egress, image, init, keys, network, node_files, output, policy_probe, preflight, storage, store, teardown};
 
 /// How long a failed agent stays to be asked, in the end nobody came.
 const LINGER: Duration = Duration::from_mins(10);
@@ -225,7 +225,7 @@ impl Machine {
             .settings
             .egress
             .host_api
-            .map(|api| AbortOnDropHandle::new(tokio::spawn(policy::follow(self.report.clone(), api, surroundings.nameservers.clone()))));
+            .map(|api| AbortOnDropHandle::new(tokio::spawn(policy_probe::follow(self.report.clone(), api, surroundings.nameservers.clone()))));
         // Nodes of an earlier run start with Docker: their keys must be there before.
         let pki = Path::new(RUN_DIRECTORY).join("pki");
         let token = keys::take_over(Path::new(KEYS_DIRECTORY), &pki).map_err(|error| failure(Reason::PodStartFailed, error.to_string()))?;

@@ -28,7 +28,7 @@ mod network;
 mod node_files;
 pub mod oci_runtime;
 mod output;
-mod policy;
+mod policy_probe;
 mod preflight;
 mod registries;
 mod relay;

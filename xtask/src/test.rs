@@ -194,7 +194,7 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
     let bare: f64 = bare.iter().map(|stage| stage.seconds).sum();
     let host = stages.run("host cluster up", || HostCluster::up(paths, &HostOptions { name: HOST.to_owned(), ..HostOptions::default() }))?;
     let pushed = stages.run("images to the host cluster", || install::push(&host, &images))?;
-    // The exception is one of tests/isolation.rs.
+    // The exception is one of tests/nested/isolation.rs.
     let settings = ["--set", "maxCreating=2", "--set", "egress.allowedCIDRs={10.96.77.77/32}"];
     stages.run("chart installed", || install::install(paths, &host, &pushed, &settings))?;
     let values = install::values(paths, &pushed)?.join("\n");
@@ -202,8 +202,7 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
         command.env("NESTLING_TEST_HOST", HOST).env("NESTLING_TEST_VALUES", &values).env("NESTLING_TEST_BARE_SECONDS", format!("{bare:.1}"));
     };
     stages.run("nested clusters", || {
-        let binaries = ["--test", "nested", "--test", "isolation", "--test", "registries", "--test", "secrets"];
-        let mut command = cargo_test(arguments, seed, &binaries, &["--test-threads", "3", "--nocapture"]);
+        let mut command = cargo_test(arguments, seed, &["--test", "nested"], &["--test-threads", "3", "--nocapture"]);
         environment(&mut command);
         status(&mut command)
     })?;

@@ -2,6 +2,10 @@
 //! on the machine is in `solo.rs`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
+mod isolation;
+mod registries;
+mod secrets;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::time::Duration;

@@ -1,19 +1,16 @@
 //! What nobody may have: kind's well-known token, the token that nodes join with once they have joined, credentials of the host, secrets in logs.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
-
-mod support;
 
 use std::time::{Duration, Instant};
 
+use crate::support::operator::CLUSTERS_NAMESPACE;
+use crate::support::real::{CREATED, Host, spec};
+use crate::support::secret_scan::nothing_is_shown;
+use crate::support::wait::until;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::ListParams;
 use nestling_core::api::conditions::{READY, is_true};
 use nestling_core::plan::wire::keys::BOOTSTRAP_TOKEN;
-use support::operator::CLUSTERS_NAMESPACE;
-use support::real::{CREATED, Host, spec};
-use support::secret_scan::nothing_is_shown;
-use support::wait::until;
 
 const NAMESPACE: &str = "t-secrets";
 const SOON: Duration = Duration::from_mins(1);

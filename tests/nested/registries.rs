@@ -1,20 +1,17 @@
 //! Registries of all kinds, behind real nested clusters: a mirror without TLS, one that wants credentials and has an authority of its own. For the
 //! node image, which Docker pulls, as well as for pods, for which containerd and the kubelet do.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
-
-mod support;
 
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::real::{CREATED, Host};
+use crate::support::secret_scan::nothing_is_shown;
+use crate::support::wait::{condition, until};
 use nestling_core::api::conditions::STALLED;
 use nestling_core::plan::registries::READER_ROLE;
 use nestling_lab::Docker;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde_json::json;
-use support::real::{CREATED, Host};
-use support::secret_scan::nothing_is_shown;
-use support::wait::{condition, until};
 
 const NAMESPACE: &str = "t-registries";
 const SOON: Duration = Duration::from_mins(1);
@@ -146,7 +143,7 @@ async fn mirrors_logins_and_authorities_reach_docker_and_the_nodes() {
     };
     host.create(NAMESPACE, "crane", spec(json!({"access": {"service": {"type": "NodePort"}}}))).await;
     let denied = condition(&host.clusters(NAMESPACE), "crane", STALLED, "True", Some("SecretAccessDenied"), SOON).await;
-    let said = support::wait::describe(&denied);
+    let said = crate::support::wait::describe(&denied);
     let command = said.split("to let it: kubectl ").nth(1).unwrap().split(". ").next().unwrap();
     host.kubectl(&command.split(' ').collect::<Vec<_>>());
     host.ready(NAMESPACE, "crane").await;

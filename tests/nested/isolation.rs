@@ -1,10 +1,10 @@
 //! What a nested cluster can reach and who reaches its pod: the egress guard and the NetworkPolicy, each with the other one out of the way.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
-
-mod support;
 
 use std::time::Duration;
 
+use crate::support::operator::CLUSTERS_NAMESPACE;
+use crate::support::real::{Host, TOOLS, spec};
+use crate::support::wait::{condition, until};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{DeleteParams, ListParams, PostParams};
@@ -12,9 +12,6 @@ use kube::{Api, ResourceExt};
 use nestling_core::api::conditions::{HOST_READY, NETWORK_POLICY_ENFORCED, PAUSED, READY};
 use nestling_core::api::{KindCluster, conditions};
 use serde_json::json;
-use support::operator::CLUSTERS_NAMESPACE;
-use support::real::{Host, TOOLS, spec};
-use support::wait::{condition, until};
 
 const SOON: Duration = Duration::from_mins(1);
 
