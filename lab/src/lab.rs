@@ -28,6 +28,8 @@ pub enum LabPart {
     Host,
     /// Everything, with the images that the project's own images start from.
     All,
+    /// The virtual machine.
+    Vm,
 }
 
 impl LabPart {
@@ -36,6 +38,7 @@ impl LabPart {
             Self::ControlPlane => &[Part::KubernetesApi, Part::Etcd, Part::Helm],
             Self::Host => &[Part::KubernetesApi, Part::Kind, Part::RegistryImage, Part::NodeImage],
             Self::All => &[Part::KubernetesApi, Part::Etcd, Part::Helm, Part::Kind, Part::RegistryImage, Part::DindBase, Part::OperatorBase, Part::NodeImage],
+            Self::Vm => &[Part::NodeImage, Part::VmDisk],
         }
     }
 }
@@ -254,7 +257,8 @@ impl LabPaths {
         Ok(image_reference(image, self.key(part)?))
     }
 
-    fn part(&self, part: Part) -> Result<&Path> {
+    /// The directory of a part.
+    pub fn part(&self, part: Part) -> Result<&Path> {
         Ok(&self.entry(part)?.0)
     }
 

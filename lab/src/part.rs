@@ -6,7 +6,7 @@ use crate::apt::Need;
 use crate::debian::DebianRoot;
 use crate::go::{GoPrograms, Stamp};
 use crate::workshop::Workshop;
-use crate::{images, node_image};
+use crate::{images, node_image, vm_disk};
 
 /// One thing that is built once and kept.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -59,6 +59,10 @@ pub enum Part {
     NodeServer,
     /// The node image.
     NodeImage,
+    /// Debian with its own kernel, for the virtual machine.
+    VmRoot,
+    /// The virtual machine's disk, with the root of a node pod in it.
+    VmDisk,
 }
 
 /// How a part is made.
@@ -76,6 +80,7 @@ pub enum Recipe {
     },
 }
 
+const VM_DISK_SOURCE: &str = concat!(include_str!("vm_disk.rs"), include_str!("../scripts/vm/job.sh"), include_str!("../scripts/vm/job.service"));
 const CONTAINERD: &str = "github.com/containerd/containerd/v2";
 
 const PLAIN_GO: GoPrograms = GoPrograms { module: "kubernetes", programs: &[], sources: &[], tags: "", cgo: false, stamp: Stamp::None };
@@ -87,7 +92,7 @@ const MINIMAL_SYSTEM: &str = r#"cd "$1" && mkdir -p etc/ssl/certs tmp && chmod 1
 
 impl Part {
     /// Every part, each after what it needs.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::KubernetesApi,
         Self::KubernetesNode,
         Self::Etcd,
@@ -112,6 +117,8 @@ impl Part {
         Self::NodeBase,
         Self::NodeServer,
         Self::NodeImage,
+        Self::VmRoot,
+        Self::VmDisk,
     ];
 
     /// The name, as in the cache and in `lab status`.
@@ -141,6 +148,8 @@ impl Part {
             Self::NodeBase => "node-base",
             Self::NodeServer => "node-server",
             Self::NodeImage => "node-image",
+            Self::VmRoot => "vm-root",
+            Self::VmDisk => "vm-disk",
         }
     }
 
@@ -156,6 +165,7 @@ impl Part {
             }
             Self::NodeImage if pulling => &[Self::ToolsRoot, Self::KubernetesApi],
             Self::NodeImage => &[Self::Kind, Self::NodeBase, Self::NodeServer],
+            Self::VmDisk => &[Self::VmRoot, Self::DindRoot, Self::KubernetesApi, Self::Kind, Self::Runc, Self::NodeImage],
             _ => &[],
         }
     }
@@ -165,7 +175,8 @@ impl Part {
         match self {
             Self::Runc => &[Need::Compiler, Need::Seccomp],
             Self::Pause => &[Need::Compiler],
-            Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot => &[Need::Debootstrap],
+            Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot | Self::VmRoot => &[Need::Debootstrap],
+            Self::VmDisk => &[Need::Ext4],
             Self::NodeImage => &[Need::Docker, Need::Zstd, Need::Jq],
             _ => &[],
         }
@@ -193,7 +204,8 @@ impl Part {
             Self::NodeBase => node_steps(node_image::make_base),
             Self::NodeServer => node_steps(node_image::make_server),
             Self::NodeImage => node_steps(node_image::make),
-            Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot => Recipe::Root(self.root()),
+            Self::VmDisk => Recipe::Steps { make: vm_disk::make, source: VM_DISK_SOURCE },
+            Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot | Self::VmRoot => Recipe::Root(self.root()),
             _ => Recipe::Go(self.programs()),
         }
     }
@@ -318,6 +330,30 @@ impl Part {
             Self::OperatorRoot => {
                 DebianRoot { suite: "trixie", variant: "extract", packages: &["base-files", "libc6", "libgcc-s1", "ca-certificates"], finish: MINIMAL_SYSTEM }
             }
+            Self::VmRoot => DebianRoot {
+                suite: "trixie",
+                variant: "minbase",
+                packages: &[
+                    "linux-image-cloud-amd64",
+                    "initramfs-tools",
+                    "zstd",
+                    "systemd",
+                    "systemd-sysv",
+                    // runc asks systemd for its scopes over it.
+                    "dbus",
+                    "udev",
+                    "kmod",
+                    "e2fsprogs",
+                    "iproute2",
+                    "iptables",
+                    "procps",
+                    "util-linux",
+                    "ca-certificates",
+                    "curl",
+                    "jq",
+                ],
+                finish: "",
+            },
             _ => DebianRoot {
                 suite: "bookworm",
                 variant: "essential",

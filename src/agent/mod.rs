@@ -15,6 +15,7 @@ mod docker;
 mod dockerd;
 mod facts;
 mod failure;
+mod fault;
 mod image;
 mod init;
 mod keys;
