@@ -3,7 +3,7 @@
 # The context is a staged directory, not the repository:
 #   bin/nestling   the program
 #   bin/kind       the kind command line
-#   images/        node images to carry along: index.json, which maps references to archives, and the archives. May be empty, must exist.
+#   store.tar      node images to carry along, as Docker keeps them on disk (lab/src/node_store.rs makes it). May be an empty archive.
 
 ARG OPERATOR_BASE=debian:trixie-slim
 ARG NODE_BASE=debian:trixie-slim
@@ -32,7 +32,7 @@ RUN if ! command -v dockerd >/dev/null; then \
     fi
 # What changes seldom comes first, so that a change of the code moves one small layer.
 COPY bin/kind /usr/local/bin/kind
-COPY images/ /opt/nestling/images/
+ADD store.tar /opt/nestling/store/
 ARG VERSION=dev
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="nestling node" \

@@ -7,6 +7,8 @@
 //!
 //! `./dev test --soak` and `cargo xtask lab vm` run these tests; each takes ten to twenty minutes where the processor is emulated.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers outside of test functions")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -32,7 +34,6 @@ use rand::seq::IndexedRandom;
 use rcgen::ExtendedKeyUsagePurpose;
 use serde_json::{Value, json};
 
-#[path = "support/mod.rs"]
 mod support;
 
 /// Everything that the machine looks at, with the caveats that it shows.
@@ -118,8 +119,8 @@ fn prepare(directory: &Path, paths: &LabPaths, disabled: &[&str]) {
         ("CPU", format!("'{} 100000'", CPU_MILLIS * 100)),
         ("READY_LIMIT", READY_LIMIT.as_secs().to_string()),
     ];
-    let environment: String = environment.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
-    fs::write(directory.join("environment"), environment).unwrap();
+    let lines: Vec<String> = environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    fs::write(directory.join("environment"), lines.join("\n")).unwrap();
 }
 
 /// The pod that the operator would create, with its defaults.

@@ -48,9 +48,22 @@ impl Cache {
 
     /// Where things live that describe this machine now and not what was built: state files, kubeconfigs, logs.
     pub fn run_directory(&self) -> Result<PathBuf> {
-        let path = self.root.join("run");
+        self.directory("run")
+    }
+
+    /// A directory beside the parts.
+    pub fn directory(&self, name: &str) -> Result<PathBuf> {
+        let path = self.root.join(name);
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(path)
+    }
+
+    /// Removes a directory beside the parts; returns the bytes freed.
+    pub fn remove_directory(&self, name: &str) -> Result<u64> {
+        let path = self.directory(name)?;
+        let freed = size(&path)?;
+        fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        Ok(freed)
     }
 
     /// Waits until no other run builds or cleans; the lock lasts as long as the returned file.

@@ -14,8 +14,10 @@ use crate::go;
 use crate::images::ARCHIVE;
 use crate::key::Inputs;
 use crate::node_image;
+use crate::node_store::STORE_ARCHIVE;
 use crate::part::{Part, Recipe};
 use crate::progress::note;
+use crate::registry;
 use crate::source::Source;
 use crate::workshop::{Workshop, image_reference};
 
@@ -37,7 +39,17 @@ impl LabPart {
         match self {
             Self::ControlPlane => &[Part::KubernetesApi, Part::Etcd, Part::Helm],
             Self::Host => &[Part::KubernetesApi, Part::Kind, Part::RegistryImage, Part::NodeImage],
-            Self::All => &[Part::KubernetesApi, Part::Etcd, Part::Helm, Part::Kind, Part::RegistryImage, Part::DindBase, Part::OperatorBase, Part::NodeImage],
+            Self::All => &[
+                Part::KubernetesApi,
+                Part::Etcd,
+                Part::Helm,
+                Part::Kind,
+                Part::RegistryImage,
+                Part::DindBase,
+                Part::OperatorBase,
+                Part::NodeImage,
+                Part::NodeStore,
+            ],
             Self::Vm => &[Part::NodeImage, Part::VmDisk],
         }
     }
@@ -128,7 +140,8 @@ impl Lab {
     pub fn clean(&self, all: bool) -> Result<u64> {
         let _lock = self.cache.lock()?;
         let used: BTreeSet<PathBuf> = if all { BTreeSet::new() } else { Part::ALL.iter().filter_map(|part| self.find(*part)).collect() };
-        self.cache.clean(|path| used.contains(path))
+        let pushed = if all { self.cache.remove_directory(registry::STORAGE)? } else { 0 };
+        Ok(pushed + self.cache.clean(|path| used.contains(path))?)
     }
 
     /// The cache.
@@ -218,9 +231,9 @@ impl LabPaths {
         self.image(Part::NodeImage)
     }
 
-    /// The node image as a docker archive, compressed by zstd.
-    pub fn node_image_archive(&self) -> Result<PathBuf> {
-        Ok(node_image::archive_path(self.part(Part::NodeImage)?))
+    /// The node image as Docker keeps it on disk, as a tar file.
+    pub fn node_store_archive(&self) -> Result<PathBuf> {
+        Ok(self.part(Part::NodeStore)?.join(STORE_ARCHIVE))
     }
 
     /// The name of the image that the node pod's image starts from.

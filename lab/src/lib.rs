@@ -20,6 +20,7 @@ mod lab;
 pub mod layer;
 pub mod machine;
 pub mod node_image;
+pub mod node_store;
 pub mod part;
 mod pki;
 pub mod progress;

@@ -110,10 +110,8 @@ pub fn make(workshop: &Workshop) -> Result<()> {
 }
 
 fn build(workshop: &Workshop, docker: &Docker, reference: &str) -> Result<()> {
-    let base_path = workshop.part(Part::NodeBase)?;
-    let short = base_path.file_name().and_then(|name| name.to_str()).and_then(|name| name.rsplit('-').next());
-    let base = image_reference("nestling-lab/node-base", short.context("the base image has no key")?);
-    docker.load(&base, &base_path.join(ARCHIVE))?;
+    let base = workshop.image(Part::NodeBase)?;
+    docker.load(&base, &workshop.part(Part::NodeBase)?.join(ARCHIVE))?;
     output(
         Command::new(workshop.program(Part::Kind, "kind")?)
             .args(["build", "node-image", "--type", "file", "--base-image", &base, "--image", reference])

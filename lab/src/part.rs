@@ -6,7 +6,7 @@ use crate::apt::Need;
 use crate::debian::DebianRoot;
 use crate::go::{GoPrograms, Stamp};
 use crate::workshop::Workshop;
-use crate::{images, node_image, vm_disk};
+use crate::{images, node_image, node_store, vm_disk};
 
 /// One thing that is built once and kept.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -59,6 +59,8 @@ pub enum Part {
     NodeServer,
     /// The node image.
     NodeImage,
+    /// The node image as Docker keeps it on disk.
+    NodeStore,
     /// Debian with its own kernel, for the virtual machine.
     VmRoot,
     /// The virtual machine's disk, with the root of a node pod in it.
@@ -92,7 +94,7 @@ const MINIMAL_SYSTEM: &str = r#"cd "$1" && mkdir -p etc/ssl/certs tmp && chmod 1
 
 impl Part {
     /// Every part, each after what it needs.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::KubernetesApi,
         Self::KubernetesNode,
         Self::Etcd,
@@ -117,6 +119,7 @@ impl Part {
         Self::NodeBase,
         Self::NodeServer,
         Self::NodeImage,
+        Self::NodeStore,
         Self::VmRoot,
         Self::VmDisk,
     ];
@@ -148,6 +151,7 @@ impl Part {
             Self::NodeBase => "node-base",
             Self::NodeServer => "node-server",
             Self::NodeImage => "node-image",
+            Self::NodeStore => "node-store",
             Self::VmRoot => "vm-root",
             Self::VmDisk => "vm-disk",
         }
@@ -165,7 +169,8 @@ impl Part {
             }
             Self::NodeImage if pulling => &[Self::ToolsRoot, Self::KubernetesApi],
             Self::NodeImage => &[Self::Kind, Self::NodeBase, Self::NodeServer],
-            Self::VmDisk => &[Self::VmRoot, Self::DindRoot, Self::KubernetesApi, Self::Kind, Self::Runc, Self::NodeImage],
+            Self::NodeStore => &[Self::DindBase, Self::NodeImage],
+            Self::VmDisk => &[Self::VmRoot, Self::DindRoot, Self::KubernetesApi, Self::Kind, Self::Runc, Self::NodeStore],
             _ => &[],
         }
     }
@@ -177,7 +182,7 @@ impl Part {
             Self::Pause => &[Need::Compiler],
             Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot | Self::VmRoot => &[Need::Debootstrap],
             Self::VmDisk => &[Need::Ext4],
-            Self::NodeImage => &[Need::Docker, Need::Zstd, Need::Jq],
+            Self::NodeImage | Self::NodeStore => &[Need::Docker, Need::Zstd, Need::Jq],
             _ => &[],
         }
     }
@@ -204,6 +209,7 @@ impl Part {
             Self::NodeBase => node_steps(node_image::make_base),
             Self::NodeServer => node_steps(node_image::make_server),
             Self::NodeImage => node_steps(node_image::make),
+            Self::NodeStore => Recipe::Steps { make: node_store::make, source: include_str!("node_store.rs") },
             Self::VmDisk => Recipe::Steps { make: vm_disk::make, source: VM_DISK_SOURCE },
             Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot | Self::VmRoot => Recipe::Root(self.root()),
             _ => Recipe::Go(self.programs()),

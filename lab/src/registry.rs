@@ -1,18 +1,22 @@
 //! The local registry: images pushed to it move layer by layer, which a reload of a whole image does not.
 
 use std::net::TcpListener;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::cache::size;
 use crate::command::wait_for;
 use crate::docker::Docker;
 use crate::lab::LabPaths;
 use crate::part::Part;
 use crate::progress::note;
-use std::time::Duration;
 
 const CONTAINER: &str = "nestling-lab-registry";
-const VOLUME: &str = "nestling-lab-registry";
+/// What was pushed, in the cache: a layer that is there already need not be packed again.
+pub const STORAGE: &str = "registry";
+/// Bytes of storage above which it begins anew, so that it does not grow with every change of the project.
+const STORAGE_LIMIT: u64 = 8 << 30;
 const INSIDE_PORT: u16 = 5000;
 const USUAL_PORT: u16 = 5001;
 const START_WITHIN: Duration = Duration::from_secs(20);
@@ -34,7 +38,10 @@ impl Registry {
         }
         Self::remove_container(docker)?;
         let publish = format!("127.0.0.1:{}:{INSIDE_PORT}", free_port(USUAL_PORT)?);
-        let volume = format!("{VOLUME}:/var/lib/registry");
+        if size(&paths.cache().directory(STORAGE)?)? > STORAGE_LIMIT {
+            paths.cache().remove_directory(STORAGE)?;
+        }
+        let volume = format!("{}:/var/lib/registry", paths.cache().directory(STORAGE)?.display());
         note("starting the local registry");
         docker.run(&["run", "-d", "--name", CONTAINER, "--restart", "always", "--network", network, "-p", &publish, "-v", &volume, &image])?;
         Self::running(docker)
@@ -73,10 +80,9 @@ impl Registry {
         Ok(reference)
     }
 
-    /// Removes the registry with all that was pushed to it.
+    /// Removes the registry. What was pushed to it stays in the cache.
     pub fn down(docker: &Docker) -> Result<()> {
-        Self::remove_container(docker)?;
-        docker.run(&["volume", "rm", "-f", VOLUME]).map(drop)
+        Self::remove_container(docker)
     }
 
     fn running(docker: &Docker) -> Result<Self> {

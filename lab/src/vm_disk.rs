@@ -8,9 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::command::output;
-use crate::node_image;
+use crate::node_store::STORE_ARCHIVE;
 use crate::part::Part;
-use crate::workshop::{Workshop, image_reference};
+use crate::workshop::Workshop;
 
 /// Files of the finished part.
 pub const DISK: &str = "disk.ext4";
@@ -53,13 +53,9 @@ fn pod_root(workshop: &Workshop, pod: &Path) -> Result<()> {
 }
 
 fn carry_node_image(workshop: &Workshop, pod: &Path) -> Result<()> {
-    let part = workshop.part(Part::NodeImage)?;
-    let key = part.file_name().and_then(|name| name.to_str()).and_then(|name| name.rsplit('-').next()).context("the node image has no key")?;
-    let reference = image_reference(Part::NodeImage.image().unwrap_or_default(), key);
-    let images = pod.join("opt/nestling/images");
-    fs::create_dir_all(&images)?;
-    fs::copy(node_image::archive_path(part), images.join("node.tar.zst"))?;
-    Ok(fs::write(images.join("index.json"), serde_json::to_vec(&serde_json::json!({ reference: "node.tar.zst" }))?)?)
+    let store = pod.join("opt/nestling/store");
+    fs::create_dir_all(&store)?;
+    unpack(&workshop.part(Part::NodeStore)?.join(STORE_ARCHIVE), &store)
 }
 
 fn install_job(root: &Path) -> Result<()> {

@@ -38,6 +38,12 @@ impl Workshop<'_> {
         Ok(self.part(part)?.join("bin").join(name))
     }
 
+    /// The name of a finished part that is an image.
+    pub fn image(&self, part: Part) -> Result<String> {
+        let key = self.part(part)?.file_name().and_then(|name| name.to_str()).and_then(|name| name.rsplit('-').next());
+        Ok(image_reference(part.image().with_context(|| format!("{} is no image", part.name()))?, key.context("a part without a key")?))
+    }
+
     /// A Debian root as an image layer.
     pub fn root(&self, part: Part) -> Result<Layer> {
         Layer::from_tar(self.part(part)?.join("root.tar"))

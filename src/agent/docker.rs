@@ -2,19 +2,15 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::time::Duration;
 
 use bollard::container::LogOutput;
 use bollard::errors::Error as Bollard;
 use bollard::exec::{StartExecOptions, StartExecResults};
 use bollard::models::{ContainerCreateBody, ContainerSummaryStateEnum, ExecConfig, Ipam, IpamConfig, NetworkCreateRequest};
-use bollard::query_parameters::{
-    CreateImageOptions, DownloadFromContainerOptions, ImportImageOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions,
-};
+use bollard::query_parameters::{CreateImageOptions, DownloadFromContainerOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions};
 use futures::{Stream, StreamExt, TryStreamExt};
 use ipnet::Ipv4Net;
-use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use super::DOCKER_SOCKET;
@@ -29,14 +25,11 @@ const ROLE_LABEL: &str = "io.x-k8s.kind.role";
 /// Time for requests that Docker answers out of its own head.
 const SHORT: Duration = Duration::from_secs(30);
 
-/// Time for loading or pulling an image.
+/// Time for pulling an image.
 const LONG: Duration = Duration::from_mins(10);
 
 /// Most bytes that are read of a log or of a command's output.
 const OUTPUT_LIMIT: usize = 64 << 10;
-
-/// Bytes of an archive that are read at once.
-const CHUNK: usize = 1 << 20;
 
 /// Why Docker did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -51,14 +44,6 @@ pub enum Error {
         what: String,
         /// How long.
         limit: Duration,
-    },
-    /// A file of ours could not be read.
-    #[error("cannot read {what}: {source}")]
-    File {
-        /// The file.
-        what: String,
-        /// The kernel's answer.
-        source: std::io::Error,
     },
 }
 
@@ -146,21 +131,6 @@ impl Docker {
             Err(Bollard::DockerResponseServerError { status_code: 404, .. }) => Ok(false),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Loads an archive, as `docker load`: plain, or packed with one of the methods that Docker knows (zstd among them).
-    ///
-    /// # Errors
-    /// Docker's, and those of reading the file.
-    pub async fn load(&self, archive: &Path) -> Result<(), Error> {
-        let file = tokio::fs::File::open(archive).await.map_err(|source| Error::File { what: archive.display().to_string(), source })?;
-        let chunks = futures::stream::try_unfold(file, |mut file| async move {
-            let mut chunk = Vec::with_capacity(CHUNK);
-            let read = (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await?;
-            Ok::<_, std::io::Error>((read > 0).then(|| (chunk.into(), file)))
-        });
-        let progress = self.long.import_image_stream(ImportImageOptions { quiet: true, ..ImportImageOptions::default() }, chunks, None);
-        within(LONG, &format!("loading {}", archive.display()), progress.try_for_each(|_| async { Ok(()) })).await
     }
 
     /// Pulls an image.

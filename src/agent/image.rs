@@ -1,18 +1,17 @@
-//! Node images: there already, in the pod image, or to be pulled.
+//! Node images: there already, with the pod image ([`store`](super::store)) or of an earlier run, or to be pulled.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
 
 use nestling_core::api::kind_config::{KindConfig, KindNode, KindRole};
 use nestling_core::api::reasons::Reason;
 use nestling_core::plan::classify::classify;
 use nestling_core::plan::kind_config::KubernetesVersion;
-use nestling_core::plan::wire::{AgentFailure, BAKED_IMAGES_DIRECTORY};
+use nestling_core::plan::wire::AgentFailure;
 
 use super::docker::{Docker, Error};
 use super::failure::{evident, failure};
+use super::store;
 
 /// kind's load balancer before several control planes (`pkg/cluster/internal/loadbalancer/const.go` of kind 0.33).
 const LOAD_BALANCER: &str = "docker.io/envoyproxy/envoy:v1.36.2";
@@ -28,11 +27,10 @@ pub type Present = BTreeMap<String, String>;
 /// # Errors
 /// [`Reason::NodeImagePullFailed`] or a more exact reason, naming the image.
 pub async fn ensure(docker: &Docker, nodes: &[KindNode], default: &str) -> Result<Present, AgentFailure> {
-    let index = fs::read_to_string(Path::new(BAKED_IMAGES_DIRECTORY).join("index.json")).unwrap_or_default();
-    let baked: BTreeMap<String, String> = serde_json::from_str(&index).unwrap_or_default();
+    let pinned = store::pinned_references();
     let mut present = Present::new();
     for reference in required(nodes, default) {
-        let known_as = ensure_one(docker, reference, &baked).await.map_err(|error| pull_failure(reference, &error.to_string()))?;
+        let known_as = ensure_one(docker, reference, &pinned).await.map_err(|error| pull_failure(reference, &error.to_string()))?;
         present.insert(reference.to_owned(), known_as);
     }
     Ok(present)
@@ -47,32 +45,15 @@ fn required<'a>(nodes: &'a [KindNode], default: &'a str) -> BTreeSet<&'a str> {
     images
 }
 
-async fn ensure_one(docker: &Docker, reference: &str, baked: &BTreeMap<String, String>) -> Result<String, Error> {
-    if docker.has_image(reference).await? {
-        return Ok(reference.to_owned());
-    }
-    if let Some((known_as, archive)) = find_baked(baked, reference) {
-        // An earlier run has loaded it.
-        if known_as != reference && docker.has_image(known_as).await? {
-            return Ok(known_as.to_owned());
+async fn ensure_one(docker: &Docker, reference: &str, pinned: &Present) -> Result<String, Error> {
+    for name in pinned.get(reference).map(String::as_str).into_iter().chain([reference]) {
+        if docker.has_image(name).await? {
+            return Ok(name.to_owned());
         }
-        tracing::info!(reference, "loading from the pod image");
-        docker.load(&archive).await?;
-        return Ok(known_as.to_owned());
     }
     tracing::info!(reference, "pulling");
     docker.pull(reference).await?;
     Ok(reference.to_owned())
-}
-
-/// The archive in the pod image that holds a reference, and the name that it has after loading: an archive brings no digest, so
-/// `repo:tag@sha256:…` is known as `repo:tag` then.
-fn find_baked<'a>(baked: &BTreeMap<String, String>, reference: &'a str) -> Option<(&'a str, PathBuf)> {
-    let (tagged, _) = reference.split_once('@').unwrap_or((reference, ""));
-    let archive = baked.get(reference).or_else(|| baked.get(tagged))?;
-    // The index is the image builder's, the path stays in its directory all the same.
-    let file = Path::new(archive).file_name()?;
-    Some((tagged, Path::new(BAKED_IMAGES_DIRECTORY).join(file)))
 }
 
 fn pull_failure(reference: &str, said: &str) -> AgentFailure {
@@ -143,20 +124,6 @@ mod tests {
         builder.append_data(&mut header, "version", &b"v1.35.0\n"[..]).unwrap();
         assert_eq!(version_in_archive(&builder.into_inner().unwrap()).unwrap().minor, 35);
         assert_eq!(version_in_archive(b"nonsense"), None);
-    }
-
-    #[rstest]
-    #[case("kindest/node:v1.34.4", Some(("kindest/node:v1.34.4", "a.tar.zst")))]
-    #[case("kindest/node:v1.34.4@sha256:00", Some(("kindest/node:v1.34.4", "a.tar.zst")))]
-    #[case("kindest/node:v1.33.0@sha256:11", Some(("kindest/node:v1.33.0", "b.tar")))]
-    #[case("kindest/node:v1.33.0@sha256:22", None)]
-    fn baked_images_are_found_by_tag_or_digest(#[case] reference: &str, #[case] expected: Option<(&str, &str)>) {
-        let baked = BTreeMap::from([
-            ("kindest/node:v1.34.4".to_owned(), "a.tar.zst".to_owned()),
-            ("kindest/node:v1.33.0@sha256:11".to_owned(), "../../b.tar".to_owned()),
-        ]);
-        let expected = expected.map(|(name, file)| (name, Path::new(BAKED_IMAGES_DIRECTORY).join(file)));
-        assert_eq!(find_baked(&baked, reference), expected);
     }
 
     #[test]

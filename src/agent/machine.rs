@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nestling_core::api::kind_config::{KindConfig, KindNode};
 use nestling_core::api::reasons::Reason;
+use nestling_core::plan::classify::classify;
 use nestling_core::plan::kind_config::{self, NodeHost};
 use nestling_core::plan::wire::{
     AGENT_PORT, API_PORT, AgentFailure, AgentSettings, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, SETTINGS_FILE, Stage, TERMINATION_LOG,
@@ -22,7 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::docker::Docker;
 use super::dockerd::{self, Dockerd};
 use super::facts::{self, Facts};
-use super::failure::{failure, from_problem, leave};
+use super::failure::{evident, failure, from_problem, leave};
 use super::fault::disabled;
 use super::kind::Kind;
 use super::nested::{Connector, Nested};
@@ -30,7 +31,7 @@ use super::relay::{Relay, Resolve};
 use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
-use super::{RUN_DIRECTORY, cgroup, image, init, keys, network, node_files, preflight, teardown};
+use super::{RUN_DIRECTORY, cgroup, image, init, keys, network, node_files, preflight, store, teardown};
 
 /// How long a failed agent stays to be asked, in the end nobody came.
 const LINGER: Duration = Duration::from_mins(10);
@@ -217,6 +218,7 @@ impl Machine {
         let ground = Ground { host: node_host(&facts, &pki), token, mtu: facts.mtu.unwrap_or(DEFAULT_MTU) };
 
         self.report.enter(Stage::Dockerd);
+        lay_out_store().await?;
         let restricted = !facts.missing_capabilities.is_empty();
         let dockerd = dockerd::start(&dockerd::Settings { network: self.settings.network.clone(), mtu: ground.mtu, restricted, programs })?;
         let dockerd = self.dockerd.get_or_init(|| dockerd);
@@ -419,6 +421,17 @@ fn node_host(facts: &Facts, pki: &Path) -> NodeHost {
         cpu_millis: facts.cpu_millis,
         keys_directory: pki.display().to_string(),
     }
+}
+
+/// Gives the data-root the node images that the pod image carries.
+async fn lay_out_store() -> Result<(), AgentFailure> {
+    let laid_out = tokio::task::spawn_blocking(store::lay_out).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    let outcome = laid_out.map_err(|error| {
+        let said = error.to_string();
+        evident(classify(&said, Reason::DockerFailed), "the node images of the pod image cannot be laid out", &said)
+    })?;
+    tracing::info!(?outcome, "node images of the pod image");
+    Ok(())
 }
 
 /// Beside the cluster's data, with which it comes and goes.

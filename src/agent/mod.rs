@@ -30,6 +30,7 @@ mod preflight;
 mod relay;
 mod report;
 mod server;
+mod store;
 mod teardown;
 mod wait;
 

@@ -8,7 +8,6 @@ use anyhow::{Context, Result, bail};
 use data_encoding::HEXLOWER;
 use nestling_lab::progress::note;
 use nestling_lab::{Docker, LabPaths, Part};
-use serde_json::json;
 use sha2::{Digest, Sha256};
 
 /// References of the built images in the local Docker daemon.
@@ -23,12 +22,11 @@ pub struct Images {
 pub fn build(paths: &LabPaths, docker: &Docker) -> Result<Images> {
     let program = program()?;
     let dockerfile = crate::root().join("Dockerfile");
-    let node_image = paths.node_image_ref()?;
     let mut hash = Sha256::new();
     for content in [fs::read(&program)?, fs::read(&dockerfile)?] {
         hash.update(content);
     }
-    for text in [&paths.dind_base_image()?, &paths.operator_base_image()?, &node_image, paths.key(Part::Kind)?] {
+    for text in [&paths.dind_base_image()?, &paths.operator_base_image()?, paths.key(Part::NodeStore)?, paths.key(Part::Kind)?] {
         hash.update(text);
     }
     let tag = &HEXLOWER.encode(&hash.finalize())[..12];
@@ -41,13 +39,10 @@ pub fn build(paths: &LabPaths, docker: &Docker) -> Result<Images> {
     let context = tempfile::Builder::new().prefix("images-").tempdir_in(paths.cache().run_directory()?)?;
     let staged = |name: &str| context.path().join(name);
     fs::create_dir_all(staged("bin"))?;
-    fs::create_dir_all(staged("images"))?;
     run(Command::new("strip").arg("-o").arg(staged("bin/nestling")).arg(&program))?;
     fs::copy(paths.bin("kind")?, staged("bin/kind"))?;
-    let archive = paths.node_image_archive()?;
-    let archive_name = archive.file_name().context("the node image's archive has no name")?.to_string_lossy().into_owned();
-    fs::hard_link(&archive, staged("images").join(&archive_name)).or_else(|_| fs::copy(&archive, staged("images").join(&archive_name)).map(drop))?;
-    fs::write(staged("images/index.json"), serde_json::to_vec(&json!({ node_image: archive_name }))?)?;
+    let store = paths.node_store_archive()?;
+    fs::hard_link(&store, staged("store.tar")).or_else(|_| fs::copy(&store, staged("store.tar")).map(drop))?;
     fs::copy(&dockerfile, staged("Dockerfile"))?;
 
     for (part, target, base, image) in

@@ -39,8 +39,8 @@ pub const KEYS_DIRECTORY: &str = "/etc/nestling/keys";
 /// Docker's data-root, a volume of its own.
 pub const DATA_ROOT: &str = "/var/lib/docker";
 
-/// Where a pod image carries node images: `index.json` maps a reference to the archive beside it.
-pub const BAKED_IMAGES_DIRECTORY: &str = "/opt/nestling/images";
+/// Where a pod image carries node images, as a part of a Docker data-root. `references.json` maps pinned references to their names there.
+pub const STORE_DIRECTORY: &str = "/opt/nestling/store";
 
 /// Where the container leaves its failure for the kubelet, so that it outlives the agent ([`AgentFailure`] as JSON).
 pub const TERMINATION_LOG: &str = "/dev/termination-log";

@@ -1,0 +1,160 @@
+//! The store: the node image as Docker keeps it on disk, made by the Docker of the pod image itself. A pod that finds it in its image has the node
+//! image at once, where loading an archive takes longer than everything else together.
+//!
+//! The image is flattened to one layer: the marks by which a layer deletes files of the one below are devices that no image layer can carry.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::command::{output, wait_for};
+use crate::docker::Docker;
+use crate::images::ARCHIVE;
+use crate::node_image;
+use crate::part::Part;
+use crate::workshop::Workshop;
+
+/// The file name of the store in its part's directory.
+pub const STORE_ARCHIVE: &str = "store.tar";
+
+/// The file in the store that says which pinned references its images stand for: flattened, they have digests of their own.
+const REFERENCES: &str = "references.json";
+
+/// Where the daemon that makes it keeps it.
+const DATA_ROOT: &str = "/store";
+const START_WITHIN: Duration = Duration::from_mins(1);
+
+/// Makes the store.
+pub fn make(workshop: &Workshop) -> Result<()> {
+    let docker = Docker::ensure(workshop.cache, None)?;
+    let load = |part: Part, archive: &str| -> Result<String> {
+        let reference = workshop.image(part)?;
+        docker.load(&reference, &workshop.part(part)?.join(archive))?;
+        Ok(reference)
+    };
+    let node = load(Part::NodeImage, node_image::NODE_ARCHIVE)?;
+    let base = load(Part::DindBase, ARCHIVE)?;
+
+    // A volume, because overlay2 does not work on a container's own file system.
+    let container = docker.run(&[
+        "run",
+        "-d",
+        "--privileged",
+        "--network=none",
+        "-v",
+        DATA_ROOT,
+        "--entrypoint=dockerd",
+        &base,
+        "--data-root",
+        DATA_ROOT,
+        "--storage-driver=overlay2",
+        "--bridge=none",
+        "--iptables=false",
+    ])?;
+    let made = fill(&docker, &container, &node, workshop).and_then(|()| save(&docker, &container, workshop));
+    docker.run(&["rm", "-f", "-v", &container])?;
+    made
+}
+
+/// Brings the flattened image into the inner daemon, under its own name.
+fn fill(docker: &Docker, container: &str, node: &str, workshop: &Workshop) -> Result<()> {
+    wait_for("the daemon that makes the store answers", START_WITHIN, || Ok(docker.succeeds(&["exec", container, "docker", "version"])))?;
+    let inspected: Value = serde_json::from_str(&docker.run(&["image", "inspect", node])?).context("docker image inspect printed no JSON")?;
+    let references = workshop.out.join(REFERENCES);
+    fs::write(&references, serde_json::to_vec(&pinned(&inspected[0], node))?)?;
+    docker.run(&["cp", &references.to_string_lossy(), &format!("{container}:{DATA_ROOT}/{REFERENCES}")])?;
+    fs::remove_file(references)?;
+    let mut import = docker.command();
+    import.args(["exec", "-i", container, "docker", "import"]);
+    for change in changes(&inspected[0]["Config"]) {
+        import.args(["--change", &change]);
+    }
+    let stopped = docker.run(&["create", node])?;
+    let imported = (|| {
+        let mut export = docker.command().args(["export", &stopped]).stdout(Stdio::piped()).spawn()?;
+        let stream = export.stdout.take().context("docker export has no output")?;
+        let imported = import.args(["-", node]).stdin(stream).stdout(Stdio::null()).status()?;
+        if !export.wait()?.success() || !imported.success() {
+            bail!("cannot flatten {node}");
+        }
+        Ok(())
+    })();
+    docker.run(&["rm", "-f", "-v", &stopped])?;
+    imported
+}
+
+/// What `docker import` would lose of an image's configuration, as instructions of a Dockerfile.
+fn changes(config: &Value) -> Vec<String> {
+    let mut changes = Vec::new();
+    for name in ["Entrypoint", "Cmd"] {
+        if config[name].as_array().is_some_and(|words| !words.is_empty()) {
+            changes.push(format!("{} {}", name.to_uppercase(), config[name]));
+        }
+    }
+    for variable in config["Env"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+        changes.push(format!("ENV {name}={}", Value::from(value)));
+    }
+    if let Some(signal) = config["StopSignal"].as_str().filter(|signal| !signal.is_empty()) {
+        changes.push(format!("STOPSIGNAL {signal}"));
+    }
+    changes
+}
+
+/// `repo:tag@sha256:…` for each digest under which a registry knows the image, with the name that it has in the store.
+fn pinned(inspected: &Value, node: &str) -> BTreeMap<String, String> {
+    let digests = inspected["RepoDigests"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    digests.filter_map(|digest| Some((format!("{node}@{}", digest.split_once('@')?.1), node.to_owned()))).collect()
+}
+
+fn save(docker: &Docker, container: &str, workshop: &Workshop) -> Result<()> {
+    // The file systems of containers and the databases of volumes and networks are the daemon's that uses the store.
+    let mut pack = docker.command();
+    pack.args(["exec", container, "tar", "-C", DATA_ROOT, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-cf", "-", REFERENCES, "image", "overlay2"]);
+    let path = workshop.out.join(STORE_ARCHIVE);
+    let status = pack.stdout(File::create(&path)?).status().context("cannot start docker")?;
+    if !status.success() {
+        bail!("cannot pack the store: {status}");
+    }
+    let listed = output(std::process::Command::new("tar").arg("-tf").arg(&path))?;
+    if !listed.lines().any(|entry| entry == "image/overlay2/repositories.json") {
+        fs::remove_file(&path)?;
+        bail!("the store holds no list of images");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn pinned_references_are_kept() {
+        let inspected = json!({"RepoDigests": ["kindest/node@sha256:00"]});
+        assert_eq!(pinned(&inspected, "kindest/node:v1"), BTreeMap::from([("kindest/node:v1@sha256:00".to_owned(), "kindest/node:v1".to_owned())]));
+    }
+
+    #[test]
+    fn what_an_import_loses_is_told_to_it() {
+        let config = json!({
+            "Entrypoint": ["/usr/local/bin/entrypoint", "/sbin/init"], "Cmd": null, "Env": ["PATH=/bin:/sbin", "container=docker", "quoted=a \"b\" c"],
+            "StopSignal": "SIGRTMIN+3",
+        });
+        assert_eq!(
+            changes(&config),
+            [
+                r#"ENTRYPOINT ["/usr/local/bin/entrypoint","/sbin/init"]"#,
+                r#"ENV PATH="/bin:/sbin""#,
+                r#"ENV container="docker""#,
+                r#"ENV quoted="a \"b\" c""#,
+                "STOPSIGNAL SIGRTMIN+3",
+            ]
+        );
+        assert_eq!(changes(&json!({})), Vec::<String>::new());
+    }
+}
