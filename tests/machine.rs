@@ -240,9 +240,9 @@ fn mounts(container: &Container) -> Vec<Value> {
             "run" => kernel("tmpfs", path, &["rw", "size=67108864"]),
             "keys" => {
                 assert_eq!(path, KEYS_DIRECTORY);
-                bind("/run/job/keys", path, "ro")
+                bind("/job/keys", path, "ro")
             }
-            "settings" => bind("/run/job/settings", path, "ro"),
+            "settings" => bind("/job/settings", path, "ro"),
             "modules" => bind("/lib/modules", path, "ro"),
             other => panic!("the pod has a new volume, {other}: give it to the machine as well"),
         });
