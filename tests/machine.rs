@@ -125,7 +125,13 @@ fn prepare(directory: &Path, paths: &LabPaths, disabled: &[&str]) {
 
 /// The pod that the operator would create, with its defaults.
 fn node_pod(identity: &Identity, image: &str) -> Pod {
-    let spec = json!({"image": image, "resources": {"limits": {"cpu": format!("{CPU_MILLIS}m")}}});
+    // kubeadm gives up after four minutes, in which an emulated processor beside other work does not start an API server.
+    let patience = "{kind: ClusterConfiguration, apiServer: {timeoutForControlPlane: 20m0s}}";
+    let spec = json!({
+        "image": image,
+        "resources": {"limits": {"cpu": format!("{CPU_MILLIS}m")}},
+        "config": {"kubeadmConfigPatches": [patience]},
+    });
     let mut cluster = KindCluster::new(&identity.name, serde_json::from_value(spec).unwrap());
     cluster.metadata.namespace = Some(identity.namespace.clone());
     cluster.metadata.uid = Some(identity.uid.clone());
