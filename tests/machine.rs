@@ -71,11 +71,11 @@ const PREVENTIONS: &[(&str, &[&str])] = &[
     ("version-check", &["no-workarounds"]),
 ];
 
-/// Time for one run: twenty times what it takes on a machine with nothing else to do and hardware support.
-const LIMIT: Duration = Duration::from_mins(45);
+/// Time for one run on an emulated processor, of which other work may take the larger part.
+const LIMIT: Duration = Duration::from_mins(60);
 
-/// Time for the nested cluster in it.
-const READY_LIMIT: Duration = Duration::from_mins(25);
+/// Time for the nested cluster, by the machine's own clock.
+const READY_LIMIT: Duration = Duration::from_mins(6);
 
 const PIDS: i64 = 8192;
 const CPU_MILLIS: i64 = 2000;
@@ -125,13 +125,7 @@ fn prepare(directory: &Path, paths: &LabPaths, disabled: &[&str]) {
 
 /// The pod that the operator would create, with its defaults.
 fn node_pod(identity: &Identity, image: &str) -> Pod {
-    // kubeadm gives up after four minutes, in which an emulated processor beside other work does not start an API server.
-    let patience = "{kind: ClusterConfiguration, apiServer: {timeoutForControlPlane: 20m0s}}";
-    let spec = json!({
-        "image": image,
-        "resources": {"limits": {"cpu": format!("{CPU_MILLIS}m")}},
-        "config": {"kubeadmConfigPatches": [patience]},
-    });
+    let spec = json!({"image": image, "resources": {"limits": {"cpu": format!("{CPU_MILLIS}m")}}});
     let mut cluster = KindCluster::new(&identity.name, serde_json::from_value(spec).unwrap());
     cluster.metadata.namespace = Some(identity.namespace.clone());
     cluster.metadata.uid = Some(identity.uid.clone());

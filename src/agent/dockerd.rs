@@ -23,8 +23,8 @@ use super::output::{Tail, presentable};
 use super::wait::{OFTEN, until};
 use super::{DOCKER_SOCKET, RUN_DIRECTORY};
 
-/// Time for the daemon to answer. It takes less than a second; on an emulated processor beside other work it was seen to take more than a minute.
-const START_LIMIT: Duration = Duration::from_mins(3);
+/// Time for the daemon to answer. It takes less than a second; the rest is for a machine without any.
+const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// Time for the daemon to stop its containers and itself.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
