@@ -72,7 +72,7 @@ const PREVENTIONS: &[(&str, &[&str])] = &[
 ];
 
 /// Time for one run on an emulated processor, of which other work may take the larger part.
-const LIMIT: Duration = Duration::from_mins(60);
+const LIMIT: Duration = Duration::from_hours(1);
 
 /// Time for the nested cluster, by the machine's own clock.
 const READY_LIMIT: Duration = Duration::from_mins(6);
