@@ -23,6 +23,10 @@ pub enum Need {
     Zstd,
     /// jq, for the OCI runtime shim.
     Jq,
+    /// mkfs.ext4, for the virtual machine's disk.
+    Ext4,
+    /// qemu, for the virtual machine.
+    Qemu,
 }
 
 impl Need {
@@ -39,6 +43,8 @@ impl Need {
             ),
             Self::Zstd => ("command -v zstd", &["zstd"]),
             Self::Jq => ("command -v jq", &["jq"]),
+            Self::Ext4 => ("command -v mkfs.ext4", &["e2fsprogs"]),
+            Self::Qemu => ("command -v qemu-system-x86_64", &["qemu-system-x86"]),
         }
     }
 

@@ -30,6 +30,8 @@ pub enum LabPart {
     Host,
     /// Everything, with the images that the project's own images start from.
     All,
+    /// The virtual machine.
+    Vm,
 }
 
 impl LabPart {
@@ -48,6 +50,7 @@ impl LabPart {
                 Part::NodeImage,
                 Part::NodeStore,
             ],
+            Self::Vm => &[Part::NodeImage, Part::VmDisk],
         }
     }
 }
@@ -267,7 +270,8 @@ impl LabPaths {
         Ok(image_reference(image, self.key(part)?))
     }
 
-    fn part(&self, part: Part) -> Result<&Path> {
+    /// The directory of a part.
+    pub fn part(&self, part: Part) -> Result<&Path> {
         Ok(&self.entry(part)?.0)
     }
 

@@ -26,6 +26,8 @@ mod pki;
 pub mod progress;
 pub mod registry;
 pub mod source;
+pub mod vm;
+pub mod vm_disk;
 pub mod workshop;
 
 pub use control_plane::ControlPlane;

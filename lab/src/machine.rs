@@ -10,7 +10,7 @@ const INSTANCES: &str = "/proc/sys/fs/inotify/max_user_instances";
 const ENOUGH_INSTANCES: u64 = 8192;
 
 /// Every capability by bit number, as the kernel numbers them.
-const CAPABILITIES: [&str; 41] = [
+pub const CAPABILITIES: [&str; 41] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_DAC_READ_SEARCH",

@@ -6,7 +6,7 @@ use crate::apt::Need;
 use crate::debian::DebianRoot;
 use crate::go::{GoPrograms, Stamp};
 use crate::workshop::Workshop;
-use crate::{images, node_image, node_store};
+use crate::{images, node_image, node_store, vm_disk};
 
 /// One thing that is built once and kept.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -61,6 +61,10 @@ pub enum Part {
     NodeImage,
     /// The node image as Docker keeps it on disk.
     NodeStore,
+    /// Debian with its own kernel, for the virtual machine.
+    VmRoot,
+    /// The virtual machine's disk, with the root of a node pod in it.
+    VmDisk,
 }
 
 /// How a part is made.
@@ -78,6 +82,7 @@ pub enum Recipe {
     },
 }
 
+const VM_DISK_SOURCE: &str = concat!(include_str!("vm_disk.rs"), include_str!("../scripts/vm/job.sh"), include_str!("../scripts/vm/job.service"));
 const CONTAINERD: &str = "github.com/containerd/containerd/v2";
 
 const PLAIN_GO: GoPrograms = GoPrograms { module: "kubernetes", programs: &[], sources: &[], tags: "", cgo: false, stamp: Stamp::None };
@@ -89,7 +94,7 @@ const MINIMAL_SYSTEM: &str = r#"cd "$1" && mkdir -p etc/ssl/certs tmp && chmod 1
 
 impl Part {
     /// Every part, each after what it needs.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::KubernetesApi,
         Self::KubernetesNode,
         Self::Etcd,
@@ -115,6 +120,8 @@ impl Part {
         Self::NodeServer,
         Self::NodeImage,
         Self::NodeStore,
+        Self::VmRoot,
+        Self::VmDisk,
     ];
 
     /// The name, as in the cache and in `lab status`.
@@ -145,6 +152,8 @@ impl Part {
             Self::NodeServer => "node-server",
             Self::NodeImage => "node-image",
             Self::NodeStore => "node-store",
+            Self::VmRoot => "vm-root",
+            Self::VmDisk => "vm-disk",
         }
     }
 
@@ -161,6 +170,7 @@ impl Part {
             Self::NodeImage if pulling => &[Self::ToolsRoot, Self::KubernetesApi],
             Self::NodeImage => &[Self::Kind, Self::NodeBase, Self::NodeServer],
             Self::NodeStore => &[Self::DindBase, Self::NodeImage],
+            Self::VmDisk => &[Self::VmRoot, Self::DindRoot, Self::KubernetesApi, Self::Kind, Self::Runc, Self::NodeStore],
             _ => &[],
         }
     }
@@ -170,7 +180,8 @@ impl Part {
         match self {
             Self::Runc => &[Need::Compiler, Need::Seccomp],
             Self::Pause => &[Need::Compiler],
-            Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot => &[Need::Debootstrap],
+            Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot | Self::VmRoot => &[Need::Debootstrap],
+            Self::VmDisk => &[Need::Ext4],
             Self::NodeImage | Self::NodeStore => &[Need::Docker, Need::Zstd, Need::Jq],
             _ => &[],
         }
@@ -199,7 +210,8 @@ impl Part {
             Self::NodeServer => node_steps(node_image::make_server),
             Self::NodeImage => node_steps(node_image::make),
             Self::NodeStore => Recipe::Steps { make: node_store::make, source: include_str!("node_store.rs") },
-            Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot => Recipe::Root(self.root()),
+            Self::VmDisk => Recipe::Steps { make: vm_disk::make, source: VM_DISK_SOURCE },
+            Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot | Self::VmRoot => Recipe::Root(self.root()),
             _ => Recipe::Go(self.programs()),
         }
     }
@@ -324,6 +336,30 @@ impl Part {
             Self::OperatorRoot => {
                 DebianRoot { suite: "trixie", variant: "extract", packages: &["base-files", "libc6", "libgcc-s1", "ca-certificates"], finish: MINIMAL_SYSTEM }
             }
+            Self::VmRoot => DebianRoot {
+                suite: "trixie",
+                variant: "minbase",
+                packages: &[
+                    "linux-image-cloud-amd64",
+                    "initramfs-tools",
+                    "zstd",
+                    "systemd",
+                    "systemd-sysv",
+                    // runc asks systemd for its scopes over it.
+                    "dbus",
+                    "udev",
+                    "kmod",
+                    "e2fsprogs",
+                    "iproute2",
+                    "iptables",
+                    "procps",
+                    "util-linux",
+                    "ca-certificates",
+                    "curl",
+                    "jq",
+                ],
+                finish: "",
+            },
             _ => DebianRoot {
                 suite: "bookworm",
                 variant: "essential",

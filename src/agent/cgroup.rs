@@ -16,6 +16,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
+use super::fault::disabled;
+
 /// Where control groups are mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
 
@@ -88,7 +90,7 @@ pub fn version() -> Version {
 /// # Errors
 /// The step that was refused, at the latest after [`LIMIT`].
 pub fn prepare() -> Result<(), Error> {
-    if version() == Version::V1 {
+    if version() == Version::V1 || disabled("cgroup-isolation") {
         return Ok(());
     }
     isolate()?;
@@ -96,13 +98,18 @@ pub fn prepare() -> Result<(), Error> {
     let end = Instant::now() + LIMIT;
     evacuate(root, end)?;
     enable_controllers(root, end)?;
-    copy_cpu_limit(root);
+    if !disabled("cpu-limit") {
+        copy_cpu_limit(root);
+    }
     Ok(())
 }
 
 fn isolate() -> Result<(), Error> {
     let refused = |what| move |source| Error::System { what, source };
     let none = None::<&str>;
+    if disabled("cgroup-mount-order") {
+        let _ = mount(Some("cgroup2"), ROOT, Some("cgroup2"), MsFlags::empty(), none);
+    }
     // First the namespaces, then the mount: a mount made in the host's namespace applies its options to the host's tree.
     unshare(CloneFlags::CLONE_NEWCGROUP | CloneFlags::CLONE_NEWNS).map_err(refused("unshare the cgroup and mount namespaces"))?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(refused("make the pod's mounts private"))?;

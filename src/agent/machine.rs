@@ -25,6 +25,7 @@ use super::docker::Docker;
 use super::dockerd::{self, Dockerd};
 use super::facts::{self, Facts, Surroundings};
 use super::failure::{evident, failure, from_problem, leave};
+use super::fault::disabled;
 use super::kind::Kind;
 use super::nested::{Connector, Nested};
 use super::registries::Registries;
@@ -363,7 +364,11 @@ impl Machine {
         let (nodes, default) = (self.nodes(), &self.settings.image);
         let present = image::ensure(docker, &self.registries, &nodes, default).await?;
         let version = image::kubernetes_version(docker, &nodes, default, &present).await?;
-        let composed = kind_config::compose(&self.settings, &ground.host, version, &ground.token);
+        let mut settings = self.settings.clone();
+        if disabled("memory-reservation") {
+            settings.limits.memory_bytes = ground.host.memory_bytes;
+        }
+        let composed = kind_config::compose(&settings, &ground.host, version, &ground.token);
         let mut config = composed.map_err(|problem| from_problem(&problem))?;
         image::rename(&mut config, &present);
         Ok(config)
@@ -444,7 +449,7 @@ impl Machine {
 
 fn node_host(facts: &Facts, pki: &Path) -> NodeHost {
     NodeHost {
-        cgroup_v2: facts.cgroup == cgroup::Version::V2,
+        cgroup_v2: facts.cgroup == cgroup::Version::V2 && !disabled("version-check"),
         may_lower_oom_score: !facts.missing_capabilities.contains(&"CAP_SYS_RESOURCE"),
         memory_bytes: facts.memory_bytes,
         cpu_millis: facts.cpu_millis,

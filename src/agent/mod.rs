@@ -18,6 +18,7 @@ mod dockerd;
 mod egress;
 mod facts;
 mod failure;
+mod fault;
 mod image;
 mod init;
 mod keys;

@@ -24,7 +24,7 @@ mod mock;
 mod observe;
 mod own_writes;
 mod patches;
-mod pki;
+pub mod pki;
 mod reports;
 mod shutdown;
 mod slots;

@@ -38,6 +38,8 @@ pub enum Task {
     },
     /// Measure how long plain kind takes on this machine, by stage.
     BareKind,
+    /// Run the agent and a nested cluster in the virtual machine, with cgroup v2 and every capability.
+    Vm,
 }
 
 /// What to do with the host cluster.
@@ -69,8 +71,10 @@ pub enum Goal {
     ControlPlane,
     /// A host cluster.
     Host,
-    /// Everything.
+    /// Everything but the virtual machine.
     All,
+    /// The virtual machine.
+    Vm,
 }
 
 /// Does it.
@@ -97,6 +101,11 @@ pub fn run(task: Task) -> Result<()> {
         Task::Host(HostTask::Down) => HostCluster::down(&lab, &HostOptions::default().name),
         Task::ControlPlane { controller_manager } => control_plane(&lab, controller_manager),
         Task::BareKind => bare_kind(&lab),
+        Task::Vm => {
+            announce(&lab, LabPart::Vm);
+            lab.build(LabPart::Vm)?;
+            crate::test::machine(|command| command.arg("a_cluster_lives_and_dies"))
+        }
     }
 }
 
@@ -105,6 +114,7 @@ fn build(lab: &Lab, goal: Goal) -> Result<()> {
         Goal::ControlPlane => LabPart::ControlPlane,
         Goal::Host => LabPart::Host,
         Goal::All => LabPart::All,
+        Goal::Vm => LabPart::Vm,
     };
     announce(lab, goal);
     lab.build(goal)?;

@@ -84,6 +84,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     result
 }
 
+/// The tests in the virtual machine, one at a time; `more` says which.
+pub fn machine(more: impl FnOnce(&mut Command) -> &mut Command) -> Result<()> {
+    let mut command = crate::cargo();
+    command.args(["test", "--locked", "--features", "fault-injection", "--test", "machine", "--", "--test-threads", "1", "--nocapture"]);
+    status(more(&mut command).env("NESTLING_TEST_MACHINE", "1"))
+}
+
 /// Leaves beside cargo's work what was run and how it went, so that it can be run again.
 fn report(arguments: &Arguments, seed: u64, stages: &Stages, passed: bool) -> Result<()> {
     let commit = output(Command::new("git").args(["rev-parse", "HEAD"]).current_dir(crate::root())).unwrap_or_default();
@@ -172,6 +179,13 @@ fn whole(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Re
     let docker = Docker::ensure(paths.cache(), None)?;
     let before = Snapshot::take(Some(&docker), &[])?;
     let mut result = real(&paths, &docker, arguments, seed, stages);
+    if arguments.soak {
+        result = result.and(stages.run("virtual machine: cgroup v2, all capabilities", || {
+            lab.build(LabPart::Vm)?;
+            let mut command = cargo_test(arguments, seed, &["--features", "fault-injection", "--test", "machine"], &["--test-threads", "1", "--nocapture"]);
+            status(command.env("NESTLING_TEST_MACHINE", "1"))
+        }));
+    }
     if arguments.keep {
         note("the host cluster stays up; ./dev test --down removes it");
         return result;
