@@ -32,7 +32,7 @@ const GIB: i64 = 1 << 30;
 const DEFAULT_MEMORY: (i64, i64) = (2 * GIB, GIB);
 
 /// Least memory per node, and for the pod beside its nodes.
-const LEAST_MEMORY: (i64, i64) = (768 * MIB, 128 * MIB);
+const LEAST_MEMORY: (i64, i64) = (896 * MIB, 192 * MIB);
 
 /// CPU request of the first node and of each further one, in thousandths.
 const DEFAULT_CPU: (i64, i64) = (500, 250);

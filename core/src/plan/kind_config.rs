@@ -19,10 +19,11 @@ use crate::api::reasons::Reason;
 pub const KIND_API_PORT: i32 = 16443;
 
 /// Memory that the agent and the Docker daemon need, in bytes.
-const POD_OVERHEAD: i64 = 128 << 20;
+const POD_OVERHEAD: i64 = 192 << 20;
 
-/// Memory that a node needs besides its pods (systemd, containerd, kubelet), in bytes.
-const NODE_OVERHEAD: i64 = 192 << 20;
+/// Memory that a node needs besides its pods (systemd, containerd, kubelet) and the files that these read again and again, in bytes. With 256 MiB less in all, a
+/// hog within its bound drove the pod to its own limit, and the API server did not answer for a minute.
+const NODE_OVERHEAD: i64 = 320 << 20;
 
 /// CPU that kubeadm's own pods request on a control-plane node, in thousandths; below it the kubelet would refuse them.
 const LEAST_CPU: i64 = 1000;

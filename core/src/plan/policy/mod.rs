@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn all_violations_are_told_at_once() {
-        let found = said(&format!("{{{IMAGES}, {RESOURCES}}}"), "{image: evil, nodes: {workers: 4}}").unwrap();
+        let found = said(&format!("{{{IMAGES}, maxResources: {{nodes: 3}}}}"), "{image: evil, nodes: {workers: 4}}").unwrap();
         assert!(found.contains("image evil") && found.contains("nodes: 5"), "{found}");
     }
 
