@@ -136,7 +136,7 @@ fn node_pod(identity: &Identity, image: &str) -> Pod {
         pod_image: "node".into(),
         allow_cgroup_v1: false,
         mount_modules: true,
-        host: HostFacts { ranges: ["10.244.0.0/16", "10.96.0.0/16"].map(|range| range.parse().unwrap()).to_vec(), node_addresses: vec![] },
+        host: HostFacts { ranges: ["10.244.0.0/16", "10.96.0.0/16"].map(|range| range.parse().unwrap()).to_vec(), node_addresses: vec![], api: None },
         ..Settings::default()
     };
     let desired = desire(&cluster, identity, &settings).unwrap();

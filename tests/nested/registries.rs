@@ -176,8 +176,9 @@ async fn mirrors_logins_and_authorities_reach_docker_and_the_nodes() {
         ("nologin", "RegistryAuth", "no basic auth credentials"),
         ("noauthority", "RegistryCA", "unknown authority"),
     ];
-    for (name, ..) in expected {
-        host.create(NAMESPACE, name, spec(json!({"image": format!("{name}.test/no/such-node:v1.34.4")}))).await;
+    // Each with its own registry only: Docker keeps authorities by address, and all of the private ones have the same.
+    for ((name, ..), registry) in expected.iter().zip(registries.as_array().unwrap()) {
+        host.create(NAMESPACE, name, spec(json!({"image": format!("{name}.test/no/such-node:v1.34.4"), "registries": [registry]}))).await;
     }
     for (name, reason, evidence) in expected {
         let cluster = condition(&api, name, STALLED, "True", Some(reason), CREATED).await;
