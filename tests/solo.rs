@@ -62,7 +62,7 @@ fn attaching_pod() -> String {
             "terminationGracePeriodSeconds": 0, "volumes": [{"name": "data", "emptyDir": {}}],
             "containers": [{
                 "name": "attaching", "image": support::real::TOOLS, "imagePullPolicy": "Never", "securityContext": {"privileged": true},
-                "command": ["bash", "-ec", "truncate -s 1M /data/disk.img; losetup --find --show /data/disk.img; sleep infinity"],
+                "command": ["bash", "-ec", "truncate -s 1M /data/disk.img; busybox losetup -f /data/disk.img; busybox losetup -a; sleep infinity"],
                 "volumeMounts": [{"name": "data", "mountPath": "/data"}],
             }],
         },
