@@ -26,6 +26,50 @@ fn snapshot(host: &Host) -> Snapshot {
     Snapshot::take(Some(host.cluster.docker()), &host.nodes()).unwrap()
 }
 
+/// The kernel's list of loop devices with their files.
+fn loop_devices() -> String {
+    String::from_utf8(Command::new("losetup").arg("--list").output().unwrap().stdout).unwrap()
+}
+
+/// A loop device of this machine that has nothing to do with any cluster, for the time of a test.
+struct LoopDevice(tempfile::NamedTempFile, String);
+
+impl LoopDevice {
+    fn attach() -> Self {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(file.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Self(file, String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    }
+
+    fn path(&self) -> String {
+        self.0.path().display().to_string()
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.1]).status();
+    }
+}
+
+/// A privileged pod that attaches two files, one in a volume and one in its container's own root, says so, and stays.
+fn attaching_pod() -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "attaching"},
+        "spec": {
+            "terminationGracePeriodSeconds": 0, "volumes": [{"name": "data", "emptyDir": {}}],
+            "containers": [{
+                "name": "attaching", "image": support::real::TOOLS, "imagePullPolicy": "Never", "securityContext": {"privileged": true},
+                "command": ["bash", "-ec", "for file in /data/disk.img /disk.img; do truncate -s 1M $file; busybox losetup -f $file; done; busybox losetup -a; echo attached; sleep infinity"],
+                "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+            }],
+        },
+    })
+    .to_string()
+}
+
 /// A cluster deleted by hand, one by its owner, one with its namespace: afterwards the machine and the host's nodes are as before.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deletion_leaves_nothing_behind() {
@@ -61,7 +105,22 @@ async fn a_deletion_leaves_nothing_behind() {
     }
 
     support::secret_scan::nothing_is_shown(&host, &["t-by-hand", "t-owner", "t-namespace"]).await;
+    // A nested pod that attaches a file to a loop device, of which the kernel has one list for the whole machine; one of somebody else's stays.
+    let foreign = LoopDevice::attach();
+    let external = host.kubeconfig("t-by-hand", "hand", "external").await;
+    host.apply_outside(&external, &attaching_pod());
+    until("the nested pod to attach a device", Duration::from_mins(1), async || {
+        let said = host.kubectl_outside(&external, &["logs", "attaching"])?;
+        if said.contains("attached") { Ok(()) } else { Err(said) }
+    })
+    .await;
+    let attached = loop_devices();
+    assert_eq!(attached.matches("disk.img").count(), 2, "the nested pod's devices are not on the machine's list: {attached}");
+
     host.delete("t-by-hand", "hand").await;
+    let left = loop_devices();
+    assert!(!left.contains("disk.img") && left.contains(&foreign.path()), "{left}");
+    drop(foreign);
     host.delete_owner(&jobs, "build").await;
     gone(&host.clusters("t-owner"), "owned", DELETED).await;
     for namespace in ["t-namespace", "t-owner", "t-by-hand"] {

@@ -1,0 +1,191 @@
+//! Loop devices of the cluster. The kernel has one list of them for the whole machine and forgets none when a container ends, so those of
+//! nested pods have to be told from everybody else's. The paths in the list do not help: each is of the mount namespace in which it was attached. A
+//! file is ours if the data-root has its inode, or if it lies on a file system that only nested processes have mounted.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nestling_core::plan::wire::DATA_ROOT;
+use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
+use serde_json::Value;
+use tokio::process::Command;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use walkdir::{DirEntryExt, WalkDir};
+
+use super::mountinfo::{self, Mount};
+
+/// Time for one call of losetup.
+const CALL_LIMIT: Duration = Duration::from_secs(2);
+
+/// Time for going through the data-root.
+const WALK_LIMIT: Duration = Duration::from_secs(5);
+
+/// A loop device with the file behind it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Attached {
+    /// Path of the device.
+    name: String,
+    /// Device number of the file system that has the file, as `major:minor`.
+    file_system: String,
+    /// Inode of the file.
+    inode: u64,
+}
+
+/// Devices whose file is the cluster's. To be called while its nodes are there: once they are gone, their files have no names and their file systems no mounts.
+pub async fn find() -> Vec<String> {
+    let _ = spawn_blocking(make_nodes).await;
+    let columns = ["--list", "--json", "--output", "NAME,BACK-MAJ:MIN,BACK-INO"];
+    let list = Command::new("losetup").args(columns).stdin(Stdio::null()).kill_on_drop(true).output();
+    let Ok(Ok(list)) = timeout(CALL_LIMIT, list).await else {
+        tracing::warn!("cannot list loop devices");
+        return Vec::new();
+    };
+    // No output at all where there is no device.
+    let attached = parse(&serde_json::from_slice(&list.stdout).unwrap_or_default());
+    if attached.is_empty() {
+        return Vec::new();
+    }
+    spawn_blocking(move || ours(attached, Path::new(DATA_ROOT), &nested_file_systems())).await.unwrap_or_default()
+}
+
+/// Detaches them.
+pub async fn detach(devices: &[String]) {
+    if devices.is_empty() {
+        return;
+    }
+    let detach = Command::new("losetup").arg("--detach").args(devices).stdin(Stdio::null()).kill_on_drop(true).status();
+    let done = timeout(CALL_LIMIT, detach).await;
+    tracing::info!(?devices, ok = matches!(done, Ok(Ok(status)) if status.success()), "detached");
+}
+
+/// A pod has the device nodes that its host had when it began; losetup needs one for each device.
+fn make_nodes() {
+    for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let name = device.file_name();
+        let node = Path::new("/dev").join(&name);
+        if !name.to_string_lossy().starts_with("loop") || node.exists() {
+            continue;
+        }
+        let number = fs::read_to_string(device.path().join("dev")).unwrap_or_default();
+        let Some((Ok(major), Ok(minor))) = number.trim().split_once(':').map(|(major, minor)| (major.parse(), minor.parse())) else { continue };
+        if let Err(error) = mknod(&node, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, makedev(major, minor)) {
+            tracing::warn!("cannot make {}: {error}", node.display());
+        }
+    }
+}
+
+/// Reads losetup's list.
+fn parse(list: &Value) -> Vec<Attached> {
+    let device = |device: &Value| {
+        Some(Attached {
+            name: device["name"].as_str()?.to_owned(),
+            // losetup pads the numbers.
+            file_system: device["back-maj:min"].as_str()?.trim().to_owned(),
+            inode: device["back-ino"].as_u64()?,
+        })
+    };
+    list["loopdevices"].as_array().map_or(&[][..], Vec::as_slice).iter().filter_map(device).collect()
+}
+
+/// Those whose file is below `root`, or on one of these file systems.
+fn ours(attached: Vec<Attached>, root: &Path, nested: &HashSet<String>) -> Vec<String> {
+    let disk = fs::metadata(root).map(|root| format!("{}:{}", major(root.dev()), minor(root.dev()))).unwrap_or_default();
+    let wanted: HashSet<u64> = attached.iter().filter(|device| device.file_system == disk).map(|device| device.inode).collect();
+    let found = inodes_below(root, wanted);
+    let is_ours = |device: &Attached| nested.contains(&device.file_system) || device.file_system == disk && found.contains(&device.inode);
+    attached.into_iter().filter(is_ours).map(|device| device.name).collect()
+}
+
+/// Which of these inodes have a name below `root`, on its own file system.
+fn inodes_below(root: &Path, mut wanted: HashSet<u64>) -> HashSet<u64> {
+    let mut found = HashSet::new();
+    let end = Instant::now() + WALK_LIMIT;
+    for entry in WalkDir::new(root).same_file_system(true) {
+        if wanted.is_empty() {
+            break;
+        }
+        if Instant::now() > end {
+            tracing::warn!("gave up after {WALK_LIMIT:?} to look for the files of {} loop devices", wanted.len());
+            break;
+        }
+        // Files come and go.
+        if let Some(inode) = entry.ok().and_then(|entry| wanted.take(&entry.ino())) {
+            found.insert(inode);
+        }
+    }
+    found
+}
+
+/// File systems in the mount namespaces of nested processes.
+fn nested_file_systems() -> HashSet<String> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let numbers = processes.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+    only_nested(&mountinfo::of("self"), numbers.flat_map(|process| mountinfo::of(&process)), DATA_ROOT)
+}
+
+/// File systems that hold files, have no device of their own and are nowhere in the pod's own mounts but below the data-root, where Docker mounts
+/// those of the nodes. What the host has given the pod is thus not among them.
+fn only_nested(own: &[Mount], all: impl Iterator<Item = Mount>, data_root: &str) -> HashSet<String> {
+    let own: HashSet<&str> = own.iter().filter(|mount| !Path::new(&mount.point).starts_with(data_root)).map(|mount| mount.device.as_str()).collect();
+    let holds_files = |mount: &Mount| ["overlay", "tmpfs"].contains(&mount.kind.as_str()) && mount.device.starts_with("0:");
+    all.filter(|mount| holds_files(mount) && !own.contains(mount.device.as_str())).map(|mount| mount.device).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_our_devices_are_found() {
+        let root = tempfile::tempdir().unwrap();
+        let volume = root.path().join("volumes/abc/_data/lib/kubelet");
+        fs::create_dir_all(&volume).unwrap();
+        // The same path as one of ours, but another file: the host has a data-root as well.
+        let (ours_file, foreign) = (volume.join("disk.img"), tempfile::NamedTempFile::new_in(root.path().parent().unwrap()).unwrap());
+        fs::write(&ours_file, "").unwrap();
+        let device = |name: &str, file: &Path| {
+            let seen = fs::metadata(file).unwrap();
+            json!({"name": name, "back-maj:min": format!("  {}:{}  ", major(seen.dev()), minor(seen.dev())), "back-ino": seen.ino()})
+        };
+        let inode = fs::metadata(&ours_file).unwrap().ino();
+        let list = json!({"loopdevices": [
+            device("/dev/loop0", &ours_file),
+            device("/dev/loop1", foreign.path()),
+            {"name": "/dev/loop2", "back-maj:min": "  0:77", "back-ino": 5},
+            {"name": "/dev/loop3", "back-maj:min": "  0:78", "back-ino": 5},
+            // The inode alone says nothing.
+            {"name": "/dev/loop4", "back-maj:min": "250:99", "back-ino": inode},
+            {"name": "/dev/loop5"},
+        ]});
+        assert_eq!(ours(parse(&list), root.path(), &["0:77".to_owned()].into()), ["/dev/loop0", "/dev/loop2"]);
+        assert!(parse(&Value::Null).is_empty());
+    }
+
+    #[test]
+    fn what_the_host_gave_the_pod_is_not_the_clusters() {
+        let mounts = |text: &str| mountinfo::parse(text);
+        let own = mounts(
+            "1 0 0:10 / / rw - overlay overlay rw
+2 1 0:11 / /dev rw - tmpfs tmpfs rw
+3 1 254:1 /volume /var/lib/docker rw - ext4 /dev/vda1 rw
+4 3 0:20 / /var/lib/docker/overlay2/a/merged rw - overlay overlay rw
+",
+        );
+        let nested = mounts(
+            "5 0 0:20 / / rw - overlay overlay rw
+6 5 0:21 / /run rw - tmpfs tmpfs rw
+7 5 254:1 /volume/volumes/b/_data /var rw - ext4 /dev/vda1 rw
+8 5 0:11 /x /x rw - tmpfs tmpfs rw
+9 5 0:5 / /proc rw - proc proc rw
+",
+        );
+        let found = only_nested(&own, own.iter().cloned().chain(nested), "/var/lib/docker");
+        assert_eq!(found, ["0:20", "0:21"].map(str::to_owned).into());
+    }
+}
