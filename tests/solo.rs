@@ -303,16 +303,11 @@ async fn a_narrow_network_is_narrow_inside() {
     host.create("t-narrow", "slim", json!({"access": {"service": {"type": "NodePort"}}})).await;
     let cluster = host.ready("t-narrow", "slim").await;
     let pod = cluster.status.unwrap().pod_ref.unwrap().name;
-    let node = ["exec", "-n", CLUSTERS_NAMESPACE, &pod, "--", "docker", "exec", "slim-control-plane", "cat", "/sys/class/net/eth0/mtu"];
-    assert_eq!(host.kubectl(&node).trim(), "1280", "the nested node");
+    assert_eq!(host.in_pod(&pod, "docker exec slim-control-plane cat /sys/class/net/eth0/mtu"), "1280", "the nested node");
     let external = host.kubeconfig("t-narrow", "slim", "external").await;
     let script = format!("cat /sys/class/net/eth0/mtu; curl -skS --max-time 30 https://{gateway}:{port}/ | wc -c");
-    let image = format!("--image={}", support::real::TOOLS);
-    host.kubectl_outside(&external, &["run", "probe", &image, "--image-pull-policy=Never", "--restart=Never", "--command", "--", "bash", "-c", &script])
-        .unwrap();
-    let ended = host.kubectl_outside(&external, &["wait", "pod/probe", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=90s"]);
-    let said = host.kubectl_outside(&external, &["logs", "probe"]).unwrap();
-    assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["1280", &SIZE.to_string()], "{ended:?}");
+    let said = host.run_nested(&external, None, &["bash", "-c", &script]);
+    assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["1280", &SIZE.to_string()]);
     host.delete("t-narrow", "slim").await;
     drop(narrow);
     host.delete_namespace("t-narrow").await;

@@ -214,6 +214,11 @@ fn cpu_millis(cpuinfo: &str) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::alone::{is_root, run_alone};
+    use crate::agent::preflight::{Demand, examine};
+    use nestling_core::api::reasons::Reason;
+    use nestling_core::plan::findings::{Finding, Severity};
+    use nix::mount::{MsFlags, mount};
     use rstest::rstest;
 
     const ROUTES: &str = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
@@ -258,5 +263,89 @@ eth0\t0000F40A\t0100F40A\t0003\t0\t0\t0\t0000FFFF\t0\t0\t0
     fn this_machine_can_be_read() {
         let facts = gather("/");
         assert!(facts.memory_bytes > 0 && facts.cpu_millis > 0 && facts.data_root.is_some() && facts.disk_free.is_some());
+    }
+
+    /// What is said of this reason about the machine as this process sees it.
+    fn told(reason: Reason, data_root: &str) -> Vec<Finding> {
+        let demand = Demand { nodes: 1, allow_cgroup_v1: true, network: None };
+        examine(&gather(data_root), demand).into_iter().filter(|finding| finding.reason == reason && finding.severity == Severity::Problem).collect()
+    }
+
+    fn mount_over(target: &Path, kind: &str, options: Option<&str>) {
+        mount(Some(kind), target, Some(kind), MsFlags::empty(), options).unwrap();
+    }
+
+    #[test]
+    #[ignore = "needs mounts of its own"]
+    fn on_other_file_systems() {
+        let directory = tempfile::tempdir().unwrap();
+        let memory = directory.path();
+        mount_over(memory, "tmpfs", None);
+        let [lower, upper, work, merged] = ["lower", "upper", "work", "merged"].map(|name| memory.join(name));
+        for directory in [&lower, &upper, &work, &merged] {
+            fs::create_dir(directory).unwrap();
+        }
+        let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+        mount_over(&merged, "overlay", Some(&options));
+        for (place, name) in [(memory, "tmpfs"), (&*merged, "overlay")] {
+            let found = told(Reason::DataRootUnsupported, place.to_str().unwrap());
+            assert!(found.len() == 1 && found[0].message.contains(name), "{name}: {found:?}");
+        }
+    }
+
+    #[test]
+    #[ignore = "needs mounts of its own"]
+    fn without_the_kernels_log() {
+        assert_eq!(told(Reason::KmsgUnreadable, "/"), []);
+        mount_over(Path::new("/dev"), "tmpfs", None);
+        assert_eq!(told(Reason::KmsgUnreadable, "/").len(), 1);
+    }
+
+    /// The kernel itself is asked, in mounts of the test's own.
+    #[rstest]
+    #[case("on_other_file_systems")]
+    #[case("without_the_kernels_log")]
+    fn mounts_are_seen_as_they_are(#[case] test: &str) {
+        if is_root() {
+            run_alone(&["unshare", "--mount"], &format!("agent::facts::tests::{test}"));
+        }
+    }
+
+    const GROUP: &str = "NESTLING_TEST_GROUP";
+
+    /// A group of this many processes, below the one that this process is in.
+    fn group_of(limit: &str) -> Result<std::path::PathBuf, std::io::Error> {
+        let groups = fs::read_to_string("/proc/self/cgroup")?;
+        let (version, path) = pids_group(&groups).ok_or_else(|| std::io::Error::other("no group counts processes"))?;
+        let tree = Path::new(cgroup::ROOT).join(if version == Version::V1 { "pids" } else { "" });
+        let group = tree.join(path.trim_start_matches('/')).join(format!("nestling-test-{}", std::process::id()));
+        fs::create_dir(&group)?;
+        fs::write(group.join("pids.max"), limit).inspect_err(|_| drop(fs::remove_dir(&group)))?;
+        Ok(group)
+    }
+
+    #[test]
+    #[ignore = "enters another control group"]
+    fn in_a_group_of_few_processes() {
+        assert_eq!(told(Reason::PidsLimitTooLow, "/"), []);
+        let group = std::env::var(GROUP).unwrap();
+        fs::write(Path::new(&group).join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        assert_eq!(gather("/").pids_limit, Some(1500));
+        let found = told(Reason::PidsLimitTooLow, "/");
+        assert!(found.len() == 1 && found[0].message.contains("1500"), "{found:?}");
+    }
+
+    #[test]
+    fn a_limit_of_the_kernel_is_found() {
+        if !is_root() {
+            return;
+        }
+        match group_of("1500") {
+            Ok(group) => {
+                run_alone(&["env", &format!("{GROUP}={}", group.display())], "agent::facts::tests::in_a_group_of_few_processes");
+                fs::remove_dir(group).unwrap();
+            }
+            Err(error) => println!("skipped: no group can be made here: {error}"),
+        }
     }
 }

@@ -105,6 +105,7 @@ pub fn cgroup_failure() -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::alone::run_alone;
 
     /// Orphans that wait for an end, then the end, then a look at what became of them. `$1` is a pipe that holds them, `$PPID` the process under test.
     const MACHINE: &str = r#"
@@ -137,8 +138,6 @@ mod tests {
 
     #[test]
     fn a_thousand_orphans_leave_no_zombie() {
-        let output = Command::new(std::env::current_exe().unwrap()).args(["--ignored", "--exact", "agent::init::tests::alone"]).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        run_alone(&[], "agent::init::tests::alone");
     }
 }

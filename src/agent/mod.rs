@@ -11,6 +11,8 @@ use std::process::ExitCode;
 
 use nestling_core::plan::wire::DATA_ROOT;
 
+#[cfg(test)]
+mod alone;
 mod capabilities;
 mod cgroup;
 mod docker;

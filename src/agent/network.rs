@@ -55,24 +55,27 @@ fn order(names: &str) -> [Backend; 2] {
     if names.trim().is_empty() { [Backend::Nft, Backend::Legacy] } else { [Backend::Legacy, Backend::Nft] }
 }
 
-/// Finds a backend that works and makes it the one that Docker finds; the result is the directory that must come first in
-/// Docker's `PATH`. Also turns forwarding on.
+/// Makes the backend that works the one that Docker finds; the result is the directory that must come first in Docker's `PATH`. Also turns
+/// forwarding on.
 ///
 /// # Errors
 /// [`Reason::IptablesUnavailable`], with what each backend said.
 pub async fn prepare() -> Result<PathBuf, AgentFailure> {
     // The pod's own namespace only. Docker would do it as well, and fails less clearly where it cannot.
     let _ = fs::write("/proc/sys/net/ipv4/ip_forward", "1");
+    let backend = choose().await?;
+    tracing::info!(?backend, "iptables works");
+    let directory = Path::new(RUN_DIRECTORY).join("bin");
+    link(backend, &directory).map_err(|error| failure(Reason::IptablesUnavailable, format!("cannot select the iptables backend: {error}")))?;
+    Ok(directory)
+}
+
+/// Finds a backend that works.
+async fn choose() -> Result<Backend, AgentFailure> {
     let mut said = String::new();
     for backend in order(&fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default()) {
         match probe(backend).await {
-            Ok(()) => {
-                tracing::info!(?backend, "iptables works");
-                let directory = Path::new(RUN_DIRECTORY).join("bin");
-                return link(backend, &directory)
-                    .map(|()| directory)
-                    .map_err(|error| failure(Reason::IptablesUnavailable, format!("cannot select the iptables backend: {error}")));
-            }
+            Ok(()) => return Ok(backend),
             Err(error) => said = format!("{said}{backend:?}: {error}\n"),
         }
     }
@@ -117,6 +120,7 @@ pub(super) fn link(backend: Backend, directory: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::alone::{is_root, run_alone};
     use rstest::rstest;
 
     #[rstest]
@@ -130,5 +134,61 @@ mod tests {
     fn tables_in_use_decide() {
         assert_eq!(order("")[0], Backend::Nft);
         assert_eq!(order("nat\nfilter\n")[0], Backend::Legacy);
+    }
+
+    /// Whether the kernel has a backend: it lists the nat table, which makes the legacy one's as well.
+    fn list(backend: Backend) -> bool {
+        std::process::Command::new(backend.program("iptables")).args(["-t", "nat", "-L", "-n"]).output().is_ok_and(|output| output.status.success())
+    }
+
+    #[tokio::test]
+    #[ignore = "needs a network namespace of its own"]
+    async fn in_a_fresh_namespace() {
+        for (backend, is_there) in [Backend::Nft, Backend::Legacy].map(|backend| (backend, list(backend))) {
+            if is_there {
+                probe(backend).await.unwrap();
+            } else {
+                println!("skipped: the kernel has no {backend:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    #[ignore = "needs a network namespace of its own"]
+    async fn in_a_namespace_with_nft_alone() {
+        assert_eq!(choose().await.unwrap(), Backend::Nft);
+    }
+
+    #[tokio::test]
+    #[ignore = "needs a network namespace of its own"]
+    async fn in_a_namespace_with_legacy_tables() {
+        assert!(list(Backend::Legacy));
+        assert_eq!(choose().await.unwrap(), Backend::Legacy);
+    }
+
+    #[tokio::test]
+    #[ignore = "needs a network namespace of its own"]
+    async fn without_the_right_to_change_tables() {
+        let failure = choose().await.unwrap_err();
+        assert_eq!(failure.reason, Reason::IptablesUnavailable);
+        assert!(failure.log_tail.contains("Nft: ") && failure.log_tail.contains("Legacy: "), "{failure:?}");
+    }
+
+    /// Each kind does on this kernel what Docker will ask of it, the one in use is taken, and where neither works both are quoted.
+    #[rstest]
+    #[case::both(&[], "in_a_fresh_namespace")]
+    #[case::nft(&[], "in_a_namespace_with_nft_alone")]
+    #[case::legacy(&[], "in_a_namespace_with_legacy_tables")]
+    #[case::neither(&["setpriv", "--bounding-set=-net_admin"], "without_the_right_to_change_tables")]
+    fn the_kernel_has_the_last_word(#[case] without: &[&str], #[case] test: &str) {
+        if !is_root() {
+            return;
+        }
+        if !([Backend::Nft, Backend::Legacy].iter().all(|backend| DIRECTORIES.iter().any(|place| Path::new(place).join(backend.program("iptables")).exists())))
+        {
+            println!("skipped: there is no iptables of both kinds here");
+            return;
+        }
+        run_alone(&[&["unshare", "--net"], without].concat(), &format!("agent::network::tests::{test}"));
     }
 }

@@ -115,7 +115,7 @@ impl Subject {
 
     /// Runs a script in the pod itself, beside the agent.
     fn beside_the_agent(&self, host: &Host, script: &str) -> String {
-        host.kubectl(&["exec", "-n", CLUSTERS_NAMESPACE, &self.pod.name_any(), "--", "bash", "-c", script]).trim().to_owned()
+        host.in_pod(&self.pod.name_any(), script)
     }
 }
 

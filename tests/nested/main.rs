@@ -2,7 +2,9 @@
 //! on the machine is in `solo.rs`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
+mod inside;
 mod isolation;
+mod losses;
 mod registries;
 mod secrets;
 #[path = "../support/mod.rs"]
@@ -60,16 +62,7 @@ spec: {{selector: {{app: web}}, ports: [{{port: 80, targetPort: 8080}}]}}
 fn serves_by_name(host: &Host, kubeconfig: &str, node: Option<&str>) {
     host.apply_outside(kubeconfig, &workload());
     host.kubectl_outside(kubeconfig, &["rollout", "status", "deployment/web", "--timeout=120s"]).unwrap();
-    let image = format!("--image={TOOLS}");
-    let overrides = format!("--overrides={}", json!({"spec": node.map_or_else(|| json!({}), |node| json!({"nodeName": node}))}));
-    let run = ["run", "probe", &image, &overrides, "--image-pull-policy=Never", "--restart=Never", "--command", "--"];
-    let fetch = ["curl", "-sS", "--retry", "10", "--retry-all-errors", "http://web.default.svc.cluster.local/"];
-    host.kubectl_outside(kubeconfig, &[&run[..], &fetch[..]].concat()).unwrap();
-    // Not attached: what a pod says before somebody listens would be lost.
-    let ended = host.kubectl_outside(kubeconfig, &["wait", "pod/probe", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s"]);
-    let page = host.kubectl_outside(kubeconfig, &["logs", "probe"]).unwrap();
-    ended.unwrap_or_else(|error| panic!("{error}; the probe said: {page}"));
-    host.kubectl_outside(kubeconfig, &["delete", "pod", "probe", "--now"]).unwrap();
+    let page = host.run_nested(kubeconfig, node, &["curl", "-sS", "--retry", "10", "--retry-all-errors", "http://web.default.svc.cluster.local/"]);
     assert!(page.contains("served-from-a-claim"), "{page}");
 }
 
@@ -123,7 +116,7 @@ config:
 
     // No credential of the host in the pod, and nothing in its logs that should not be there.
     let pod = cluster.status.unwrap().pod_ref.unwrap().name;
-    let inside = host.kubectl(&["exec", "-n", CLUSTERS_NAMESPACE, &pod, "--", "sh", "-c", "ls /var/run/secrets/kubernetes.io 2>&1; env | grep ^KUBERNETES_"]);
+    let inside = host.in_pod(&pod, "ls /var/run/secrets/kubernetes.io 2>&1; env | grep ^KUBERNETES_");
     assert!(inside.contains("No such file"), "{inside}");
     assert!(
         inside

@@ -158,6 +158,25 @@ impl Host {
         feed(Command::new(self.paths.bin("kubectl").unwrap()).arg("--kubeconfig").arg(file.path()).args(["apply", "-f", "-"]), manifests);
     }
 
+    /// Runs a script in a cluster's own pod, beside the agent.
+    pub fn in_pod(&self, pod: &str, script: &str) -> String {
+        self.kubectl(&["exec", "-n", CLUSTERS_NAMESPACE, pod, "--", "bash", "-c", script]).trim().to_owned()
+    }
+
+    /// Runs a command in a pod of a nested cluster, on this node (any, if `None`), to its end; what it has said.
+    pub fn run_nested(&self, kubeconfig: &str, node: Option<&str>, command: &[&str]) -> String {
+        let image = format!("--image={TOOLS}");
+        let overrides = format!("--overrides={}", json!({"spec": node.map_or_else(|| json!({}), |node| json!({"nodeName": node}))}));
+        let run = ["run", "probe", &image, &overrides, "--image-pull-policy=Never", "--restart=Never", "--command", "--"];
+        self.kubectl_outside(kubeconfig, &[&run[..], command].concat()).unwrap();
+        // Not attached: what a pod says before somebody listens would be lost.
+        let ended = self.kubectl_outside(kubeconfig, &["wait", "pod/probe", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s"]);
+        let said = self.kubectl_outside(kubeconfig, &["logs", "probe"]).unwrap();
+        ended.unwrap_or_else(|error| panic!("{error}; the probe said: {said}"));
+        self.kubectl_outside(kubeconfig, &["delete", "pod", "probe", "--now"]).unwrap();
+        said
+    }
+
     /// Runs a script in a pod of the host cluster that has nothing but this Secret: no token, no rights. Its own namespace may be any that holds
     /// a copy of the Secret.
     pub async fn visit(&self, namespace: &str, secret: &str, script: &str) -> Result<String, String> {

@@ -818,7 +818,7 @@ mod tests {
                 container_statuses: Some(vec![ContainerStatus {
                     state: Some(ContainerState {
                         terminated: Some(ContainerStateTerminated {
-                            exit_code: 137,
+                            exit_code: if reason == Some("Completed") { 0 } else { 137 },
                             reason: reason.map(str::to_owned),
                             message: message.map(str::to_owned),
                             ..Default::default()
@@ -833,6 +833,7 @@ mod tests {
         };
         assert_eq!(ended(Some("OOMKilled"), None, None), "OutOfMemory");
         assert_eq!(ended(Some("Error"), Some("not json"), None), "AgentCrashed");
+        assert_eq!(ended(Some("Completed"), None, None), "PodLost");
         assert_eq!(ended(Some("Error"), Some(r#"{"reason":"InotifyLimitTooLow","message":"128"}"#), None), "InotifyLimitTooLow");
         assert_eq!(ended(Some("Error"), Some("Usage of EmptyDir volume \"data\" exceeds the limit"), Some("Evicted")), "StorageEvicted");
     }

@@ -227,6 +227,10 @@ fn ended(pod: &Pod) -> Option<AgentFailure> {
     if terminated.reason.as_deref() == Some("OOMKilled") {
         return Some(failure(Reason::OutOfMemory, "the pod was killed for the memory it used".to_owned()));
     }
+    if terminated.exit_code == 0 {
+        // The end of an agent that was told to end, and took the cluster down.
+        return Some(failure(Reason::PodLost, "the pod was told to end".to_owned()));
+    }
     let said = terminated.message.as_deref().unwrap_or_default();
     Some(serde_json::from_str(said).unwrap_or_else(|_| AgentFailure {
         reason: Reason::AgentCrashed,
