@@ -18,7 +18,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
 use support::operator::CLUSTERS_NAMESPACE;
-use support::real::{CREATED, DELETED, Host, bare_seconds, seconds_to_ready};
+use support::real::{CREATED, DELETED, Host, bare_seconds, privileged_pod, seconds_to_ready};
 use support::wait::{condition, gone, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -54,21 +54,9 @@ impl Drop for LoopDevice {
     }
 }
 
-/// A privileged pod that attaches two files, one in a volume and one in its container's own root, says so, and stays.
-fn attaching_pod() -> String {
-    json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "attaching"},
-        "spec": {
-            "terminationGracePeriodSeconds": 0, "volumes": [{"name": "data", "emptyDir": {}}],
-            "containers": [{
-                "name": "attaching", "image": support::real::TOOLS, "imagePullPolicy": "Never", "securityContext": {"privileged": true},
-                "command": ["bash", "-ec", "for file in /data/disk.img /disk.img; do truncate -s 1M $file; busybox losetup -f $file; done; busybox losetup -a; echo attached; sleep infinity"],
-                "volumeMounts": [{"name": "data", "mountPath": "/data"}],
-            }],
-        },
-    })
-    .to_string()
-}
+/// Of a nested pod: attaches two files, one in a volume and one in its container's own root, says so, and stays.
+const ATTACHING: &str =
+    "for file in /data/disk.img /disk.img; do truncate -s 1M $file; busybox losetup -f $file; done; busybox losetup -a; echo attached; sleep infinity";
 
 /// A cluster deleted by hand, one by its owner, one with its namespace: afterwards the machine and the host's nodes are as before.
 #[tokio::test(flavor = "multi_thread")]
@@ -108,7 +96,7 @@ async fn a_deletion_leaves_nothing_behind() {
     // A nested pod that attaches a file to a loop device, of which the kernel has one list for the whole machine; one of somebody else's stays.
     let foreign = LoopDevice::attach();
     let external = host.kubeconfig("t-by-hand", "hand", "external").await;
-    host.apply_outside(&external, &attaching_pod());
+    host.apply_outside(&external, &privileged_pod("attaching", false, ATTACHING).to_string());
     until("the nested pod to attach a device", Duration::from_mins(1), async || {
         let said = host.kubectl_outside(&external, &["logs", "attaching"])?;
         if said.contains("attached") { Ok(()) } else { Err(said) }
@@ -303,7 +291,7 @@ async fn a_narrow_network_is_narrow_inside() {
     host.create("t-narrow", "slim", json!({"access": {"service": {"type": "NodePort"}}})).await;
     let cluster = host.ready("t-narrow", "slim").await;
     let pod = cluster.status.unwrap().pod_ref.unwrap().name;
-    assert_eq!(host.in_pod(&pod, "docker exec slim-control-plane cat /sys/class/net/eth0/mtu"), "1280", "the nested node");
+    assert_eq!(host.in_node(&pod, "slim-control-plane", "cat /sys/class/net/eth0/mtu"), "1280", "the nested node");
     let external = host.kubeconfig("t-narrow", "slim", "external").await;
     let script = format!("cat /sys/class/net/eth0/mtu; curl -skS --max-time 30 https://{gateway}:{port}/ | wc -c");
     let said = host.run_nested(&external, None, &["bash", "-c", &script]);

@@ -10,6 +10,7 @@ use nix::sched::{CloneFlags, setns};
 use rstest::rstest;
 
 use super::*;
+use crate::agent::alone::is_root;
 use crate::agent::facts::Surroundings;
 use crate::agent::network::{self, Backend};
 use crate::agent::report::tests::settings;
@@ -28,8 +29,7 @@ struct Wires {
 impl Wires {
     /// `None`, with the reason printed, where they cannot be had.
     fn lay(name: &str) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            println!("skipped: making network namespaces needs root");
+        if !is_root() {
             return None;
         }
         let wires = Self { prefix: format!("nestling-egress-{}-{name}", std::process::id()) };

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use nix::ifaddrs::getifaddrs;
@@ -125,14 +125,19 @@ pub fn gather(data_root: &str) -> Facts {
 /// The lowest of the limits on the number of processes, from this process's own group up to the root of what the pod sees.
 fn pids_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let (tree, path) = match pids_group(&groups) {
-        Some((Version::V1, path)) => (Path::new(cgroup::ROOT).join("pids"), path),
-        Some((Version::V2, path)) => (Path::new(cgroup::ROOT).to_owned(), path),
-        None => return None,
-    };
+    let (version, path) = pids_group(&groups)?;
+    let tree = pids_tree(version);
     // A container of v1 sees its own group as the root of the mount, whatever its path says.
     let groups = Path::new(path.trim_start_matches('/')).ancestors().map(|group| tree.join(group).join("pids.max"));
     groups.filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok()).min()
+}
+
+/// Where the groups that count processes are mounted.
+fn pids_tree(version: Version) -> PathBuf {
+    match version {
+        Version::V1 => Path::new(cgroup::ROOT).join("pids"),
+        Version::V2 => Path::new(cgroup::ROOT).to_owned(),
+    }
 }
 
 /// The group that counts processes, of the lines of `/proc/<pid>/cgroup`: `4:pids:/path` on v1, `0::/path` on v2.
@@ -314,11 +319,10 @@ eth0\t0000F40A\t0100F40A\t0003\t0\t0\t0\t0000FFFF\t0\t0\t0
     const GROUP: &str = "NESTLING_TEST_GROUP";
 
     /// A group of this many processes, below the one that this process is in.
-    fn group_of(limit: &str) -> Result<std::path::PathBuf, std::io::Error> {
+    fn group_of(limit: &str) -> Result<PathBuf, std::io::Error> {
         let groups = fs::read_to_string("/proc/self/cgroup")?;
         let (version, path) = pids_group(&groups).ok_or_else(|| std::io::Error::other("no group counts processes"))?;
-        let tree = Path::new(cgroup::ROOT).join(if version == Version::V1 { "pids" } else { "" });
-        let group = tree.join(path.trim_start_matches('/')).join(format!("nestling-test-{}", std::process::id()));
+        let group = pids_tree(version).join(path.trim_start_matches('/')).join(format!("nestling-test-{}", std::process::id()));
         fs::create_dir(&group)?;
         fs::write(group.join("pids.max"), limit).inspect_err(|_| drop(fs::remove_dir(&group)))?;
         Ok(group)

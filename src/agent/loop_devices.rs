@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nestling_core::plan::wire::DATA_ROOT;
@@ -39,9 +39,7 @@ struct Attached {
 /// Devices whose file is the cluster's. To be called while its nodes are there: once they are gone, their files have no names and their file systems no mounts.
 pub async fn find() -> Vec<String> {
     let _ = spawn_blocking(make_nodes).await;
-    let columns = ["--list", "--json", "--output", "NAME,BACK-MAJ:MIN,BACK-INO"];
-    let list = Command::new("losetup").args(columns).stdin(Stdio::null()).kill_on_drop(true).output();
-    let Ok(Ok(list)) = timeout(CALL_LIMIT, list).await else {
+    let Some(list) = losetup(&["--list", "--json", "--output", "NAME,BACK-MAJ:MIN,BACK-INO"]).await else {
         tracing::warn!("cannot list loop devices");
         return Vec::new();
     };
@@ -58,9 +56,15 @@ pub async fn detach(devices: &[String]) {
     if devices.is_empty() {
         return;
     }
-    let detach = Command::new("losetup").arg("--detach").args(devices).stdin(Stdio::null()).kill_on_drop(true).status();
-    let done = timeout(CALL_LIMIT, detach).await;
-    tracing::info!(?devices, ok = matches!(done, Ok(Ok(status)) if status.success()), "detached");
+    let arguments: Vec<&str> = std::iter::once("--detach").chain(devices.iter().map(String::as_str)).collect();
+    let done = losetup(&arguments).await;
+    tracing::info!(?devices, ok = done.is_some_and(|output| output.status.success()), "detached");
+}
+
+/// What losetup answers; nothing if it cannot be run or does not end in time.
+async fn losetup(arguments: &[&str]) -> Option<Output> {
+    let run = Command::new("losetup").args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+    timeout(CALL_LIMIT, run).await.ok()?.ok()
 }
 
 /// A pod has the device nodes that its host had when it began; losetup needs one for each device.

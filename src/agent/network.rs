@@ -47,6 +47,12 @@ impl Backend {
             None => format!("{name}-{suffix}"),
         }
     }
+
+    /// Where that program is, if it is installed.
+    fn path(self, name: &str) -> Option<PathBuf> {
+        let program = self.program(name);
+        DIRECTORIES.iter().map(|place| Path::new(place).join(&program)).find(|path| path.exists())
+    }
 }
 
 /// In which order to try. Rules of both kinds side by side contradict each other, so tables that are already in use decide, as in
@@ -109,8 +115,7 @@ pub(super) fn link(backend: Backend, directory: &Path) -> std::io::Result<()> {
     for name in PROGRAMS {
         let link = directory.join(name);
         let _ = fs::remove_file(&link);
-        let program = backend.program(name);
-        if let Some(target) = DIRECTORIES.iter().map(|place| Path::new(place).join(&program)).find(|path| path.exists()) {
+        if let Some(target) = backend.path(name) {
             symlink(target, link)?;
         }
     }
@@ -184,8 +189,7 @@ mod tests {
         if !is_root() {
             return;
         }
-        if !([Backend::Nft, Backend::Legacy].iter().all(|backend| DIRECTORIES.iter().any(|place| Path::new(place).join(backend.program("iptables")).exists())))
-        {
+        if [Backend::Nft, Backend::Legacy].iter().any(|backend| backend.path("iptables").is_none()) {
             println!("skipped: there is no iptables of both kinds here");
             return;
         }

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::operator::CLUSTERS_NAMESPACE;
-use crate::support::real::{Host, TOOLS, spec};
+use crate::support::real::{Host, privileged_pod, spec};
 use crate::support::wait::{condition, until};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Pod;
@@ -64,8 +64,7 @@ impl Inside<'_> {
     }
 
     fn node(&self, node: &str, script: &str) -> String {
-        let arguments = ["exec", "-n", CLUSTERS_NAMESPACE, &self.pod.name_any(), "--", "docker", "exec", node, "bash", "-c", script];
-        self.host.kubectl(&arguments).trim().to_owned()
+        self.host.in_node(&self.pod.name_any(), node, script)
     }
 
     fn nested(&self, arguments: &[&str]) -> String {
@@ -304,13 +303,7 @@ fn a_nested_administrator_is_root_on_the_hosts_node(inside: &Inside<'_>) {
     assert_eq!(inside.host.kubectl(&["get", "pods", "-n", NAMESPACE, "-o", "name"]), "", "pods in the user's namespace");
     let pattern = "/proc/sys/kernel/core_pattern";
     let write = format!("cat {pattern} | tee {pattern} && echo written");
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "root"},
-        "spec": {"terminationGracePeriodSeconds": 0, "containers": [{
-            "name": "root", "image": TOOLS, "imagePullPolicy": "Never", "command": ["sleep", "infinity"], "securityContext": {"privileged": true},
-        }]},
-    });
-    inside.host.apply_outside(&inside.external, &pod.to_string());
+    inside.host.apply_outside(&inside.external, &privileged_pod("root", false, "sleep infinity").to_string());
     inside.nested(&["wait", "pod", "root", "--for=condition=Ready", "--timeout=60s"]);
     let machines = std::fs::read_to_string(pattern).unwrap();
     assert_eq!(inside.nested(&["exec", "root", "--", "bash", "-c", &write]), format!("{}\nwritten", machines.trim()));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::operator::CLUSTERS_NAMESPACE;
-use crate::support::real::{Host, TOOLS, spec};
+use crate::support::real::{Host, TOOLS, privileged_pod, spec};
 use crate::support::wait::{condition, until};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -75,17 +75,7 @@ impl Drop for Servers<'_> {
 
 /// Two pods that a nested administrator may start: a privileged one, and one in the network of its node.
 fn nested_pods(kubeconfig: &str, host: &Host) {
-    let pod = |name: &str, host_network: bool| {
-        json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-            "spec": {
-                "hostNetwork": host_network, "terminationGracePeriodSeconds": 0,
-                "containers": [{
-                    "name": "shell", "image": TOOLS, "imagePullPolicy": "Never", "command": ["sleep", "infinity"], "securityContext": {"privileged": true},
-                }],
-            },
-        })
-    };
+    let pod = |name: &str, host_network: bool| privileged_pod(name, host_network, "sleep infinity");
     host.apply_outside(kubeconfig, &json!({"apiVersion": "v1", "kind": "List", "items": [pod("inside", false), pod("on-node", true)]}).to_string());
     host.kubectl_outside(kubeconfig, &["wait", "pod", "inside", "on-node", "--for=condition=Ready", "--timeout=120s"]).unwrap();
 }

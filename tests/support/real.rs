@@ -163,6 +163,11 @@ impl Host {
         self.kubectl(&["exec", "-n", CLUSTERS_NAMESPACE, pod, "--", "bash", "-c", script]).trim().to_owned()
     }
 
+    /// Runs a script in a node of a cluster.
+    pub fn in_node(&self, pod: &str, node: &str, script: &str) -> String {
+        self.kubectl(&["exec", "-n", CLUSTERS_NAMESPACE, pod, "--", "docker", "exec", node, "bash", "-c", script]).trim().to_owned()
+    }
+
     /// Runs a command in a pod of a nested cluster, on this node (any, if `None`), to its end; what it has said.
     pub fn run_nested(&self, kubeconfig: &str, node: Option<&str>, command: &[&str]) -> String {
         let image = format!("--image={TOOLS}");
@@ -225,6 +230,20 @@ impl Host {
             let _ = self.cluster.docker().run(&["exec", &node, "pkill", "-KILL", "-f", "^/usr/local/bin/nestling operator"]);
         }
     }
+}
+
+/// A privileged pod that a nested administrator may start: runs a script, with a volume of its own at `/data`.
+pub fn privileged_pod(name: &str, host_network: bool, script: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {
+            "hostNetwork": host_network, "terminationGracePeriodSeconds": 0, "volumes": [{"name": "data", "emptyDir": {}}],
+            "containers": [{
+                "name": "shell", "image": TOOLS, "imagePullPolicy": "Never", "command": ["bash", "-ec", script], "securityContext": {"privileged": true},
+                "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+            }],
+        },
+    })
 }
 
 /// Seconds from the object's creation to `readyTime` (whole seconds, as the API counts).
