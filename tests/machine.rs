@@ -19,10 +19,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use nestling::operator::pki::{self, Authority, Private, Subject};
-use nestling_core::api::{KindCluster, annotations};
-use nestling_core::plan::desired::desire;
+use nestling_core::api::annotations;
 use nestling_core::plan::names::Identity;
-use nestling_core::plan::objects;
 use nestling_core::plan::settings::{HostFacts, Settings};
 use nestling_core::plan::wire::{ADMIN_GROUP, DATA_ROOT, KEYS_DIRECTORY, TERMINATION_LOG, keys};
 use nestling_lab::machine::CAPABILITIES;
@@ -33,6 +31,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rcgen::ExtendedKeyUsagePurpose;
 use serde_json::{Value, json};
+use support::by_hand;
 
 mod support;
 
@@ -126,9 +125,6 @@ fn prepare(directory: &Path, paths: &LabPaths, disabled: &[&str]) {
 /// The pod that the operator would create, with its defaults.
 fn node_pod(identity: &Identity, image: &str) -> Pod {
     let spec = json!({"image": image, "resources": {"limits": {"cpu": format!("{CPU_MILLIS}m")}}});
-    let mut cluster = KindCluster::new(&identity.name, serde_json::from_value(spec).unwrap());
-    cluster.metadata.namespace = Some(identity.namespace.clone());
-    cluster.metadata.uid = Some(identity.uid.clone());
     let settings = Settings {
         install: "reed".into(),
         operator_namespace: "operators".into(),
@@ -139,8 +135,7 @@ fn node_pod(identity: &Identity, image: &str) -> Pod {
         host: HostFacts { ranges: ["10.244.0.0/16", "10.96.0.0/16"].map(|range| range.parse().unwrap()).to_vec(), node_addresses: vec![], api: None },
         ..Settings::default()
     };
-    let desired = desire(&cluster, identity, &settings).unwrap();
-    objects::pod(&cluster, &desired, &settings, 1)
+    by_hand::node_pod(identity, spec, &settings)
 }
 
 /// The cluster's keys as the agent gets them, and certificates for the operator and an administrator.

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use super::docker::Docker;
 use super::failure::{evident, failure, judge};
+use super::fault::disabled;
 use super::output::{Tail, presentable};
 use super::wait::{OFTEN, until};
 use super::{DOCKER_SOCKET, RUN_DIRECTORY};
@@ -78,6 +79,13 @@ fn configuration(settings: &Settings, shim: &Path) -> Value {
         "exec-opts": ["native.cgroupdriver=cgroupfs"],
         "live-restore": false,
     });
+    for (prevention, field) in [("address-pools", "default-address-pools"), ("log-bounds", "log-opts")] {
+        if disabled(prevention)
+            && let Some(fields) = configuration.as_object_mut()
+        {
+            fields.remove(field);
+        }
+    }
     if settings.restricted {
         configuration["runtimes"] = json!({"nestling": {"path": shim}});
         configuration["default-runtime"] = json!("nestling");
@@ -111,7 +119,7 @@ fn launch(settings: &Settings) -> std::io::Result<Dockerd> {
         .arg(&file)
         .env("PATH", format!("{}:{path}", settings.programs.display()))
         // Keeps the daemon from loading AppArmor profiles into the host's kernel (containerd `pkg/apparmor`).
-        .env("container", "docker")
+        .env("container", if disabled("profiles") { "" } else { "docker" })
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -18,6 +18,7 @@ use signal_hook::iterator::Signals;
 
 use super::cgroup;
 use super::failure::{failure, leave};
+use super::fault::disabled;
 
 /// Tells the machine why the control groups could not be set up; the machine reports it like any other failure.
 pub const CGROUP_FAILURE_VARIABLE: &str = "NESTLING_CGROUP_FAILURE";
@@ -46,7 +47,7 @@ fn supervise() -> std::io::Result<u8> {
     let mut signals = Signals::new([SIGCHLD, SIGTERM, SIGINT])?;
     let mut command = Command::new("/proc/self/exe");
     command.args(["agent", "--supervised"]);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KUBERNETES_")) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KUBERNETES_") && !disabled("environment")) {
         command.env_remove(name);
     }
     if let Err(error) = cgroups {
@@ -69,8 +70,9 @@ fn supervise() -> std::io::Result<u8> {
 /// Takes every ended child off the kernel's list; the exit code if the machine was among them.
 fn reap(machine: Pid) -> Option<u8> {
     let mut code = None;
+    let whom = disabled("orphans").then_some(machine);
     loop {
-        match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+        match waitpid(whom, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, status)) if pid == machine => {
                 let status = u8::try_from(status).unwrap_or(1);
                 if !SPOKEN.contains(&status) {

@@ -59,6 +59,9 @@ const PATIENCE: (u32, u32) = (3, 12);
 /// Where kind leaves the configuration that kubeadm gets (`pkg/cluster/internal/create/actions/config`).
 const KUBEADM_CONF: &str = "/kind/kubeadm.conf";
 
+/// The token of every cluster that kind makes on its own (`pkg/cluster/internal/kubeadm/const.go`).
+const KINDS_TOKEN: &str = "abcdef.0123456789abcdef";
+
 /// MTU of Ethernet, for a pod without a default route.
 const DEFAULT_MTU: u32 = 1500;
 
@@ -229,7 +232,10 @@ impl Machine {
             .map(|api| AbortOnDropHandle::new(tokio::spawn(policy_probe::follow(self.report.clone(), api, surroundings.nameservers.clone()))));
         // Nodes of an earlier run start with Docker: their keys must be there before.
         let pki = Path::new(RUN_DIRECTORY).join("pki");
-        let token = keys::take_over(Path::new(KEYS_DIRECTORY), &pki).map_err(|error| failure(Reason::PodStartFailed, error.to_string()))?;
+        let mut token = keys::take_over(Path::new(KEYS_DIRECTORY), &pki).map_err(|error| failure(Reason::PodStartFailed, error.to_string()))?;
+        if disabled("random-token") {
+            KINDS_TOKEN.clone_into(&mut token);
+        }
         self.registries.write().map_err(|error| failure(Reason::PodStartFailed, error.to_string()))?;
         let ground = Ground { host: node_host(&facts, &pki), token, mtu: facts.mtu.unwrap_or(DEFAULT_MTU) };
 
@@ -264,7 +270,7 @@ impl Machine {
 
     /// Puts the egress guard up, or says that it is off.
     async fn raise_guard(&self, surroundings: &Surroundings, programs: &Path) -> Result<Option<Guard>, AgentFailure> {
-        let guard = egress::guard(&self.settings.egress, &self.settings.network, surroundings);
+        let guard = egress::guard(&self.settings.egress, &self.settings.network, surroundings).filter(|_| !disabled("egress-guard"));
         match &guard {
             Some(guard) => egress::raise(guard, programs).await?,
             None => self.report.update(|report| report.warnings.push(egress::OFF.to_owned())),
@@ -370,6 +376,11 @@ impl Machine {
         }
         let composed = kind_config::compose(&settings, &ground.host, version, &ground.token);
         let mut config = composed.map_err(|problem| from_problem(&problem))?;
+        if disabled("search-domains")
+            && let Some(networking) = &mut config.networking
+        {
+            networking.dns_search = None;
+        }
         image::rename(&mut config, &present);
         Ok(config)
     }
@@ -475,7 +486,9 @@ fn marker() -> PathBuf {
 
 /// Deletes the joining tokens once all nodes have joined; then rests.
 async fn forget_tokens(nested: &Nested) -> Infallible {
-    while let Err(error) = nested.delete_bootstrap_tokens().await {
+    while !disabled("token-removal")
+        && let Err(error) = nested.delete_bootstrap_tokens().await
+    {
         tracing::warn!("the bootstrap token is still there: {error}");
         sleep(PROBE_PAUSE.0).await;
     }

@@ -13,7 +13,7 @@ mod call;
 mod controller;
 mod events;
 mod fault;
-mod host;
+pub mod host;
 mod key;
 mod kubeconfig;
 mod lead;

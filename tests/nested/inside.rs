@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::cluster::{
+    Cluster, a_further_network_is_refused, etcd_does_not_wait_for_the_disk, logs_are_bounded, no_name_is_looked_up_in_the_hosts_domains,
+    orphans_leave_no_zombies, profiles_of_the_host_are_left_alone, the_agent_knows_of_no_api,
+};
 use crate::support::operator::CLUSTERS_NAMESPACE;
 use crate::support::real::{Host, privileged_pod, spec};
 use crate::support::wait::{condition, until};
 use ipnet::Ipv4Net;
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::PostParams;
+use nestling_core::api::KindCluster;
 use nestling_core::api::conditions::STALLED;
-use nestling_core::api::{KindCluster, annotations};
 use nestling_core::plan::cidr::overlap;
-use nestling_core::plan::wire::AgentSettings;
 use nestling_lab::machine::Machine;
 use serde_json::{Value, json};
 
@@ -25,9 +27,6 @@ const SOON: Duration = Duration::from_mins(1);
 
 /// In a Secret of the nested cluster, and nowhere else on the machine.
 const MARKER: &str = "otter-hides-in-the-reeds-4417";
-
-/// Docker's bound on the log of a node.
-const LOG_FILES: (usize, u64) = (3, 10_000_000);
 
 /// Small defaults in the clusters namespace, as an administrator of the host may set them for everybody. Without one for CPU, which would slow the clusters
 /// of other tests down.
@@ -50,114 +49,81 @@ impl Drop for SmallDefaults<'_> {
     }
 }
 
-/// The cluster.
-struct Inside<'a> {
-    host: &'a Host,
-    pod: Pod,
-    settings: AgentSettings,
-    external: String,
-}
-
-impl Inside<'_> {
-    fn pod(&self, script: &str) -> String {
-        self.host.in_pod(&self.pod.name_any(), script)
-    }
-
-    fn node(&self, node: &str, script: &str) -> String {
-        self.host.in_node(&self.pod.name_any(), node, script)
-    }
-
-    fn nested(&self, arguments: &[&str]) -> String {
-        self.host.kubectl_outside(&self.external, arguments).unwrap().trim().to_owned()
-    }
-
-    fn on_the_hosts_node(&self, script: &str) -> String {
-        let node = self.pod.spec.as_ref().unwrap().node_name.clone().unwrap();
-        self.host.cluster.docker().run(&["exec", &node, "bash", "-c", script]).unwrap().trim().to_owned()
-    }
-
-    /// Files below the host's kubelet in which the nested cluster's own Secret can be read.
-    fn files_with_the_marker(&self) -> String {
-        self.on_the_hosts_node(&format!("find /var/lib/kubelet/pods -path '*/etcd/member/*' -type f -exec grep -l {MARKER} {{}} + 2>/dev/null || true"))
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_keeps_to_what_is_its_own() {
     let host = Host::find().await;
     host.namespace(NAMESPACE).await;
     let small = SmallDefaults::set(&host);
     host.create(NAMESPACE, NAME, spec("{nodes: {workers: 1}, access: {service: {type: NodePort}}}")).await;
-    let cluster = host.ready(NAMESPACE, NAME).await;
-    let pod = host.pods(CLUSTERS_NAMESPACE).get(&cluster.status.unwrap().pod_ref.unwrap().name).await.unwrap();
-    let settings = serde_json::from_str(&pod.annotations()[annotations::SETTINGS]).unwrap();
-    let inside = Inside { host: &host, pod, settings, external: host.kubeconfig(NAMESPACE, NAME, "external").await };
+    let ready = host.ready(NAMESPACE, NAME).await;
+    let cluster = Cluster::of(&host, CLUSTERS_NAMESPACE, &ready.status.unwrap().pod_ref.unwrap().name).await;
+    let external = host.kubeconfig(NAMESPACE, NAME, "external").await;
 
-    its_own_resources_win_over_small_defaults(&inside);
+    its_own_resources_win_over_small_defaults(&cluster);
     drop(small);
-    nothing_of_the_host_is_mounted(&inside);
-    profiles_of_the_host_are_left_alone(&inside);
-    every_process_is_in_the_pods_group(&inside);
-    the_disk_is_a_volume_and_the_image_is_linked(&inside);
-    etcd_does_not_wait_for_the_disk(&inside);
-    logs_are_bounded(&inside).await;
-    networks_are_those_that_were_chosen(&inside);
-    no_name_is_looked_up_in_the_hosts_domains(&inside);
-    images_can_be_loaded(&inside);
-    a_nested_administrator_is_root_on_the_hosts_node(&inside);
+    nothing_of_the_host_is_mounted(&cluster);
+    profiles_of_the_host_are_left_alone(&cluster);
+    every_process_is_in_the_pods_group(&cluster);
+    the_disk_is_a_volume_and_the_image_is_linked(&cluster);
+    etcd_does_not_wait_for_the_disk(&cluster);
+    logs_are_bounded(&cluster).await;
+    networks_are_those_that_were_chosen(&cluster);
+    no_name_is_looked_up_in_the_hosts_domains(&cluster);
+    let nested = host.run_nested(&external, None, &["grep", "^search", "/etc/resolv.conf"]);
+    assert_eq!(nested.trim(), "search default.svc.cluster.local svc.cluster.local cluster.local");
+    orphans_leave_no_zombies(&cluster).await;
+    the_agent_knows_of_no_api(&cluster);
+    images_can_be_loaded(&cluster);
+    a_nested_administrator_is_root_on_the_hosts_node(&host, &external);
 
     // etcd keeps it in plain text: that it is found now is what makes its absence later worth something.
-    inside.nested(&["create", "secret", "generic", "marker", &format!("--from-literal=marker={MARKER}")]);
+    host.kubectl_outside(&external, &["create", "secret", "generic", "marker", &format!("--from-literal=marker={MARKER}")]).unwrap();
     until("the marker to reach the disk", SOON, async || {
-        let found = inside.files_with_the_marker();
-        if found.contains(&inside.pod.uid().unwrap()) { Ok(()) } else { Err(found) }
+        let found = files_with_the_marker(&cluster);
+        if found.contains(&cluster.pod.uid().unwrap()) { Ok(()) } else { Err(found) }
     })
     .await;
-    let last_words = a_stale_lock_stops_kind_but_not_the_agent(&inside);
+    let last_words = a_stale_lock_stops_kind_but_not_the_agent(&cluster);
     host.delete(NAMESPACE, NAME).await;
     let said = last_words.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&said.stdout);
     assert!(said.contains("teardown complete") && !said.contains("kind delete cluster"), "{said}");
     until("the marker to leave the disk", SOON, async || {
-        let found = inside.files_with_the_marker();
+        let found = files_with_the_marker(&cluster);
         if found.is_empty() { Ok(()) } else { Err(found) }
     })
     .await;
     host.delete_namespace(NAMESPACE).await;
 }
 
-fn its_own_resources_win_over_small_defaults(inside: &Inside<'_>) {
+fn its_own_resources_win_over_small_defaults(cluster: &Cluster<'_>) {
     let plain = ["run", "plain", "-n", CLUSTERS_NAMESPACE, "--image=none", "--dry-run=server", "-o", "jsonpath={.spec.containers[0].resources.limits}"];
-    assert!(inside.host.kubectl(&plain).contains("128Mi"), "the defaults of the namespace are not in force");
-    let resources = inside.pod.spec.as_ref().unwrap().containers[0].resources.clone().unwrap();
+    assert!(cluster.host.kubectl(&plain).contains("128Mi"), "the defaults of the namespace are not in force");
+    let resources = cluster.pod.spec.as_ref().unwrap().containers[0].resources.clone().unwrap();
     for name in ["memory", "ephemeral-storage"] {
         let of = |list: &Option<BTreeMap<String, _>>| list.as_ref().and_then(|list| list.get(name).cloned());
         assert_eq!(of(&resources.requests), of(&resources.limits), "{name}");
         assert!(!format!("{:?}", of(&resources.limits)).contains("128Mi"), "{name}");
     }
     // What the kernel holds the pod to, which also keeps a shortage of memory within it.
-    let limit = inside.pod("cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null || true");
-    assert_eq!(limit, inside.settings.limits.memory_bytes.to_string());
+    let limit = cluster.pod("cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null || true");
+    assert_eq!(limit, cluster.settings.limits.memory_bytes.to_string());
 }
 
-fn nothing_of_the_host_is_mounted(inside: &Inside<'_>) {
-    let spec = inside.pod.spec.as_ref().unwrap();
+fn nothing_of_the_host_is_mounted(cluster: &Cluster<'_>) {
+    let spec = cluster.pod.spec.as_ref().unwrap();
     let paths: Vec<_> = spec.volumes.iter().flatten().filter_map(|volume| Some((&*volume.name, &*volume.host_path.as_ref()?.path))).collect();
     assert_eq!(paths, [("modules", "/lib/modules")]);
     let modules = spec.containers[0].volume_mounts.iter().flatten().find(|mount| mount.name == "modules").unwrap();
     assert_eq!(modules.read_only, Some(true));
-    assert!(inside.pod("touch /lib/modules/nestling 2>&1 || true").contains("Read-only"));
+    assert!(cluster.pod("touch /lib/modules/nestling 2>&1 || true").contains("Read-only"));
     // Docker's own containers, and none of the host's.
-    let mut names: Vec<String> = inside.pod("docker ps --all --format '{{.Names}}'").lines().map(str::to_owned).collect();
-    names.sort();
-    assert_eq!(names, NODES);
+    assert_eq!(cluster.nodes, NODES);
 }
 
-fn profiles_of_the_host_are_left_alone(inside: &Inside<'_>) {
-    assert_eq!(inside.pod("tr '\\0' '\\n' < /proc/$(pgrep -x dockerd)/environ | grep ^container="), "container=docker");
-    assert_eq!(inside.pod("grep -c securityfs /proc/self/mountinfo || true"), "0");
-    let context = inside.pod.spec.as_ref().unwrap().containers[0].security_context.clone().unwrap();
-    assert_eq!(context.app_armor_profile.unwrap().type_, "Unconfined");
+/// Files below the host's kubelet in which the nested cluster's own Secret can be read.
+fn files_with_the_marker(cluster: &Cluster<'_>) -> String {
+    cluster.on_the_hosts_node(&format!("find /var/lib/kubelet/pods -path '*/etcd/member/*' -type f -exec grep -l {MARKER} {{}} + 2>/dev/null || true"))
 }
 
 /// What the host's node knows of a process.
@@ -169,10 +135,10 @@ struct Process {
     oom_score_adj: i64,
 }
 
-fn processes(inside: &Inside<'_>) -> BTreeMap<String, Process> {
+fn processes(cluster: &Cluster<'_>) -> BTreeMap<String, Process> {
     let pattern = "^(Name|PPid):|:pids:|^0::|^-?[0-9]+$";
     let text =
-        inside.on_the_hosts_node(&format!("grep -HE '{pattern}' /proc/[0-9]*/status /proc/[0-9]*/cgroup /proc/[0-9]*/oom_score_adj 2>/dev/null || true"));
+        cluster.on_the_hosts_node(&format!("grep -HE '{pattern}' /proc/[0-9]*/status /proc/[0-9]*/cgroup /proc/[0-9]*/oom_score_adj 2>/dev/null || true"));
     let mut all: BTreeMap<String, Process> = BTreeMap::new();
     for line in text.lines() {
         let (path, value) = line.split_once(':').unwrap();
@@ -193,13 +159,13 @@ fn processes(inside: &Inside<'_>) -> BTreeMap<String, Process> {
     all
 }
 
-fn every_process_is_in_the_pods_group(inside: &Inside<'_>) {
+fn every_process_is_in_the_pods_group(cluster: &Cluster<'_>) {
     for node in NODES {
-        let root = inside.node(node, "grep ^cgroupRoot /var/lib/kubelet/config.yaml");
+        let root = cluster.node(node, "grep ^cgroupRoot /var/lib/kubelet/config.yaml");
         assert_eq!(root, "cgroupRoot: /kubelet", "{node}");
     }
-    let uid = inside.pod.uid().unwrap();
-    let all = processes(inside);
+    let uid = cluster.pod.uid().unwrap();
+    let all = processes(cluster);
     let is_ours = |process: &Process| process.group.contains(&uid) || process.group.contains(&uid.replace('-', "_"));
     // What has left the group still descends from something that is in it: orphans go to the pod's own first process.
     let descends = |process: &Process| {
@@ -215,17 +181,17 @@ fn every_process_is_in_the_pods_group(inside: &Inside<'_>) {
     // Where the host lets nobody ask to be spared more than others, containerd knows it, and nothing nested is.
     let restricted = Machine::look().unwrap().restricts_oom_score();
     for node in NODES {
-        let told = inside.node(node, "grep -c 'restrict_oom_score_adj = true' /etc/containerd/config.toml || true");
+        let told = cluster.node(node, "grep -c 'restrict_oom_score_adj = true' /etc/containerd/config.toml || true");
         assert_eq!(told != "0", restricted, "{node}: {told}");
     }
     let spared: Vec<_> = ours.iter().filter(|process| process.oom_score_adj < 0 && process.name != "pause").map(|process| &process.name).collect();
     assert!(spared.is_empty() || !restricted, "spared when memory runs out: {spared:?}");
 }
 
-fn the_disk_is_a_volume_and_the_image_is_linked(inside: &Inside<'_>) {
-    assert_eq!(inside.pod("docker info --format '{{.Driver}}'; mountpoint -q /var/lib/docker && echo mounted"), "overlay2\nmounted");
-    assert!(!inside.pod("stat -f -c %T /var/lib/docker").contains("overlay"));
-    let megabytes = |command: &str| inside.pod(command).parse::<u64>().unwrap();
+fn the_disk_is_a_volume_and_the_image_is_linked(cluster: &Cluster<'_>) {
+    assert_eq!(cluster.pod("docker info --format '{{.Driver}}'; mountpoint -q /var/lib/docker && echo mounted"), "overlay2\nmounted");
+    assert!(!cluster.pod("stat -f -c %T /var/lib/docker").contains("overlay"));
+    let megabytes = |command: &str| cluster.pod(command).parse::<u64>().unwrap();
     let image = megabytes(&format!("echo $(($(docker inspect --format '{{{{.Size}}}}' $(docker inspect --format '{{{{.Image}}}}' {})) >> 20))", NODES[0]));
     let own = megabytes("du -sxm /var/lib/docker/overlay2 | cut -f1");
     let linked = megabytes("find /var/lib/docker/overlay2 -maxdepth 2 -name diff -type l | wc -l");
@@ -233,25 +199,9 @@ fn the_disk_is_a_volume_and_the_image_is_linked(inside: &Inside<'_>) {
     assert!(linked > 0 && image > 200 && own < image / 4, "{linked} layers are linked, {own} MiB of {image} are the pod's own");
 }
 
-fn etcd_does_not_wait_for_the_disk(inside: &Inside<'_>) {
-    assert!(inside.node(NODES[0], "tr '\\0' '\\n' < /proc/$(pgrep -x etcd)/cmdline").lines().any(|argument| argument == "--unsafe-no-fsync=true"));
-}
-
-async fn logs_are_bounded(inside: &Inside<'_>) {
-    // More than all files together may hold, by way of the node's console.
-    inside.node(NODES[1], "yes \"$(printf '%0999d' 7)\" | head -c 45000000 > /dev/console");
-    until("the log to have turned over", SOON, async || {
-        let sizes = inside.pod(&format!("stat -c %s $(docker inspect --format '{{{{.LogPath}}}}' {})*", NODES[1]));
-        let sizes: Vec<u64> = sizes.lines().map(|size| size.parse().unwrap()).collect();
-        assert!(sizes.len() <= LOG_FILES.0 && sizes.iter().all(|size| *size < LOG_FILES.1 + 100_000), "{sizes:?}");
-        if sizes.len() == LOG_FILES.0 { Ok(()) } else { Err(format!("{sizes:?}")) }
-    })
-    .await;
-}
-
-fn networks_are_those_that_were_chosen(inside: &Inside<'_>) {
-    let plan = &inside.settings.network;
-    let networks: Vec<Value> = serde_json::from_str(&inside.pod("docker network inspect $(docker network ls --quiet)")).unwrap();
+fn networks_are_those_that_were_chosen(cluster: &Cluster<'_>) {
+    let plan = &cluster.settings.network;
+    let networks: Vec<Value> = serde_json::from_str(&cluster.pod("docker network inspect $(docker network ls --quiet)")).unwrap();
     let mut found = BTreeMap::new();
     for network in &networks {
         assert_eq!(network["EnableIPv6"], false, "{network}");
@@ -261,7 +211,7 @@ fn networks_are_those_that_were_chosen(inside: &Inside<'_>) {
     }
     assert_eq!(found, BTreeMap::from([("bridge", plan.bridge), ("kind", plan.nodes)]));
     // The host's own: where its nodes are, its pods, its Services.
-    let host = inside.host;
+    let host = cluster.host;
     let nodes = host.cluster.docker().run(&["network", "inspect", "kind", "--format", "{{range .IPAM.Config}}{{.Subnet}} {{end}}"]).unwrap();
     let pods = host.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.podCIDR}"]);
     let services = host.kubectl(&["get", "servicecidrs", "-o", "jsonpath={.items[*].spec.cidrs[*]}"]);
@@ -270,55 +220,45 @@ fn networks_are_those_that_were_chosen(inside: &Inside<'_>) {
     for (ours, theirs) in [plan.pods, plan.services, plan.nodes, plan.bridge].iter().flat_map(|ours| theirs.iter().map(move |theirs| (ours, theirs))) {
         assert!(!overlap(ours, theirs), "{ours} of the cluster overlaps the host's {theirs}");
     }
-    // A further one is refused rather than made of somebody else's.
-    assert!(inside.pod("docker network create further 2>&1 || true").contains("non-overlapping"));
+    a_further_network_is_refused(cluster);
     // IPv4 alone.
-    assert!(!inside.pod("/run/nestling/bin/ip6tables-save 2>/dev/null || true").contains("DOCKER"));
+    assert!(!cluster.pod("/run/nestling/bin/ip6tables-save 2>/dev/null || true").contains("DOCKER"));
     for node in NODES {
-        assert_eq!(inside.node(node, "ip -6 address show scope global"), "", "{node}");
+        assert_eq!(cluster.node(node, "ip -6 address show scope global"), "", "{node}");
     }
 }
 
-fn no_name_is_looked_up_in_the_hosts_domains(inside: &Inside<'_>) {
-    let search = |text: &str| text.lines().find_map(|line| line.strip_prefix("search ")).unwrap_or_default().trim_matches('.').to_owned();
-    assert!(search(&inside.pod("cat /etc/resolv.conf")).contains(CLUSTERS_NAMESPACE), "the pod itself looks there");
+fn images_can_be_loaded(cluster: &Cluster<'_>) {
+    assert!(!cluster.pod("docker info --format '{{.DriverStatus}}'").contains("snapshotter"), "Docker uses the containerd image store");
+    cluster.pod(&format!("tar -c -C /etc hostname | docker import - reed:1 && kind load docker-image reed:1 --name {NAME}"));
     for node in NODES {
-        assert_eq!(search(&inside.node(node, "cat /etc/resolv.conf")), "", "{node}");
-    }
-    let nested = inside.host.run_nested(&inside.external, None, &["cat", "/etc/resolv.conf"]);
-    assert_eq!(search(&nested), "default.svc.cluster.local svc.cluster.local cluster.local");
-}
-
-fn images_can_be_loaded(inside: &Inside<'_>) {
-    assert!(!inside.pod("docker info --format '{{.DriverStatus}}'").contains("snapshotter"), "Docker uses the containerd image store");
-    inside.pod(&format!("tar -c -C /etc hostname | docker import - reed:1 && kind load docker-image reed:1 --name {NAME}"));
-    for node in NODES {
-        assert!(inside.node(node, "crictl images").contains("reed"), "{node}");
+        assert!(cluster.node(node, "crictl images").contains("reed"), "{node}");
     }
 }
 
 /// What nobody can prevent: a pod that a nested administrator may start sets the program that the machine's own kernel runs, as root, when any process
 /// on it crashes. It is set to what it was.
-fn a_nested_administrator_is_root_on_the_hosts_node(inside: &Inside<'_>) {
-    assert_eq!(inside.host.kubectl(&["get", "pods", "-n", NAMESPACE, "-o", "name"]), "", "pods in the user's namespace");
+fn a_nested_administrator_is_root_on_the_hosts_node(host: &Host, external: &str) {
+    assert_eq!(host.kubectl(&["get", "pods", "-n", NAMESPACE, "-o", "name"]), "", "pods in the user's namespace");
     let pattern = "/proc/sys/kernel/core_pattern";
     let write = format!("cat {pattern} | tee {pattern} && echo written");
-    inside.host.apply_outside(&inside.external, &privileged_pod("root", false, "sleep infinity").to_string());
-    inside.nested(&["wait", "pod", "root", "--for=condition=Ready", "--timeout=60s"]);
+    host.apply_outside(external, &privileged_pod("root", false, "sleep infinity").to_string());
+    let nested = |arguments: &[&str]| host.kubectl_outside(external, arguments).unwrap();
+    nested(&["wait", "pod", "root", "--for=condition=Ready", "--timeout=60s"]);
     let machines = std::fs::read_to_string(pattern).unwrap();
-    assert_eq!(inside.nested(&["exec", "root", "--", "bash", "-c", &write]), format!("{}\nwritten", machines.trim()));
-    inside.nested(&["delete", "pod", "root", "--now"]);
+    assert_eq!(nested(&["exec", "root", "--", "bash", "-c", &write]).trim(), format!("{}\nwritten", machines.trim()));
+    nested(&["delete", "pod", "root", "--now"]);
 }
 
 /// Leaves the lock of a kind that was killed, on which others fail. The result is the pod's log until its end.
-fn a_stale_lock_stops_kind_but_not_the_agent(inside: &Inside<'_>) -> std::process::Child {
+fn a_stale_lock_stops_kind_but_not_the_agent(cluster: &Cluster<'_>) -> std::process::Child {
     let export = format!(
         "install -m 000 /dev/null /run/nestling/kubeconfig.lock; kind export kubeconfig --name {NAME} --kubeconfig /run/nestling/kubeconfig 2>&1 || true"
     );
-    let refused = inside.pod(&export);
+    let refused = cluster.pod(&export);
     assert!(refused.contains("lock"), "{refused}");
-    let mut logs = inside.host.cluster.kubectl();
-    logs.args(["logs", "--follow", "-n", CLUSTERS_NAMESPACE, &inside.pod.name_any()]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+    let mut logs = cluster.host.cluster.kubectl();
+    logs.args(["logs", "--follow", "-n", CLUSTERS_NAMESPACE, &cluster.pod.name_any()]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
 }
 
 /// What a spec must not ask for, asked of the host's own API server and of the operator in it.

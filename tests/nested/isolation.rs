@@ -26,7 +26,7 @@ const UNNAMED: &str = "10.96.77.78";
 const DOORS: [&str; 3] = ["6443", "7443", "7480"];
 
 /// Ends with `yes` or `no`.
-fn attempt(address: &str, port: u16) -> String {
+pub fn attempt(address: &str, port: u16) -> String {
     format!("timeout 4 bash -c '</dev/tcp/{address}/{port}' 2>/dev/null && echo yes || echo no")
 }
 

@@ -2,9 +2,11 @@
 //! on the machine is in `solo.rs`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
+mod cluster;
 mod inside;
 mod isolation;
 mod losses;
+mod preventions;
 mod registries;
 mod secrets;
 #[path = "../support/mod.rs"]
@@ -12,6 +14,7 @@ mod support;
 
 use std::time::Duration;
 
+use cluster::{Cluster, nodes_offer_what_the_pod_has};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
@@ -149,10 +152,7 @@ async fn three_nodes_become_ready() {
     for node in ["trio-worker", "trio-worker2"] {
         serves_by_name(&host, &external, Some(node));
     }
-    // All nodes together offer no more memory than the pod may use.
-    let allocatable = host.kubectl_outside(&external, &["get", "nodes", "-o", "jsonpath={.items[*].status.allocatable.memory}"]).unwrap();
-    let sum: i64 = allocatable.split_whitespace().map(|text| text.trim_end_matches("Ki").parse::<i64>().unwrap() << 10).sum();
-    assert!(sum < 4 << 30, "{allocatable}");
+    nodes_offer_what_the_pod_has(&Cluster::of(&host, CLUSTERS_NAMESPACE, &status.pod_ref.unwrap().name).await);
     host.delete("t-three", "trio").await;
     host.delete_namespace("t-three").await;
 }

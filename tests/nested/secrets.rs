@@ -16,7 +16,7 @@ const NAMESPACE: &str = "t-secrets";
 const SOON: Duration = Duration::from_mins(1);
 
 /// The token of every cluster that kind makes on its own (`pkg/cluster/internal/kubeadm/const.go`).
-const WELL_KNOWN: &str = "abcdef.0123456789abcdef";
+pub const WELL_KNOWN: &str = "abcdef.0123456789abcdef";
 
 /// Asks for what every authenticated user may see. The HTTP code comes last; 000 where nobody answers.
 fn ask(token: &str, url: &str) -> String {

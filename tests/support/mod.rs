@@ -1,6 +1,7 @@
 //! What the integration tests share.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod by_hand;
 pub mod fake_host;
 pub mod operator;
 pub mod plane;

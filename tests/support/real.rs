@@ -160,12 +160,22 @@ impl Host {
 
     /// Runs a script in a cluster's own pod, beside the agent.
     pub fn in_pod(&self, pod: &str, script: &str) -> String {
-        self.kubectl(&["exec", "-n", CLUSTERS_NAMESPACE, pod, "--", "bash", "-c", script]).trim().to_owned()
+        self.in_pod_of(CLUSTERS_NAMESPACE, pod, script)
+    }
+
+    /// Runs a script in a cluster's own pod, in whichever namespace that is.
+    pub fn in_pod_of(&self, namespace: &str, pod: &str, script: &str) -> String {
+        self.kubectl(&["exec", "-n", namespace, pod, "--", "bash", "-c", script]).trim().to_owned()
     }
 
     /// Runs a script in a node of a cluster.
     pub fn in_node(&self, pod: &str, node: &str, script: &str) -> String {
-        self.kubectl(&["exec", "-n", CLUSTERS_NAMESPACE, pod, "--", "docker", "exec", node, "bash", "-c", script]).trim().to_owned()
+        self.in_node_of(CLUSTERS_NAMESPACE, pod, node, script)
+    }
+
+    /// Runs a script in a node of a cluster, in whichever namespace its pod is.
+    pub fn in_node_of(&self, namespace: &str, pod: &str, node: &str, script: &str) -> String {
+        self.kubectl(&["exec", "-n", namespace, pod, "--", "docker", "exec", node, "bash", "-c", script]).trim().to_owned()
     }
 
     /// Runs a command in a pod of a nested cluster, on this node (any, if `None`), to its end; what it has said.

@@ -213,10 +213,14 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
     stages.run("chart installed", || install::install(paths, &host, &pushed, &settings))?;
     let values = install::values(paths, &pushed)?.join("\n");
     let environment = |command: &mut Command| {
-        command.env("NESTLING_TEST_HOST", HOST).env("NESTLING_TEST_VALUES", &values).env("NESTLING_TEST_BARE_SECONDS", format!("{bare:.1}"));
+        command
+            .env("NESTLING_TEST_HOST", HOST)
+            .env("NESTLING_TEST_VALUES", &values)
+            .env("NESTLING_TEST_NODE_IMAGE", &images.node)
+            .env("NESTLING_TEST_BARE_SECONDS", format!("{bare:.1}"));
     };
     stages.run("nested clusters", || {
-        let mut command = cargo_test(arguments, seed, &["--test", "nested"], &["--test-threads", "3", "--nocapture"]);
+        let mut command = cargo_test(arguments, seed, &["--features", "fault-injection", "--test", "nested"], &["--test-threads", "3", "--nocapture"]);
         environment(&mut command);
         status(&mut command)
     })?;
