@@ -332,6 +332,7 @@ async fn an_unfit_host_is_named_before_harm_and_recovers() {
     host.namespace("t-unfit").await;
     let api = host.clusters("t-unfit");
     let limit = Sysctl::set("/proc/sys/fs/inotify/max_user_instances", "64");
+    let panic = Sysctl::set("/proc/sys/kernel/panic", "20");
     host.create("t-unfit", "inotify", json!({"lifecycle": {"backoffLimit": 5}})).await;
     let cluster = condition(&api, "inotify", READY, "False", Some("InotifyLimitTooLow"), Duration::from_mins(2)).await;
     let message = cluster.status.unwrap().last_failure.unwrap().message;
@@ -347,7 +348,8 @@ async fn an_unfit_host_is_named_before_harm_and_recovers() {
         assert!(said.contains("warning  CapabilityMissing") && said.contains(capability), "{said}");
     }
     assert!(said.contains("The pod must be privileged") || machine.missing_capabilities.is_empty(), "the remedy is missing: {said}");
-    drop(limit);
+    assert!(said.contains("warning  HostSysctlsChange") && said.contains("kernel.panic from 20 to 10"), "{said}");
+    drop((limit, panic));
     let (code, said) = doctor(&host, &["--output", "json"]);
     let diagnoses: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!((code, diagnoses.as_array().map(Vec::len)), (Some(0), Some(host.nodes().len())), "{said}");

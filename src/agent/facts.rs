@@ -32,6 +32,8 @@ pub struct Facts {
     pub addresses: Vec<(String, Ipv4Net)>,
     /// MTU of the pod's default route, in bytes.
     pub mtu: Option<u32>,
+    /// Those of [`NODE_SYSCTLS`] that have another value, with the value.
+    pub sysctls: Vec<(NodeSysctl, i64)>,
     /// Whether `/dev/kmsg` can be read.
     pub kmsg: bool,
     /// Memory of the machine in bytes.
@@ -39,6 +41,19 @@ pub struct Facts {
     /// Processors of the machine in thousandths.
     pub cpu_millis: i64,
 }
+
+/// A key of the whole machine's and the value that each kubelet gives it.
+pub type NodeSysctl = (&'static str, i64);
+
+/// What every kubelet sets, also a nested one (`pkg/kubelet/cm/container_manager_linux.go`, `pkg/util/sysctl`).
+pub const NODE_SYSCTLS: [NodeSysctl; 6] = [
+    ("vm.overcommit_memory", 1),
+    ("vm.panic_on_oom", 0),
+    ("kernel.panic", 10),
+    ("kernel.panic_on_oops", 1),
+    ("kernel.keys.root_maxkeys", 1_000_000),
+    ("kernel.keys.root_maxbytes", 25_000_000),
+];
 
 /// What the pod's network is like, as far as it matters to what may leave it.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -103,6 +118,7 @@ impl FileSystem {
 pub fn gather(data_root: &str) -> Facts {
     let disk = statfs(data_root).ok();
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let sysctl = |key: &str| fs::read_to_string(format!("/proc/sys/{}", key.replace('.', "/"))).ok()?.trim().parse().ok();
     let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
     let last_capability = number("/proc/sys/kernel/cap_last_cap").and_then(|last| usize::try_from(last).ok());
     Facts {
@@ -115,6 +131,7 @@ pub fn gather(data_root: &str) -> Facts {
         disk_free: disk.map(|disk| disk.blocks_available() * u64::try_from(disk.block_size()).unwrap_or(0)),
         addresses: addresses(&routes),
         mtu: default_interface(&routes).and_then(|name| number(&format!("/sys/class/net/{name}/mtu"))).and_then(|mtu| u32::try_from(mtu).ok()),
+        sysctls: NODE_SYSCTLS.into_iter().filter_map(|known| Some((known, sysctl(known.0)?))).filter(|((_, wanted), value)| value != wanted).collect(),
         // Opening is the test: a read would block.
         kmsg: File::open("/dev/kmsg").is_ok(),
         memory_bytes: memory_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),

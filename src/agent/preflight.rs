@@ -77,6 +77,7 @@ pub fn examine(facts: &Facts, demand: Demand<'_>) -> Vec<Finding> {
     if facts.mtu.is_none() {
         findings.push(Finding::warning(Reason::NoDefaultRoute, "The pod has no default route; the MTU is taken to be 1500."));
     }
+    findings.extend(sysctls(facts));
     if !facts.kmsg {
         findings.push(Finding::problem(Reason::KmsgUnreadable, "/dev/kmsg cannot be read."));
     }
@@ -103,6 +104,13 @@ fn inotify(facts: &Facts) -> Vec<Finding> {
         _ => None,
     };
     limits.into_iter().filter_map(finding).collect()
+}
+
+/// A host with a kubelet of its own has these values already, unless somebody changed them afterwards.
+fn sysctls(facts: &Facts) -> Option<Finding> {
+    let changes: Vec<String> = facts.sysctls.iter().map(|((key, wanted), value)| format!("{key} from {value} to {wanted}")).collect();
+    (!changes.is_empty())
+        .then(|| Finding::warning(Reason::HostSysctlsChange, format!("The nodes' kubelets change the whole machine's {}.", changes.join(", "))))
 }
 
 fn processes(facts: &Facts, demand: Demand<'_>) -> Option<Finding> {
@@ -157,6 +165,7 @@ mod tests {
             disk_free: Some(100 * GIBIBYTE),
             addresses: vec![("the pod's address on eth0".into(), "10.244.0.7/32".parse().unwrap())],
             mtu: Some(1450),
+            sysctls: vec![],
             kmsg: true,
             memory_bytes: 24 << 30,
             cpu_millis: 4000,
@@ -198,6 +207,7 @@ mod tests {
     #[case::watches(|facts: &mut Facts| facts.inotify_watches = Some(46_647), "524288")]
     #[case::btrfs(|facts: &mut Facts| facts.data_root = Some(FileSystem::Btrfs), "Btrfs")]
     #[case::route(|facts: &mut Facts| facts.mtu = None, "1500")]
+    #[case::sysctls(|facts: &mut Facts| facts.sysctls = vec![(("kernel.panic", 10), 60)], "kernel.panic from 60 to 10")]
     fn what_can_be_lived_with_is_told(#[case] spoil: fn(&mut Facts), #[case] word: &str) {
         let mut facts = fit();
         spoil(&mut facts);

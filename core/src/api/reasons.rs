@@ -172,6 +172,8 @@ reasons! {
     UnsupportedCgroupV1 => "Use a host with cgroup v2, or set allowCgroupV1 in the chart's values.",
     /// The pod's control groups cannot be set up.
     CgroupDelegation => "See the message; the pod must be privileged and the cgroup file system writable.",
+    /// Sysctls of the whole machine will be changed by the nodes' kubelets.
+    HostSysctlsChange => "Give these sysctls the same values on the host, as its own kubelet does when it starts, or live with the change.",
     /// `fs.inotify` limits are too low for the number of nodes.
     InotifyLimitTooLow => "On the host: sysctl fs.inotify.max_user_instances=8192 fs.inotify.max_user_watches=524288.",
     /// The pod may have too few processes.
