@@ -76,6 +76,8 @@ pub async fn a_pod_as_large_as_the_cluster_stays_pending(cluster: &Cluster<'_>) 
     let container = json!({"name": "large", "image": "none", "imagePullPolicy": "Never",
         "resources": {"requests": {"memory": cluster.settings.limits.memory_bytes.to_string()}}});
     let overrides = json!({"spec": {"containers": [container]}});
+    // Without it the API server takes no pods.
+    cluster.kubectl("wait --for=create serviceaccount/default --timeout=60s");
     cluster.kubectl(&format!("run large --image=none --overrides='{overrides}'"));
     let scheduled = until("the scheduler to have looked at it", SOON, async || {
         let status = cluster.kubectl("get pod large -o jsonpath='{.status.conditions[?(@.type==\"PodScheduled\")].status}'");
@@ -150,7 +152,7 @@ pub fn the_agent_knows_of_no_api(cluster: &Cluster<'_>) {
 /// A process whose parent has ended leaves nothing when it ends itself.
 pub async fn orphans_leave_no_zombies(cluster: &Cluster<'_>) {
     cluster.pod("(sleep 0.5 &) && sleep 1");
-    until("zombies to go", SOON, async || {
+    until("zombies to go", Duration::from_secs(10), async || {
         let zombies = cluster.pod("cat /proc/[0-9]*/stat 2>/dev/null | grep -E '^[0-9]+ \\(sleep\\) Z ' || true");
         if zombies.is_empty() { Ok(()) } else { Err(zombies) }
     })

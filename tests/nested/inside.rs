@@ -64,6 +64,7 @@ async fn a_cluster_keeps_to_what_is_its_own() {
     nothing_of_the_host_is_mounted(&cluster);
     profiles_of_the_host_are_left_alone(&cluster);
     every_process_is_in_the_pods_group(&cluster);
+    the_hosts_kubelet_counts_what_is_nested(&cluster).await;
     the_disk_is_a_volume_and_the_image_is_linked(&cluster);
     etcd_does_not_wait_for_the_disk(&cluster);
     logs_are_bounded(&cluster).await;
@@ -186,6 +187,23 @@ fn every_process_is_in_the_pods_group(cluster: &Cluster<'_>) {
     }
     let spared: Vec<_> = ours.iter().filter(|process| process.oom_score_adj < 0 && process.name != "pause").map(|process| &process.name).collect();
     assert!(spared.is_empty() || !restricted, "spared when memory runs out: {spared:?}");
+}
+
+/// What `kubectl top` shows of the pod is what all processes in it have.
+async fn the_hosts_kubelet_counts_what_is_nested(cluster: &Cluster<'_>) {
+    let uid = cluster.pod.uid().unwrap();
+    let path = format!("/api/v1/nodes/{}/proxy/stats/summary", cluster.pod.spec.as_ref().unwrap().node_name.as_ref().unwrap());
+    // It looks every ten to twenty seconds.
+    until("the host's kubelet to count the cluster's memory", SOON, async || {
+        let summary: Value = serde_json::from_str(&cluster.host.kubectl(&["get", "--raw", &path])).unwrap();
+        let pods = summary["pods"].as_array().map_or(&[][..], Vec::as_slice);
+        let counted = pods.iter().find(|pod| pod["podRef"]["uid"] == *uid).and_then(|pod| pod["memory"]["rssBytes"].as_u64()).ok_or("not counted yet")?;
+        let nested = cluster.pod("awk '/^RssAnon/ {sum += $2} END {printf \"%d\", sum * 1024}' /proc/[0-9]*/status 2>/dev/null").parse::<u64>().unwrap();
+        let said = format!("the kubelet counts {} MiB, the processes have {} MiB", counted >> 20, nested >> 20);
+        // A whole cluster; less would be the agent alone.
+        if nested > 256 << 20 && counted * 5 >= nested * 4 && counted * 4 <= nested * 5 { Ok(()) } else { Err(said) }
+    })
+    .await;
 }
 
 fn the_disk_is_a_volume_and_the_image_is_linked(cluster: &Cluster<'_>) {
