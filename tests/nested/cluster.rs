@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
 use nestling_core::api::annotations;
+use nestling_core::plan::quantity::units;
 use nestling_core::plan::wire::AgentSettings;
 use serde_json::json;
 
@@ -67,7 +69,7 @@ impl<'a> Cluster<'a> {
 /// All nodes together offer no more memory than the pod may use.
 pub fn nodes_offer_what_the_pod_has(cluster: &Cluster<'_>) {
     let allocatable = cluster.kubectl("get nodes -o jsonpath='{.items[*].status.allocatable.memory}'");
-    let sum: i64 = allocatable.split_whitespace().map(|text| text.trim_end_matches("Ki").parse::<i64>().unwrap() << 10).sum();
+    let sum: i64 = allocatable.split_whitespace().map(|text| units(&Quantity(text.to_owned())).unwrap()).sum();
     assert!(sum > 0 && sum < cluster.settings.limits.memory_bytes, "{allocatable}");
 }
 
@@ -146,7 +148,8 @@ pub async fn no_token_is_left(cluster: &Cluster<'_>) {
 
 /// The agent does not know where the host's API is.
 pub fn the_agent_knows_of_no_api(cluster: &Cluster<'_>) {
-    assert_eq!(cluster.pod("tr '\\0' '\\n' < /proc/$(pgrep -f 'agent --supervised')/environ | grep -c ^KUBERNETES_ || true"), "0");
+    let environment = cluster.pod("tr '\\0' '\\n' < /proc/$(pgrep -P 1 -f 'agent --supervised')/environ");
+    assert!(environment.contains("PATH=") && !environment.contains("KUBERNETES_"), "{environment}");
 }
 
 /// A process whose parent has ended leaves nothing when it ends itself.
