@@ -5,6 +5,7 @@
 mod inside;
 mod isolation;
 mod losses;
+mod newer;
 mod registries;
 mod secrets;
 #[path = "../support/mod.rs"]
