@@ -27,23 +27,23 @@ fn of_kind<'a>(documents: &'a [Value], kind: &str) -> &'a Value {
     documents.iter().find(|document| document["kind"] == kind).unwrap_or_else(|| panic!("no {kind} in {documents:?}"))
 }
 
-/// What of a patch is not there. Arguments are maps in our patches and lists of names and values in the newer format.
-fn not_seen(patch: &Value, written: &Value, path: &str) -> Vec<String> {
+/// What of a patch is not there, by `place`. Arguments are maps in our patches and lists of names and values in the newer format.
+fn not_seen(patch: &Value, written: &Value, place: &str) -> Vec<String> {
     match (patch, written) {
-        (Value::Object(fields), Value::Array(arguments)) if path.ends_with("/extraArgs") => {
+        (Value::Object(fields), Value::Array(arguments)) if place.ends_with("/extraArgs") => {
             let given = |name: &String, value: &Value| arguments.contains(&json!({"name": name, "value": value}));
-            fields.iter().filter(|(name, value)| !given(name, value)).map(|(name, _)| format!("{path}/{name}")).collect()
+            fields.iter().filter(|(name, value)| !given(name, value)).map(|(name, _)| format!("{place}/{name}")).collect()
         }
         (Value::Object(fields), Value::Object(written)) => {
             let field = |name: &String| written.get(name).unwrap_or(&Value::Null);
-            fields.iter().flat_map(|(name, value)| not_seen(value, field(name), &format!("{path}/{name}"))).collect()
+            fields.iter().flat_map(|(name, value)| not_seen(value, field(name), &format!("{place}/{name}"))).collect()
         }
         (Value::Array(items), Value::Array(written)) => {
-            let there = |item: &Value| written.iter().any(|have| not_seen(item, have, path).is_empty());
-            items.iter().filter(|item| !there(item)).map(|item| format!("{path}: {item}")).collect()
+            let there = |item: &Value| written.iter().any(|have| not_seen(item, have, place).is_empty());
+            items.iter().filter(|item| !there(item)).map(|item| format!("{place}: {item}")).collect()
         }
         _ if patch == written => vec![],
-        _ => vec![format!("{path}: {patch} is {written}")],
+        _ => vec![format!("{place}: {patch} is {written}")],
     }
 }
 
