@@ -32,6 +32,8 @@ pub enum LabPart {
     All,
     /// The virtual machine.
     Vm,
+    /// The node image of a newer release of Kubernetes, for nested clusters.
+    Newer,
 }
 
 impl LabPart {
@@ -51,6 +53,7 @@ impl LabPart {
                 Part::NodeStore,
             ],
             Self::Vm => &[Part::NodeImage, Part::VmDisk],
+            Self::Newer => &[Part::NodeImageNewer],
         }
     }
 }
@@ -77,7 +80,7 @@ pub struct Lab {
 impl Lab {
     /// Opens the lab: looks at the sources and at the toolchain, builds nothing.
     pub fn open() -> Result<Self> {
-        let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("modules");
+        let modules = modules();
         let go_mod = fs::read_to_string(modules.join("kubernetes/go.mod")).context("the lab's modules are not there")?;
         let kubernetes = go::required_version(&go_mod, "k8s.io/kubernetes")?;
         let pulling = Source::from_environment()?.pulls(&node_image::published_image(&kubernetes));
@@ -199,7 +202,7 @@ impl Lab {
                 inputs.add_tree(&self.modules, "kubernetes/go.sum")?;
             }
         }
-        if part == Part::NodeImage {
+        if matches!(part, Part::NodeImage | Part::NodeImageNewer) {
             inputs.add("pulling", [u8::from(self.pulling)]);
         }
         for need in part.needs(self.pulling) {
@@ -207,6 +210,11 @@ impl Lab {
         }
         Ok(inputs.key())
     }
+}
+
+/// The repository's Go modules.
+pub(crate) fn modules() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("modules")
 }
 
 /// Where the built parts are.
@@ -250,7 +258,7 @@ impl LabPaths {
     pub fn load(&self, docker: &Docker, part: Part) -> Result<String> {
         let reference = self.image(part)?;
         let directory = self.part(part)?;
-        let archive = if part == Part::NodeImage { node_image::archive_path(directory) } else { directory.join(ARCHIVE) };
+        let archive = if matches!(part, Part::NodeImage | Part::NodeImageNewer) { node_image::archive_path(directory) } else { directory.join(ARCHIVE) };
         docker.load(&reference, &archive)?;
         Ok(reference)
     }

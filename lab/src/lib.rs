@@ -25,6 +25,7 @@ pub mod part;
 mod pki;
 pub mod progress;
 pub mod registry;
+pub mod release;
 pub mod source;
 pub mod vm;
 pub mod vm_disk;

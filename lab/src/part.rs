@@ -6,7 +6,7 @@ use crate::apt::Need;
 use crate::debian::DebianRoot;
 use crate::go::{GoPrograms, Stamp};
 use crate::workshop::Workshop;
-use crate::{images, node_image, node_store, vm_disk};
+use crate::{images, node_image, node_store, release, vm_disk};
 
 /// One thing that is built once and kept.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -65,6 +65,12 @@ pub enum Part {
     VmRoot,
     /// The virtual machine's disk, with the root of a node pod in it.
     VmDisk,
+    /// All programs of the newer release of Kubernetes.
+    KubernetesNewer,
+    /// The newer release's server archive.
+    NodeServerNewer,
+    /// The newer release's node image.
+    NodeImageNewer,
 }
 
 /// How a part is made.
@@ -94,7 +100,7 @@ const MINIMAL_SYSTEM: &str = r#"cd "$1" && mkdir -p etc/ssl/certs tmp && chmod 1
 
 impl Part {
     /// Every part, each after what it needs.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 30] = [
         Self::KubernetesApi,
         Self::KubernetesNode,
         Self::Etcd,
@@ -122,6 +128,9 @@ impl Part {
         Self::NodeStore,
         Self::VmRoot,
         Self::VmDisk,
+        Self::KubernetesNewer,
+        Self::NodeServerNewer,
+        Self::NodeImageNewer,
     ];
 
     /// The name, as in the cache and in `lab status`.
@@ -154,6 +163,9 @@ impl Part {
             Self::NodeStore => "node-store",
             Self::VmRoot => "vm-root",
             Self::VmDisk => "vm-disk",
+            Self::KubernetesNewer => "kubernetes-newer",
+            Self::NodeServerNewer => "node-server-newer",
+            Self::NodeImageNewer => "node-image-newer",
         }
     }
 
@@ -171,6 +183,9 @@ impl Part {
             Self::NodeImage => &[Self::Kind, Self::NodeBase, Self::NodeServer],
             Self::NodeStore => &[Self::DindBase, Self::NodeImage],
             Self::VmDisk => &[Self::VmRoot, Self::DindRoot, Self::KubernetesApi, Self::Kind, Self::Runc, Self::NodeStore],
+            Self::NodeServerNewer => &[Self::KubernetesNewer, Self::Etcd, Self::Coredns, Self::Provisioner, Self::Kindnetd, Self::Pause, Self::ToolsRoot],
+            Self::NodeImageNewer if pulling => &[Self::ToolsRoot, Self::KubernetesNewer],
+            Self::NodeImageNewer => &[Self::Kind, Self::NodeBase, Self::NodeServerNewer],
             _ => &[],
         }
     }
@@ -182,7 +197,7 @@ impl Part {
             Self::Pause => &[Need::Compiler],
             Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot | Self::VmRoot => &[Need::Debootstrap],
             Self::VmDisk => &[Need::Ext4],
-            Self::NodeImage | Self::NodeStore => &[Need::Docker, Need::Zstd, Need::Jq],
+            Self::NodeImage | Self::NodeStore | Self::NodeImageNewer => &[Need::Docker, Need::Zstd, Need::Jq],
             _ => &[],
         }
     }
@@ -194,7 +209,8 @@ impl Part {
             Self::DindBase => Some("nestling-lab/dind-base"),
             Self::OperatorBase => Some("nestling-lab/operator-base"),
             Self::NodeBase => Some("nestling-lab/node-base"),
-            Self::NodeImage => Some("nestling-lab/node"),
+            // One image, which has a tag for each release.
+            Self::NodeImage | Self::NodeImageNewer => Some("nestling-lab/node"),
             _ => None,
         }
     }
@@ -209,6 +225,8 @@ impl Part {
             Self::NodeBase => node_steps(node_image::make_base),
             Self::NodeServer => node_steps(node_image::make_server),
             Self::NodeImage => node_steps(node_image::make),
+            Self::NodeServerNewer => newer_steps(release::make_newer_server),
+            Self::NodeImageNewer => newer_steps(release::make_newer_image),
             Self::NodeStore => Recipe::Steps { make: node_store::make, source: include_str!("node_store.rs") },
             Self::VmDisk => Recipe::Steps { make: vm_disk::make, source: VM_DISK_SOURCE },
             Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot | Self::VmRoot => Recipe::Root(self.root()),
@@ -233,6 +251,20 @@ impl Part {
                     ("k8s.io/kubernetes/cmd/kube-proxy", "kube-proxy"),
                     ("k8s.io/kubernetes/cmd/kubelet", "kubelet"),
                     ("k8s.io/kubernetes/cmd/kubeadm", "kubeadm"),
+                ],
+                stamp: Stamp::Kubernetes,
+                ..PLAIN_GO
+            },
+            Self::KubernetesNewer => GoPrograms {
+                module: release::NEWER.module,
+                programs: &[
+                    ("k8s.io/kubernetes/cmd/kube-apiserver", "kube-apiserver"),
+                    ("k8s.io/kubernetes/cmd/kube-controller-manager", "kube-controller-manager"),
+                    ("k8s.io/kubernetes/cmd/kube-scheduler", "kube-scheduler"),
+                    ("k8s.io/kubernetes/cmd/kube-proxy", "kube-proxy"),
+                    ("k8s.io/kubernetes/cmd/kubelet", "kubelet"),
+                    ("k8s.io/kubernetes/cmd/kubeadm", "kubeadm"),
+                    ("k8s.io/kubernetes/cmd/kubectl", "kubectl"),
                 ],
                 stamp: Stamp::Kubernetes,
                 ..PLAIN_GO
@@ -376,6 +408,10 @@ fn steps(make: fn(&Workshop) -> Result<()>) -> Recipe {
 
 fn node_steps(make: fn(&Workshop) -> Result<()>) -> Recipe {
     Recipe::Steps { make, source: include_str!("node_image.rs") }
+}
+
+fn newer_steps(make: fn(&Workshop) -> Result<()>) -> Recipe {
+    Recipe::Steps { make, source: concat!(include_str!("node_image.rs"), include_str!("release.rs")) }
 }
 
 #[cfg(test)]

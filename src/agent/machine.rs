@@ -353,7 +353,7 @@ impl Machine {
         };
         // While kind works: what it wrote is checked, and the API server is used as soon as it answers.
         let along = async {
-            self.verify(docker, ground).await?;
+            self.verify(docker, &config).await?;
             let nested = self.open(docker, CREATION_LIMIT).await?;
             // kind goes on after that: nobody is to see a half-made cluster.
             ended.notified().await;
@@ -386,7 +386,7 @@ impl Machine {
     }
 
     /// Checks what kind wrote for kubeadm, as soon as it is whole.
-    async fn verify(&self, docker: &Docker, ground: &Ground) -> Result<(), AgentFailure> {
+    async fn verify(&self, docker: &Docker, config: &KindConfig) -> Result<(), AgentFailure> {
         let mut report = self.report.subscribe();
         // kind writes the file in place and begins the next step afterwards.
         let _ = report.wait_for(|report| report.stage > Stage::WritingConfiguration).await;
@@ -396,7 +396,7 @@ impl Machine {
             None => Err(format!("{name} does not run")),
         };
         let written = written.map_err(|error| failure(Reason::ConfigNotApplied, format!("cannot read {KUBEADM_CONF}: {error}")))?;
-        kind_config::verify(&written, &self.settings, &ground.token, &ground.host).map_err(|problem| from_problem(&problem))
+        kind_config::verify(&written, config).map_err(|problem| from_problem(&problem))
     }
 
     /// Opens the cluster for its operator: waits for the API server, binds the admin group, learns who it is.

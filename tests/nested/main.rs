@@ -6,6 +6,7 @@ mod cluster;
 mod inside;
 mod isolation;
 mod losses;
+mod newer;
 mod preventions;
 mod registries;
 mod secrets;

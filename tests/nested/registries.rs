@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::real::{CREATED, Host};
+use crate::support::real::{CREATED, Host, REGISTRY};
 use crate::support::secret_scan::nothing_is_shown;
 use crate::support::wait::{condition, until};
 use nestling_core::api::conditions::STALLED;
@@ -16,9 +16,6 @@ use serde_json::json;
 const NAMESPACE: &str = "t-registries";
 const SOON: Duration = Duration::from_mins(1);
 const PULLED: Duration = Duration::from_mins(2);
-
-/// The lab's own registry, without TLS and open to all.
-const OPEN: &str = "nestling-lab-registry";
 
 /// The private one: the same images, behind TLS and a password.
 const PRIVATE: &str = "nestling-test-private-registry";
@@ -41,9 +38,9 @@ impl<'a> PrivateRegistry<'a> {
         let files = tempfile::tempdir().unwrap();
         let authority = certificates(files.path(), address);
         std::fs::write(files.path().join("htpasswd"), HTPASSWD).unwrap();
-        let inspect = |format: &str| docker.run(&["inspect", "--format", format, OPEN]).unwrap().trim().to_owned();
+        let inspect = |format: &str| docker.run(&["inspect", "--format", format, REGISTRY]).unwrap().trim().to_owned();
         let (image, storage) = (inspect("{{.Config.Image}}"), inspect("{{range .Mounts}}{{.Source}}{{end}}"));
-        let network = format!("--network=container:{OPEN}");
+        let network = format!("--network=container:{REGISTRY}");
         let (storage, mounted) = (format!("{storage}:/var/lib/registry:ro"), format!("{}:/private:ro", files.path().display()));
         let address = format!("REGISTRY_HTTP_ADDR=:{PRIVATE_PORT}");
         let environment = [
@@ -111,9 +108,9 @@ async fn mirrors_logins_and_authorities_reach_docker_and_the_nodes() {
     let host = Host::find().await;
     host.namespace(NAMESPACE).await;
     let docker = host.cluster.docker();
-    let address = docker.run(&["inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", OPEN]).unwrap().trim().to_owned();
+    let address = host.registry_address();
     let private = PrivateRegistry::start(docker, &address);
-    let image = docker.run(&["inspect", "--format", "{{.Config.Image}}", OPEN]).unwrap();
+    let image = docker.run(&["inspect", "--format", "{{.Config.Image}}", REGISTRY]).unwrap();
     // The registry's own image: small, and it keeps running.
     let pushed = host.cluster.push(image.trim()).unwrap();
     let (_, image) = pushed.split_once('/').unwrap();

@@ -21,6 +21,9 @@ pub const TOOLS: &str = "docker.io/nestling-lab/tools:1";
 /// A real cluster comes up within this, also while two others do on two cores.
 pub const CREATED: Duration = Duration::from_mins(6);
 
+/// The lab's own registry, without TLS and open to all: its container on the hosts' network.
+pub const REGISTRY: &str = "nestling-lab-registry";
+
 /// A real cluster is gone within this.
 pub const DELETED: Duration = Duration::from_mins(3);
 
@@ -227,6 +230,12 @@ impl Host {
         K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
     {
         api.delete(name, &DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() }).await.unwrap();
+    }
+
+    /// The address of the lab's registry for pods, which serves on port 5000.
+    pub fn registry_address(&self) -> String {
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+        self.cluster.docker().run(&["inspect", "--format", format, REGISTRY]).unwrap().trim().to_owned()
     }
 
     /// The nodes of the host cluster, as Docker names them.

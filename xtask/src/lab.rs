@@ -71,10 +71,12 @@ pub enum Goal {
     ControlPlane,
     /// A host cluster.
     Host,
-    /// Everything but the virtual machine.
+    /// Everything but the virtual machine and the newer release.
     All,
     /// The virtual machine.
     Vm,
+    /// The node image of a newer release of Kubernetes.
+    Newer,
 }
 
 /// Does it.
@@ -115,6 +117,7 @@ fn build(lab: &Lab, goal: Goal) -> Result<()> {
         Goal::Host => LabPart::Host,
         Goal::All => LabPart::All,
         Goal::Vm => LabPart::Vm,
+        Goal::Newer => LabPart::Newer,
     };
     announce(lab, goal);
     lab.build(goal)?;

@@ -173,6 +173,12 @@ fn whole(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Re
         announce(lab, LabPart::All);
         lab.build(LabPart::All)
     })?;
+    if arguments.soak {
+        stages.run("lab: newer Kubernetes", || {
+            announce(lab, LabPart::Newer);
+            lab.build(LabPart::Newer)
+        })?;
+    }
     stages.run("unit tests of the stand-in CNI", || {
         status(Command::new("go").args(["test", "./kindnetd"]).current_dir(crate::root().join("lab/modules/kubernetes")))
     })?;

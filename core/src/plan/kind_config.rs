@@ -42,6 +42,9 @@ const OWNED: &[(&str, &[&str])] = &[
     ("KubeletConfiguration", &["systemReserved"]),
 ];
 
+/// Names that clients use, to which kind and the user may add theirs.
+const CERT_SANS: (&str, &[&str]) = ("ClusterConfiguration", &["apiServer", "certSANs"]);
+
 /// What the agent found out about the machine that the nodes will see.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NodeHost {
@@ -303,34 +306,39 @@ fn containerd_patches(host: &NodeHost) -> Vec<String> {
     patches
 }
 
-/// Checks what kind wrote to `/kind/kubeadm.conf` of the first control plane: kind does not tell whether a patch matched anything.
+/// Checks what kind wrote to `/kind/kubeadm.conf` of the first control plane, given what it was told: kind does not tell whether a patch matched anything.
 ///
 /// # Errors
 /// [`Reason::ConfigNotApplied`], naming the first setting that is missing.
-pub fn verify(written: &str, settings: &AgentSettings, token: &str, host: &NodeHost) -> Result<(), Problem> {
-    let missing = |what: &str| Problem::new(Reason::ConfigNotApplied, format!("kubeadm's configuration lacks {what}"));
-    let documents: Vec<Value> = serde_saphyr::from_multiple(written)
-        .map_err(|error| Problem::new(Reason::ConfigNotApplied, format!("kubeadm's configuration cannot be read: {error}")))?;
-    let object = |kind: &str| documents.iter().find(|document| document["kind"] == kind);
-    let cluster = object("ClusterConfiguration").ok_or_else(|| missing("a ClusterConfiguration"))?;
-    for name in &settings.cert_sans {
-        if !cluster["apiServer"]["certSANs"].as_array().is_some_and(|names| names.iter().any(|have| have == name)) {
-            return Err(missing(&format!("the certificate name {name}")));
+pub fn verify(written: &str, told: &KindConfig) -> Result<(), Problem> {
+    let problem = |what: String| Problem::new(Reason::ConfigNotApplied, format!("kubeadm's configuration {what}"));
+    let documents: Vec<Value> = serde_saphyr::from_multiple(written).map_err(|error| problem(format!("cannot be read: {error}")))?;
+    let first = told.nodes.iter().flatten().find(|node| node.role() == KindRole::ControlPlane);
+    // Ours are JSON, and come last.
+    let patches: Vec<Value> =
+        first.into_iter().flat_map(|node| &node.kubeadm_config_patches).rev().filter_map(|patch| serde_json::from_str(patch).ok()).collect();
+    for (kind, path) in OWNED.iter().copied().chain([CERT_SANS]) {
+        let of_kind = |documents: &[Value]| documents.iter().find(|document| document["kind"] == kind).cloned().unwrap_or_default();
+        let pointer = format!("/{}", path.join("/"));
+        let (patch, document) = (of_kind(&patches), of_kind(&documents));
+        if let Some(wanted) = patch.pointer(&pointer)
+            && !document.pointer(&pointer).is_some_and(|have| holds(have, wanted, (kind, path) == CERT_SANS))
+        {
+            return Err(problem(format!("lacks our {kind}.{}", path.join("."))));
         }
     }
-    let init = object("InitConfiguration").ok_or_else(|| missing("an InitConfiguration"))?;
-    let tokens = init["bootstrapTokens"].as_array().map_or(&[][..], Vec::as_slice);
-    if tokens.len() != 1 || tokens[0]["token"] != token {
-        return Err(missing("the random bootstrap token"));
-    }
-    let kubelet = object("KubeletConfiguration").ok_or_else(|| missing("a KubeletConfiguration"))?;
-    if !host.cgroup_v2 && kubelet["cgroupDriver"] != "cgroupfs" {
-        return Err(missing("cgroupDriver: cgroupfs"));
-    }
-    if !kubelet["systemReserved"].is_object() {
-        return Err(missing("systemReserved"));
-    }
     Ok(())
+}
+
+/// Whether a value is what was wanted: objects may have more fields, and lists more elements where others may `add` to them.
+fn holds(have: &Value, wanted: &Value, add: bool) -> bool {
+    match (have, wanted) {
+        (Value::Object(have), Value::Object(wanted)) => wanted.iter().all(|(name, wanted)| have.get(name).is_some_and(|have| holds(have, wanted, add))),
+        (Value::Array(have), Value::Array(wanted)) => {
+            (add || have.len() == wanted.len()) && wanted.iter().all(|wanted| have.iter().any(|have| holds(have, wanted, add)))
+        }
+        _ => have == wanted,
+    }
 }
 
 #[cfg(test)]
@@ -501,12 +509,54 @@ nodes:
 
     #[test]
     fn what_kind_wrote_is_read_back() {
-        let written = "apiVersion: kubeadm.k8s.io/v1beta3\nkind: ClusterConfiguration\napiServer:\n  certSANs: [localhost, c-demo.nestling-clusters.svc]\n---\nkind: InitConfiguration\nbootstrapTokens: [{token: a.b}]\n---\nkind: KubeletConfiguration\ncgroupDriver: cgroupfs\nsystemReserved: {memory: 1Gi}\n";
-        assert_eq!(verify(written, &settings(None), "a.b", &host(false)), Ok(()));
-        for (old, new) in [("c-demo", "other"), ("a.b", "abcdef.0123456789abcdef"), ("cgroupfs", "systemd"), ("systemReserved", "kubeReserved")] {
-            let problem = verify(&written.replace(old, new), &settings(None), "a.b", &host(false)).unwrap_err();
+        let told = compose(&settings(Some("kubeadmConfigPatches: ['kind: ClusterConfiguration']")), &host(false), V1_36, "a.b").unwrap();
+        let written = r"
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: ClusterConfiguration
+apiServer: {certSANs: [localhost, 127.0.0.1, c-demo.nestling-clusters.svc, theirs.example]}
+encryptionAlgorithm: ECDSA-P256
+---
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: InitConfiguration
+bootstrapTokens: [{token: a.b, ttl: 1h0m0s}]
+---
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: JoinConfiguration
+discovery: {bootstrapToken: {token: a.b, unsafeSkipCAVerification: true}}
+---
+kind: KubeletConfiguration
+cgroupDriver: cgroupfs
+cgroupRoot: /kubelet
+failCgroupV1: false
+systemReserved: {cpu: 3000m, memory: 24018944Ki}
+";
+        assert_eq!(verify(written, &told), Ok(()));
+        for (old, new, named) in [
+            ("c-demo", "other", "certSANs"),
+            ("ECDSA-P256", "RSA-2048", "encryptionAlgorithm"),
+            ("[{token: a.b", "[{token: abcdef.0123456789abcdef", "bootstrapTokens"),
+            // kind's own, beside ours.
+            ("[{token: a.b", "[{token: abcdef.0123456789abcdef}, {token: a.b", "bootstrapTokens"),
+            ("bootstrapToken: {token: a.b", "bootstrapToken: {token: abcdef.0123456789abcdef", "discovery"),
+            ("cgroupfs", "systemd", "cgroupDriver"),
+            ("failCgroupV1: false", "failCgroupV1: true", "failCgroupV1"),
+            ("failCgroupV1: false", "", "failCgroupV1"),
+            ("systemReserved", "kubeReserved", "systemReserved"),
+            ("kind: KubeletConfiguration", "kind: KubeProxyConfiguration", "KubeletConfiguration"),
+        ] {
+            let changed = written.replace(old, new);
+            assert_ne!(changed, written, "{old}");
+            let problem = verify(&changed, &told).unwrap_err();
             assert_eq!(problem.reason, Reason::ConfigNotApplied, "{old}");
+            assert!(problem.message.contains(named), "{problem}");
         }
+    }
+
+    #[test]
+    fn a_kubelet_is_told_to_stay_on_cgroup_v1_where_it_knows_the_field_and_would_not() {
+        let told = |cgroup_v2, version| kubeadm_patches(&settings(None), &host(cgroup_v2), version, "a.b", &nodes(None, 1, 0))[3].get("failCgroupV1").cloned();
+        let v1_35 = KubernetesVersion { major: 1, minor: 35 };
+        assert_eq!([told(false, V1_34), told(false, v1_35), told(false, V1_36), told(true, V1_36)], [None, Some(json!(false)), Some(json!(false)), None]);
     }
 
     #[rstest]
