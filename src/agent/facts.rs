@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use nix::ifaddrs::getifaddrs;
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{Statfs, statfs};
 
 use super::capabilities::Capabilities;
 use super::cgroup::{self, Version};
@@ -26,6 +26,8 @@ pub struct Facts {
     pub pids_limit: Option<u64>,
     /// File system of Docker's data-root.
     pub data_root: Option<FileSystem>,
+    /// Bytes of that file system.
+    pub disk_size: Option<u64>,
     /// Bytes that are free there.
     pub disk_free: Option<u64>,
     /// Addresses that the pod must still reach, with what they are.
@@ -102,6 +104,7 @@ impl FileSystem {
 /// Reads everything. Blocks for some milliseconds.
 pub fn gather(data_root: &str) -> Facts {
     let disk = statfs(data_root).ok();
+    let bytes = |blocks: fn(&Statfs) -> u64| disk.as_ref().map(|disk| blocks(disk) * u64::try_from(disk.block_size()).unwrap_or(0));
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
     let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
     let last_capability = number("/proc/sys/kernel/cap_last_cap").and_then(|last| usize::try_from(last).ok());
@@ -112,7 +115,8 @@ pub fn gather(data_root: &str) -> Facts {
         inotify_watches: number("/proc/sys/fs/inotify/max_user_watches"),
         pids_limit: pids_limit(),
         data_root: disk.as_ref().map(|disk| FileSystem::of(disk.filesystem_type().0)),
-        disk_free: disk.map(|disk| disk.blocks_available() * u64::try_from(disk.block_size()).unwrap_or(0)),
+        disk_size: bytes(Statfs::blocks),
+        disk_free: bytes(Statfs::blocks_available),
         addresses: addresses(&routes),
         mtu: default_interface(&routes).and_then(|name| number(&format!("/sys/class/net/{name}/mtu"))).and_then(|mtu| u32::try_from(mtu).ok()),
         // Opening is the test: a read would block.

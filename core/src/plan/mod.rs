@@ -18,6 +18,8 @@ pub mod registries;
 pub mod settings;
 pub mod settle;
 pub mod situation;
+mod volume;
+mod volume;
 pub mod wire;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -43,12 +43,14 @@ pub struct Children {
     pub policies: Vec<NetworkPolicy>,
     /// Secrets with keys, metadata only.
     pub keys: Vec<ObjectMeta>,
+    /// Claims on the cluster's volume.
+    pub claims: Vec<PersistentVolumeClaim>,
 }
 
 impl Children {
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
-        self.pods.is_empty() && self.services.is_empty() && self.policies.is_empty() && self.keys.is_empty()
+        self.pods.is_empty() && self.services.is_empty() && self.policies.is_empty() && self.keys.is_empty() && self.claims.is_empty()
     }
 
     /// The newest pod that nobody has deleted.

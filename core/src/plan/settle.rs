@@ -242,7 +242,7 @@ fn reason_of(failure: &LastFailure) -> Reason {
 }
 
 fn creating(now: Timestamp, seen: &Observed, pod: &Pod, desired: Option<&Desired>) -> Claims {
-    let (reason, message) = progress(now, pod, seen.report.as_ref());
+    let (reason, message) = progress(now, pod, seen.report.as_ref(), &seen.children.claims);
     let message = if reason.remedy().is_empty() && message.is_empty() { reason.meaning().to_owned() } else { reason.explain(&message) };
     let host = match &seen.report {
         Some(report) if report.stage > super::wire::Stage::Preflight => Claim::yes(Reason::HostFit, report.warnings.join(" ")),
@@ -416,6 +416,7 @@ fn what_is_left(seen: &Observed) -> String {
     left.extend(children.services.iter().filter_map(|service| service.metadata.name.as_ref()).map(|name| format!("Service {name}")));
     left.extend(children.policies.iter().filter_map(|policy| policy.metadata.name.as_ref()).map(|name| format!("NetworkPolicy {name}")));
     left.extend(children.keys.iter().filter_map(|keys| keys.name.as_ref()).map(|name| format!("Secret {name}")));
+    left.extend(children.claims.iter().filter_map(|claim| claim.metadata.name.as_ref()).map(|name| format!("PersistentVolumeClaim {name}")));
     if left.is_empty() { "nothing is left but the finalizer".to_owned() } else { format!("left: {}", left.join(", ")) }
 }
 
