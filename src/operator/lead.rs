@@ -139,6 +139,8 @@ async fn fill(caches: &Caches, gates: &Gates) -> Result<(), WriterDropped> {
     gates.open(CACHES[3]);
     caches.keys.wait_until_ready().await?;
     gates.open(CACHES[4]);
+    caches.claims.wait_until_ready().await?;
+    gates.open(CACHES[5]);
     Ok(())
 }
 

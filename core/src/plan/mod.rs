@@ -19,7 +19,6 @@ pub mod settings;
 pub mod settle;
 pub mod situation;
 mod volume;
-mod volume;
 pub mod wire;
 
 #[cfg(test)]
