@@ -39,7 +39,14 @@ const AGAIN: Duration = Duration::from_secs(2);
 
 const HOST: &str = "the host's address ranges";
 const AUTHORITY: &str = "the agents' authority";
-const CACHES: [&str; 5] = ["the cache of KindClusters", "the cache of pods", "the cache of Services", "the cache of network policies", "the cache of Secrets"];
+const CACHES: [&str; 6] = [
+    "the cache of KindClusters",
+    "the cache of pods",
+    "the cache of Services",
+    "the cache of network policies",
+    "the cache of Secrets",
+    "the cache of claims on volumes",
+];
 const NOT_ENDING: &str = "not shutting down";
 
 /// Leads until `shutdown`, then finishes what is under way.

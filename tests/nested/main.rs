@@ -7,6 +7,7 @@ mod isolation;
 mod losses;
 mod registries;
 mod secrets;
+mod storage;
 #[path = "../support/mod.rs"]
 mod support;
 
