@@ -25,7 +25,8 @@ const LOOK_LIMIT: Duration = Duration::from_mins(2);
 const PRESSURE: (i64, i64) = (80, 75);
 
 /// Said of a persistent volume that nothing bounds.
-pub const SHARED: &str = "The volume is a directory on a larger file system, perhaps the host's own: nothing holds the cluster to storage.size, and its nodes do not clean up.";
+pub const SHARED: &str =
+    "The volume is a directory on a larger file system, perhaps the host's own: nothing holds the cluster to storage.size, and its nodes do not clean up.";
 
 /// A provisioner may round up, and a volume that was there before may be larger than what was asked for. So many times larger it is not the cluster's own.
 const LARGER: u64 = 2;

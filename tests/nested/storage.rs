@@ -178,7 +178,18 @@ async fn hides_its_marker(volume: &Volume<'_>, external: &str) {
 
 async fn a_new_attempt_finds_nothing_of_the_last_one(volume: &Volume<'_>, first: &str) {
     let host = volume.host;
-    let claim = || host.kubectl(&["get", "persistentvolumeclaims", "-n", CLUSTERS_NAMESPACE, "-l", "nestling.dev/cluster-name=stork", "-o", "jsonpath={.items[*].metadata.uid}"]);
+    let claim = || {
+        host.kubectl(&[
+            "get",
+            "persistentvolumeclaims",
+            "-n",
+            CLUSTERS_NAMESPACE,
+            "-l",
+            "nestling.dev/cluster-name=stork",
+            "-o",
+            "jsonpath={.items[*].metadata.uid}",
+        ])
+    };
     let before = claim();
     assert!(!before.is_empty());
     host.in_pod(first, "touch /var/lib/docker/left-behind");

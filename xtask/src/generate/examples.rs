@@ -21,7 +21,10 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
         ("config", one("A kind configuration, as one would give to `kind create cluster --config`.", "config", config())?),
         ("no-cni", one("Without a CNI: Ready needs only the control plane, and its user installs a CNI.", "no-cni", no_cni())?),
         ("registries", one("A mirror of Docker Hub, and a registry that wants a login and has an authority of its own.", "registries", registries())?),
-        ("persistent", one("On a volume of its own. It goes with the object, and a cluster that is lost does not come back from it.", "persistent", persistent())?),
+        (
+            "persistent",
+            one("On a volume of its own. It goes with the object, and a cluster that is lost does not come back from it.", "persistent", persistent())?,
+        ),
         ("job-owned", job_owned()?),
     ])
 }
