@@ -155,6 +155,7 @@ pub mod tests {
             inotify_watches: Some(1 << 20),
             pids_limit: None,
             data_root: Some(FileSystem::Ext),
+            disk_shared: true,
             disk_size: Some(200 * GIBIBYTE),
             disk_free: Some(100 * GIBIBYTE),
             addresses: vec![("the pod's address on eth0".into(), "10.244.0.7/32".parse().unwrap())],

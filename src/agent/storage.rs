@@ -34,7 +34,7 @@ const LARGER: u64 = 2;
 /// Whether the data-root is a file system of the cluster's own.
 pub fn is_own(settings: &AgentSettings, facts: &Facts) -> bool {
     let asked = u64::try_from(settings.limits.storage_bytes).unwrap_or(0);
-    settings.persistent && facts.disk_size.is_some_and(|size| size <= asked.saturating_mul(LARGER))
+    settings.persistent && !facts.disk_shared && facts.disk_size.is_some_and(|size| size <= asked.saturating_mul(LARGER))
 }
 
 /// Looks again and again, for ever: at the file system, if it is the cluster's `own`, or else at all files, which may take `limit` bytes together.
@@ -80,14 +80,20 @@ mod tests {
     use rstest::rstest;
 
     #[rstest]
-    #[case(true, Some(10 << 30), true)]
-    #[case(true, Some(20 << 30), true)]
-    #[case(true, Some((20 << 30) + 1), false)]
-    #[case(true, None, false)]
-    #[case(false, Some(10 << 30), false)]
-    fn a_volume_is_its_own_if_it_is_about_as_large_as_asked_for(#[case] persistent: bool, #[case] disk_size: Option<u64>, #[case] expected: bool) {
+    #[case(true, false, Some(10 << 30), true)]
+    #[case(true, false, Some(20 << 30), true)]
+    #[case(true, false, Some((20 << 30) + 1), false)]
+    #[case(true, false, None, false)]
+    #[case(true, true, Some(10 << 30), false)]
+    #[case(false, false, Some(10 << 30), false)]
+    fn a_volume_is_its_own_if_it_is_about_as_large_as_asked_for(
+        #[case] persistent: bool,
+        #[case] disk_shared: bool,
+        #[case] disk_size: Option<u64>,
+        #[case] expected: bool,
+    ) {
         let settings = AgentSettings { persistent, ..settings() };
-        assert_eq!(is_own(&settings, &Facts { disk_size, ..fit() }), expected);
+        assert_eq!(is_own(&settings, &Facts { disk_shared, disk_size, ..fit() }), expected);
     }
 
     #[test]

@@ -238,14 +238,27 @@ impl World {
                     ChildKind::NetworkPolicy => self.children.policies.retain(|have| !is(&have.metadata)),
                     ChildKind::Keys => self.children.keys.retain(|have| !is(have)),
                     ChildKind::VolumeClaim => {
-                        assert!(self.children.pods.is_empty(), "the volume goes after the pods that work on it");
-                        self.children.claims.retain(|have| !is(&have.metadata));
+                        let overdue = self.cluster.as_ref().and_then(|cluster| cluster.metadata.deletion_timestamp.as_ref()).is_some_and(|since| {
+                            self.now.duration_since(since.0) >= SignedDuration::try_from(testing::settings().cleanup.timeout).unwrap()
+                        });
+                        assert!(self.children.pods.is_empty() || overdue, "the volume goes after the pods that work on it");
+                        // Kubernetes keeps it for as long as a pod has it.
+                        for claim in self.children.claims.iter_mut().filter(|claim| is(&claim.metadata)) {
+                            claim.metadata.deletion_timestamp.get_or_insert(Time(self.now));
+                        }
+                        self.release_claims();
                     }
                 }
             }
         }
         self.changed();
         Ok(())
+    }
+
+    fn release_claims(&mut self) {
+        if self.children.pods.is_empty() {
+            self.children.claims.retain(|claim| claim.metadata.deletion_timestamp.is_none());
+        }
     }
 
     fn seconds(&mut self, seconds: i64) {
@@ -259,6 +272,7 @@ impl World {
                 crash(pod);
             }
         }
+        self.release_claims();
         if self.children.pods != before {
             self.changed();
         }
@@ -273,6 +287,7 @@ impl World {
             Happening::Seconds(seconds) => self.seconds(seconds),
             Happening::LosePod => {
                 self.children.pods.clear();
+                self.release_claims();
                 self.changed();
             }
             Happening::CrashPod => {

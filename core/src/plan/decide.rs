@@ -318,7 +318,7 @@ fn deletion(now: Timestamp, seen: &Observed) -> Vec<Step> {
     }
     let children = &seen.children;
     // With their content, and so after those who work on it; but whoever is not waited for any longer does not keep them either.
-    let claims = if children.pods.is_empty() || is_overdue(now, seen) { &children.claims[..] } else { &[] };
+    let claims = if (children.live && children.pods.is_empty()) || is_overdue(now, seen) { &children.claims[..] } else { &[] };
     let lists = [
         (ChildKind::Pod, children.pods.iter().map(|pod| &pod.metadata).collect::<Vec<_>>()),
         (ChildKind::Service, children.services.iter().map(|service| &service.metadata).collect()),

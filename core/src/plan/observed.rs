@@ -88,12 +88,12 @@ impl Observed {
     }
 }
 
-/// Whether the caches are not enough: nothing is there, and what follows from that (a new pod, the end of the finalizer) must not follow from
+/// Whether the caches are not enough: no pod is there, and what follows from that (a new pod, the end of the volume and of the finalizer) must not follow from
 /// a cache that is only behind. The object itself and its children are then read from the API server.
 pub fn needs_live(cluster: &KindCluster, children: &Children) -> bool {
     let ours = cluster.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER);
     let deleting = cluster.metadata.deletion_timestamp.is_some();
-    ours && !cluster.spec.paused && if deleting { children.is_empty() } else { children.current_pod().is_none() }
+    ours && !cluster.spec.paused && if deleting { children.pods.is_empty() } else { children.current_pod().is_none() }
 }
 
 /// The identity of an object that the API server has accepted; `None` for one that it has not seen.
