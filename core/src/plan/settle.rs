@@ -968,6 +968,7 @@ mod tests {
         assert!(message.contains(&seen.identity.volume_claim()) && message.ends_with(Reason::VolumePending.remedy()), "{message}");
         seen.children.claims[0].status = serde_json::from_str(r#"{"phase": "Lost"}"#).unwrap();
         assert_eq!(claim(&settled(&seen), conditions::READY), "False VolumeLost");
+        seen.children.pods[0].status = None;
         seen.children.pods[0].spec.as_mut().unwrap().node_name = Some("crane-1".into());
         assert_eq!(claim(&settled(&seen), conditions::READY), "False PodPending", "a node has taken it");
     }
