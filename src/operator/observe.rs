@@ -79,7 +79,7 @@ impl Observer {
             let live = call("read the KindCluster", api.get_opt(&identity.name)).await?;
             let Some(live) = live.filter(|live| live.metadata.uid.as_ref() == Some(&identity.uid)) else { return Ok(None) };
             cluster = live;
-            children = live_children(&self.client, &settings.clusters_namespace, &identity.uid).await?;
+            children = Box::pin(live_children(&self.client, &settings.clusters_namespace, &identity.uid)).await?;
         }
         let key = Key { namespace: identity.namespace.clone(), name: identity.name.clone() };
         let report = children.current_pod().and_then(|pod| self.reports.newest(&key, pod));
