@@ -507,13 +507,13 @@ async fn a_volume_whose_end_cannot_be_seen_is_told() {
     stage.create("crane", json!({"storage": {"type": "Persistent"}})).await;
     condition(&stage.clusters, "crane", READY, "True", None, SOON).await;
     let claim = stage.claims().list(&ListParams::default()).await.unwrap().items.remove(0);
-    let mut held = claim.finalizers().to_vec();
-    held.push("example.com/unreachable".to_owned());
+    let mut protected = claim.finalizers().to_vec();
+    protected.push("example.com/unreachable".to_owned());
     let hold = async |finalizers: serde_json::Value| {
         let patch = Patch::Merge(json!({"metadata": {"finalizers": finalizers}}));
         stage.claims().patch(&claim.name_any(), &PatchParams::default(), &patch).await.unwrap();
     };
-    hold(json!(held)).await;
+    hold(json!(protected)).await;
     stage.clusters.delete("crane", &DeleteParams::default()).await.unwrap();
     let cluster = condition(&stage.clusters, "crane", STALLED, "True", Some("CleanupUnverified"), SOON).await;
     assert!(support::wait::describe(&cluster).contains(&format!("PersistentVolumeClaim {}", claim.name_any())));

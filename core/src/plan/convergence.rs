@@ -238,9 +238,10 @@ impl World {
                     ChildKind::NetworkPolicy => self.children.policies.retain(|have| !is(&have.metadata)),
                     ChildKind::Keys => self.children.keys.retain(|have| !is(have)),
                     ChildKind::VolumeClaim => {
-                        let overdue = self.cluster.as_ref().and_then(|cluster| cluster.metadata.deletion_timestamp.as_ref()).is_some_and(|since| {
-                            self.now.duration_since(since.0) >= SignedDuration::try_from(testing::settings().cleanup.timeout).unwrap()
-                        });
+                        let overdue =
+                            self.cluster.as_ref().and_then(|cluster| cluster.metadata.deletion_timestamp.as_ref()).is_some_and(|since| {
+                                self.now.duration_since(since.0) >= SignedDuration::try_from(testing::settings().cleanup.timeout).unwrap()
+                            });
                         assert!(self.children.pods.is_empty() || overdue, "the volume goes after the pods that work on it");
                         // Kubernetes keeps it for as long as a pod has it.
                         for claim in self.children.claims.iter_mut().filter(|claim| is(&claim.metadata)) {
