@@ -185,7 +185,7 @@ reasons! {
     /// Docker's data cannot live on this file system.
     DataRootUnsupported => "Use ext4 or xfs for the host's kubelet directory, or for the volumes of storage.storageClassName.",
     /// The volume of the cluster holds data that is not known to be its own. Nothing of it was changed.
-    DataRootForeign => "Give the cluster an empty volume: look at what the named claim's volume holds and remove it by hand, or delete the object and the volume.",
+    DataRootForeign => "Give the cluster an empty volume: look at what the volume of its claim (c-…-data in the clusters namespace) holds and remove it by hand, or delete the object and the volume.",
     /// Another pod works on the volume of the cluster.
     DataRootInUse => "Nothing to do if an earlier pod of the cluster is on its way out; else find out who else uses the volume.",
     /// The volume of the cluster is about to be full. Beyond its size the host ends the pod, and the cluster with it; where the volume is persistent, nothing more can be written.
