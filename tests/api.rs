@@ -62,12 +62,17 @@ fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
         ("lifecycle: too long", json!({"lifecycle": {"creationTimeout": "3h"}}), Some("between 1m and 2h")),
         ("lifecycle: no duration", json!({"lifecycle": {"creationTimeout": "soon"}}), Some("creationTimeout")),
         ("lifecycle: backoffLimit", json!({"lifecycle": {"backoffLimit": 11}}), Some("backoffLimit")),
+        ("lifecycle: not yet", json!({"lifecycle": {"podLossPolicy": "Resume"}}), Some("Unsupported value")),
         ("lifecycle: no such policy", json!({"lifecycle": {"podLossPolicy": "Pray"}}), Some("Unsupported value")),
         ("resources", json!({"resources": {"requests": {"cpu": "500m"}, "limits": {"memory": "3Gi"}}}), None),
         ("storage", json!({"storage": {"type": "Ephemeral", "size": "20Gi"}}), None),
         ("storage: too small", json!({"storage": {"size": "1Gi"}}), Some("at least 2Gi")),
         ("storage: no quantity", json!({"storage": {"size": "big"}}), Some("at least 2Gi")),
-        ("storage: not yet", json!({"storage": {"type": "Persistent"}}), Some("Unsupported value")),
+        ("storage: a volume", json!({"storage": {"type": "Persistent", "size": "20Gi", "storageClassName": "fast.example"}}), None),
+        ("storage: a class for no volume", json!({"storage": {"storageClassName": "fast"}}), Some("storageClassName needs type: Persistent")),
+        ("storage: no class", json!({"storage": {"type": "Persistent", "storageClassName": ""}}), Some("storageClassName")),
+        ("storage: no name of a class", json!({"storage": {"type": "Persistent", "storageClassName": "Fast_"}}), Some("storageClassName must be a valid name")),
+        ("storage: no such type", json!({"storage": {"type": "Eternal"}}), Some("Unsupported value")),
         (
             "pod",
             json!({"pod": {"metadata": {"labels": {"a": "b"}, "annotations": {"c": "d"}}, "nodeSelector": {"e": "f"}, "runtimeClassName": "kata", "priorityClassName": "high",
@@ -172,6 +177,32 @@ async fn every_rule_of_the_crd_refuses_and_allows_what_it_should() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kind_of_storage_cannot_be_changed() {
+    let plane = Plane::start().await;
+    let api: Api<DynamicObject> = Api::default_namespaced_with(plane.client.clone(), &kube::api::ApiResource::erase::<KindCluster>(&()));
+    let (class, type_) = (Some("storage.storageClassName cannot be changed"), Some("storage.type cannot be changed"));
+    let changes = [
+        (json!({}), json!({"storage": {"type": "Ephemeral", "size": "4Gi"}}), None),
+        (json!({}), json!({"storage": {"type": "Persistent"}}), type_),
+        (json!({"storage": {"size": "4Gi"}}), json!({"storage": {"type": "Persistent", "size": "4Gi"}}), type_),
+        (json!({"storage": {"type": "Persistent"}}), json!({}), type_),
+        (json!({"storage": {"type": "Persistent"}}), json!({"storage": {"type": "Persistent", "size": "8Gi"}, "paused": true}), None),
+        (json!({"storage": {"type": "Persistent"}}), json!({"storage": {"type": "Persistent", "storageClassName": "fast"}}), class),
+        (json!({"storage": {"type": "Persistent", "storageClassName": "fast"}}), json!({"storage": {"type": "Persistent", "storageClassName": "slow"}}), class),
+    ];
+    for (before, after, refusal) in changes {
+        let mut made = api.create(&PostParams::default(), &object("probe", &before)).await.unwrap();
+        made.data["spec"] = after.clone();
+        match (api.replace("probe", &PostParams::default(), &made).await, refusal) {
+            (Ok(_), None) => {}
+            (Err(kube::Error::Api(status)), Some(part)) if status.code == 422 && status.message.contains(part) => {}
+            (answer, expected) => panic!("{before} to {after}: {:?}, expected {expected:?}", answer.map(drop)),
+        }
+        api.delete("probe", &DeleteParams::default()).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -68,7 +68,8 @@ async fn the_charts_rights_suffice_and_nothing_more() {
     let options = Options { agents: host.address, max_creating: 1, die_after: None, kubeconfig: Some(kubeconfig.path().to_owned()) };
     let _operator = Operator::start(&plane, &options);
     let clusters: Api<KindCluster> = Api::namespaced(plane.client.clone(), "team");
-    clusters.create(&PostParams::default(), &KindCluster::new("crane", KindClusterSpec::default())).await.unwrap();
+    let spec = serde_json::from_value(serde_json::json!({"storage": {"type": "Persistent"}})).unwrap();
+    clusters.create(&PostParams::default(), &KindCluster::new("crane", spec)).await.unwrap();
     condition(&clusters, "crane", READY, "True", None, Duration::from_mins(1)).await;
     clusters.delete("crane", &DeleteParams::default()).await.unwrap();
     gone(&clusters, "crane", Duration::from_mins(1)).await;
@@ -125,6 +126,10 @@ async fn the_charts_rights_suffice_and_nothing_more() {
         ("list", "", "pods", Some("team")),
         ("create", "", "pods/exec", Some(CLUSTERS_NAMESPACE)),
         ("get", "", "configmaps", Some("team")),
+        ("list", "", "persistentvolumeclaims", Some("team")),
+        ("get", "", "persistentvolumeclaims", Some(CLUSTERS_NAMESPACE)),
+        ("get", "", "persistentvolumes", None),
+        ("get", "storage.k8s.io", "storageclasses", None),
         ("create", "", "serviceaccounts/token", Some(CLUSTERS_NAMESPACE)),
         ("patch", "", "nodes", None),
         ("create", "", "namespaces", None),

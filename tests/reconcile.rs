@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Event, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -99,6 +99,7 @@ impl Stage {
         names.extend(
             Api::<Secret>::namespaced(client.clone(), CLUSTERS_NAMESPACE).list(&ours).await.unwrap().iter().map(|o| format!("Secret {}", o.name_any())),
         );
+        names.extend(self.claims().list(&ours).await.unwrap().iter().map(|o| format!("Claim {}", o.name_any())));
         names
     }
 
@@ -109,6 +110,10 @@ impl Stage {
 
     fn secrets(&self) -> Api<Secret> {
         Api::namespaced(self.plane.client.clone(), "team")
+    }
+
+    fn claims(&self) -> Api<PersistentVolumeClaim> {
+        Api::namespaced(self.plane.client.clone(), CLUSTERS_NAMESPACE)
     }
 }
 
@@ -417,7 +422,7 @@ async fn a_storm_is_queued_and_never_exceeds_its_bound() {
 async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, kill_at: Option<Duration>) {
     let mut doomed = stage.operator_that_dies(die_after.clone());
     let foreign_name = format!("{name}-other");
-    stage.create(name, json!({"kubeconfig": {"secretName": foreign_name}, "registries": registries("login")})).await;
+    stage.create(name, json!({"kubeconfig": {"secretName": foreign_name}, "registries": registries("login"), "storage": {"type": "Persistent"}})).await;
     let life = async {
         condition(&stage.clusters, name, READY, "True", None, SOON).await;
         stage.patch(name, json!({"spec": {"kubeconfig": {"secretName": format!("{name}-new")}}})).await;
@@ -460,6 +465,66 @@ async fn an_operator_killed_at_any_time_is_survived() {
         println!("kill {index} at {at:?}");
         survives(&stage, &format!("random-{index}"), None, Some(at)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_there_before_the_pod_stays_for_the_next_and_goes_with_the_object() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    stage.create("crane", json!({"storage": {"type": "Persistent", "size": "4Gi", "storageClassName": "fast"}})).await;
+    condition(&stage.clusters, "crane", READY, "True", None, SOON).await;
+    assert_eq!(stage.children().await.len(), 5);
+    let first = stage.claims().list(&ListParams::default()).await.unwrap().items.remove(0);
+    let spec = first.spec.clone().unwrap();
+    assert_eq!((spec.access_modes.unwrap(), spec.storage_class_name.as_deref()), (vec!["ReadWriteOncePod".to_owned()], Some("fast")));
+    assert_eq!(spec.resources.unwrap().requests.unwrap()["storage"].0, "4Gi");
+    let pods: Api<Pod> = Api::namespaced(stage.plane.client.clone(), CLUSTERS_NAMESPACE);
+    let pod = pods.list(&ListParams::default()).await.unwrap().items.remove(0);
+    assert!(first.creation_timestamp().unwrap() <= pod.creation_timestamp().unwrap());
+    let mounted = |pod: &Pod| pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).find_map(|volume| volume.persistent_volume_claim.clone());
+    assert_eq!(mounted(&pod).unwrap().claim_name, first.name_any());
+
+    // The next pod has the same one.
+    pods.delete(&pod.name_any(), &DeleteParams::default()).await.unwrap();
+    until("the next attempt", SOON, async || {
+        let cluster = stage.clusters.get("crane").await.unwrap();
+        let status = cluster.status.clone().unwrap_or_default();
+        let ready = nestling_core::api::conditions::is_true(&status.conditions, READY);
+        if status.attempt == Some(2) && ready { Ok(()) } else { Err(support::wait::describe(&cluster)) }
+    })
+    .await;
+    assert_eq!(stage.claims().get(&first.name_any()).await.unwrap().uid(), first.uid());
+
+    stage.delete("crane").await;
+    assert_eq!(stage.children().await, Vec::<String>::new());
+}
+
+/// A volume that cannot be taken away (its claim is protected) is waited for and named, like a pod.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_whose_end_cannot_be_seen_is_told() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator_with(&["--cleanup-timeout", "3s"]);
+    stage.create("crane", json!({"storage": {"type": "Persistent"}})).await;
+    condition(&stage.clusters, "crane", READY, "True", None, SOON).await;
+    let claim = stage.claims().list(&ListParams::default()).await.unwrap().items.remove(0);
+    let mut protected = claim.finalizers().to_vec();
+    protected.push("example.com/unreachable".to_owned());
+    let hold = async |finalizers: serde_json::Value| {
+        let patch = Patch::Merge(json!({"metadata": {"finalizers": finalizers}}));
+        stage.claims().patch(&claim.name_any(), &PatchParams::default(), &patch).await.unwrap();
+    };
+    hold(json!(protected)).await;
+    stage.clusters.delete("crane", &DeleteParams::default()).await.unwrap();
+    let cluster = condition(&stage.clusters, "crane", STALLED, "True", Some("CleanupUnverified"), SOON).await;
+    assert!(support::wait::describe(&cluster).contains(&format!("PersistentVolumeClaim {}", claim.name_any())));
+    until("all but the claim to be gone", SOON, async || {
+        let left = stage.children().await;
+        if left.len() == 1 && left[0].starts_with("Claim") { Ok(()) } else { Err(left.join(", ")) }
+    })
+    .await;
+    assert!(stage.clusters.get_opt("crane").await.unwrap().is_some(), "the object went before its volume");
+    hold(json!(null)).await;
+    gone(&stage.clusters, "crane", SOON * 2).await;
 }
 
 /// A node that nobody can reach keeps a pod from going; here a finalizer does.

@@ -22,12 +22,13 @@ const START_WITHIN: Duration = Duration::from_mins(1);
 /// The group that the API server's own authoriser lets do everything.
 const MASTERS: &str = "system:masters";
 /// The controllers that tests of an operator rely on; none of them needs a node.
-const CONTROLLERS: [&str; 10] = [
+const CONTROLLERS: [&str; 11] = [
     "clusterrole-aggregation-controller",
     "deployment-controller",
     "endpointslice-controller",
     "garbage-collector-controller",
     "namespace-controller",
+    "persistentvolumeclaim-protection-controller",
     "replicaset-controller",
     "resourcequota-controller",
     "root-ca-certificate-publisher-controller",

@@ -2,14 +2,18 @@
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use nix::ifaddrs::getifaddrs;
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{Statfs, statfs};
 
 use super::capabilities::Capabilities;
 use super::cgroup::{self, Version};
+
+/// A file of the pod that the host's kubelet writes, beside the pod's ephemeral volumes.
+const OF_THE_KUBELET: &str = "/etc/hosts";
 
 /// What was found. `None` is what could not be read.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +30,10 @@ pub struct Facts {
     pub pids_limit: Option<u64>,
     /// File system of Docker's data-root.
     pub data_root: Option<FileSystem>,
+    /// Whether the host's kubelet keeps the pod's own files on the same file system.
+    pub disk_shared: bool,
+    /// Bytes of that file system.
+    pub disk_size: Option<u64>,
     /// Bytes that are free there.
     pub disk_free: Option<u64>,
     /// Addresses that the pod must still reach, with what they are.
@@ -117,6 +125,7 @@ impl FileSystem {
 /// Reads everything. Blocks for some milliseconds.
 pub fn gather(data_root: &str) -> Facts {
     let disk = statfs(data_root).ok();
+    let bytes = |blocks: fn(&Statfs) -> u64| disk.as_ref().map(|disk| blocks(disk) * u64::try_from(disk.block_size()).unwrap_or(0));
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
     let sysctl = |key: &str| fs::read_to_string(format!("/proc/sys/{}", key.replace('.', "/"))).ok()?.trim().parse().ok();
     let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
@@ -128,7 +137,9 @@ pub fn gather(data_root: &str) -> Facts {
         inotify_watches: number("/proc/sys/fs/inotify/max_user_watches"),
         pids_limit: pids_limit(),
         data_root: disk.as_ref().map(|disk| FileSystem::of(disk.filesystem_type().0)),
-        disk_free: disk.map(|disk| disk.blocks_available() * u64::try_from(disk.block_size()).unwrap_or(0)),
+        disk_shared: device(Path::new(data_root)).is_some_and(|device_of_data| device(Path::new(OF_THE_KUBELET)) == Some(device_of_data)),
+        disk_size: bytes(Statfs::blocks),
+        disk_free: bytes(Statfs::blocks_available),
         addresses: addresses(&routes),
         mtu: default_interface(&routes).and_then(|name| number(&format!("/sys/class/net/{name}/mtu"))).and_then(|mtu| u32::try_from(mtu).ok()),
         sysctls: NODE_SYSCTLS.into_iter().filter_map(|known| Some((known, sysctl(known.0)?))).filter(|((_, wanted), value)| value != wanted).collect(),
@@ -137,6 +148,11 @@ pub fn gather(data_root: &str) -> Facts {
         memory_bytes: memory_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
         cpu_millis: cpu_millis(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
     }
+}
+
+/// The file system that a file is on.
+fn device(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|file| file.dev())
 }
 
 /// The lowest of the limits on the number of processes, from this process's own group up to the root of what the pod sees.
@@ -284,6 +300,7 @@ eth0\t0000F40A\t0100F40A\t0003\t0\t0\t0\t0000FFFF\t0\t0\t0
     #[test]
     fn this_machine_can_be_read() {
         let facts = gather("/");
+        assert!(gather(OF_THE_KUBELET).disk_shared && !gather("/proc").disk_shared);
         assert!(facts.memory_bytes > 0 && facts.cpu_millis > 0 && facts.data_root.is_some() && facts.disk_free.is_some());
     }
 

@@ -1,7 +1,7 @@
 //! The machine: one stage after the other, from the checks of the host to the running cluster.
 
 use std::convert::Infallible;
-use std::fs;
+use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,6 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::data_root::{self, Owner};
 use super::docker::Docker;
 use super::dockerd::{self, Dockerd};
 use super::facts::{self, Facts, Surroundings};
@@ -108,7 +109,7 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
     let _health = AbortOnDropHandle::new(tokio::spawn(server::serve_health(kubelet, health)));
 
     let registries = Registries::new(&settings.registries);
-    let machine = Machine { kind: Kind::new(&settings.cluster_name), registries, settings, report, dockerd: OnceLock::new() };
+    let machine = Machine { kind: Kind::new(&settings.cluster_name), registries, settings, report, data_root: OnceLock::new(), dockerd: OnceLock::new() };
     let beat = async {
         let mut ticks = interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -178,6 +179,8 @@ struct Machine {
     report: Report,
     kind: Kind,
     registries: Registries,
+    /// The lock on a persistent data-root, until the end of the process.
+    data_root: OnceLock<File>,
     /// Set as soon as there is a process to stop.
     dockerd: OnceLock<Dockerd>,
 }
@@ -217,6 +220,8 @@ impl Machine {
     }
 
     async fn stages(&self) -> Result<Infallible, AgentFailure> {
+        // Before its free space is looked at.
+        self.take_data_root().await?;
         let facts = self.preflight().await?;
         self.report.enter(Stage::Cgroups);
         init::cgroup_failure().map_err(|error| failure(Reason::CgroupDelegation, error))?;
@@ -237,7 +242,7 @@ impl Machine {
             KINDS_TOKEN.clone_into(&mut token);
         }
         self.registries.write().map_err(|error| failure(Reason::PodStartFailed, error.to_string()))?;
-        let ground = Ground { host: node_host(&facts, &pki), token, mtu: facts.mtu.unwrap_or(DEFAULT_MTU) };
+        let ground = Ground { host: node_host(&facts, &pki, storage::is_own(&self.settings, &facts)), token, mtu: facts.mtu.unwrap_or(DEFAULT_MTU) };
 
         self.report.enter(Stage::Dockerd);
         lay_out_store().await?;
@@ -258,12 +263,27 @@ impl Machine {
         }
     }
 
+    /// Takes over a data-root that earlier pods may have worked on.
+    async fn take_data_root(&self) -> Result<(), AgentFailure> {
+        if !self.settings.persistent {
+            return Ok(());
+        }
+        let owner = Owner { cluster_uid: self.settings.cluster_uid.clone(), attempt: self.settings.attempt };
+        let taken = tokio::task::spawn_blocking(move || data_root::take_over(Path::new(DATA_ROOT), &owner)).await;
+        let lock = taken.map_err(|error| failure(Reason::AgentCrashed, format!("the look at the volume ended early: {error}")))??;
+        self.data_root.get_or_init(|| lock);
+        Ok(())
+    }
+
     async fn preflight(&self) -> Result<Facts, AgentFailure> {
         let facts = tokio::task::spawn_blocking(|| facts::gather(DATA_ROOT)).await;
         let facts = facts.map_err(|error| failure(Reason::AgentCrashed, format!("the checks ended early: {error}")))?;
         let demand =
             preflight::Demand { nodes: self.nodes().len() as u64, allow_cgroup_v1: self.settings.allow_cgroup_v1, network: Some(&self.settings.network) };
-        let warnings = preflight::check(&facts, demand).map_err(|problem| from_problem(&problem))?;
+        let mut warnings = preflight::check(&facts, demand).map_err(|problem| from_problem(&problem))?;
+        if self.settings.persistent && !storage::is_own(&self.settings, &facts) {
+            warnings.push(storage::SHARED.to_owned());
+        }
         self.report.update(|report| report.warnings = warnings);
         Ok(facts)
     }
@@ -285,12 +305,12 @@ impl Machine {
     /// Brings the cluster up, or an earlier one back, and serves it.
     async fn cluster(&self, docker: &Docker, ground: &Ground) -> Result<Infallible, AgentFailure> {
         if let Some(nested) = self.adopt(docker).await? {
-            return self.serve(docker, nested).await;
+            return self.serve(docker, nested, ground).await;
         }
         let (created, ()) = tokio::join!(self.create(docker, ground), self.tell_kind_version());
         let nested = created?;
         self.mark_created();
-        self.serve(docker, nested).await
+        self.serve(docker, nested, ground).await
     }
 
     /// The cluster of an earlier run of this pod, if it was complete and comes up again. Anything else of it is removed.
@@ -425,7 +445,7 @@ impl Machine {
         }
     }
 
-    async fn serve(&self, docker: &Docker, nested: Nested) -> Result<Infallible, AgentFailure> {
+    async fn serve(&self, docker: &Docker, nested: Nested, ground: &Ground) -> Result<Infallible, AgentFailure> {
         // The load balancer, where there is one, stands before all control planes.
         let names = [self.kind.load_balancer(), self.kind.control_plane()];
         let relay = Relay::open(port(API_PORT), Container { docker: docker.clone(), names }).await;
@@ -436,7 +456,7 @@ impl Machine {
             never = relay.run() => match never {},
             () = nested.follow_nodes(&self.report) => Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
             never = self.probe(&nested) => match never {},
-            never = storage::watch(self.settings.limits.storage_bytes, &self.report) => match never {},
+            never = storage::watch(ground.host.own_disk, self.settings.limits.storage_bytes, &self.report) => match never {},
             never = forget_tokens(&nested) => match never {},
         }
     }
@@ -458,12 +478,13 @@ impl Machine {
     }
 }
 
-fn node_host(facts: &Facts, pki: &Path) -> NodeHost {
+fn node_host(facts: &Facts, pki: &Path, own_disk: bool) -> NodeHost {
     NodeHost {
         cgroup_v2: facts.cgroup == cgroup::Version::V2 && !disabled("version-check"),
         may_lower_oom_score: !facts.missing_capabilities.contains(&"CAP_SYS_RESOURCE"),
         memory_bytes: facts.memory_bytes,
         cpu_millis: facts.cpu_millis,
+        own_disk,
         keys_directory: pki.display().to_string(),
     }
 }

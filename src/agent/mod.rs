@@ -15,6 +15,7 @@ use nestling_core::plan::wire::DATA_ROOT;
 mod alone;
 mod capabilities;
 mod cgroup;
+mod data_root;
 mod docker;
 mod dockerd;
 mod egress;

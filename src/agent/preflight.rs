@@ -149,12 +149,13 @@ fn addresses(facts: &Facts, network: &NetworkPlan) -> Option<Finding> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::agent::report::tests::settings;
     use rstest::rstest;
 
-    fn fit() -> Facts {
+    /// A host that is fit.
+    pub fn fit() -> Facts {
         Facts {
             cgroup: Version::V2,
             missing_capabilities: vec![],
@@ -162,6 +163,8 @@ mod tests {
             inotify_watches: Some(1 << 20),
             pids_limit: None,
             data_root: Some(FileSystem::Ext),
+            disk_shared: true,
+            disk_size: Some(200 * GIBIBYTE),
             disk_free: Some(100 * GIBIBYTE),
             addresses: vec![("the pod's address on eth0".into(), "10.244.0.7/32".parse().unwrap())],
             mtu: Some(1450),

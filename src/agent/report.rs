@@ -123,6 +123,7 @@ pub mod tests {
             allow_cgroup_v1: false,
             registries: vec![],
             egress: EgressPlan::default(),
+            persistent: false,
         }
     }
 

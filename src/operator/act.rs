@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -147,6 +147,7 @@ impl Actor {
             Step::ApplyRegistries(plan) => self.apply_registries(seen, plan).await?,
             Step::ApplyNetworkPolicy(policy) => self.apply::<NetworkPolicy>(seen, "apply the network policy", policy).await?,
             Step::ApplyService(service) => self.apply::<Service>(seen, "apply the Service", service).await?,
+            Step::ApplyVolumeClaim(claim) => self.apply::<PersistentVolumeClaim>(seen, "apply the claim on the cluster's volume", claim).await?,
             Step::CreatePod(pod) => return self.create_pod(seen, pod).await.map(|pod| Some(Step::CreatePod(Box::new(pod)))),
             Step::PublishKubeconfig(plan) => acted.outcome.kubeconfig_expires = Some(self.publish(seen, plan).await?),
             Step::RetractKubeconfig { secret } => self.retract(seen, secret).await?,
@@ -253,6 +254,7 @@ impl Actor {
             ChildKind::Service => self.delete_one::<Service>(seen, "delete the Service", child).await,
             ChildKind::NetworkPolicy => self.delete_one::<NetworkPolicy>(seen, "delete the network policy", child).await,
             ChildKind::Keys => self.delete_one::<Secret>(seen, "delete a Secret beside the pod", child).await,
+            ChildKind::VolumeClaim => self.delete_one::<PersistentVolumeClaim>(seen, "delete the claim on the cluster's volume", child).await,
         }
     }
 

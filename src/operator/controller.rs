@@ -49,8 +49,8 @@ const AFTER_STALE: Duration = Duration::from_millis(200);
 /// A namespace that is being deleted soon deletes the object as well.
 const AFTER_TERMINATING: Duration = Duration::from_secs(5);
 
-/// The step that a slot is for, and the one before it that waits for others.
-const FOR_THE_POD: [&str; 2] = ["CreatePod", "ApplyRegistries"];
+/// The step that a slot is for, and those before it that wait for others.
+const FOR_THE_POD: [&str; 3] = ["CreatePod", "ApplyRegistries", "ApplyVolumeClaim"];
 
 /// Longest pause between two passes.
 const LONGEST: Duration = Duration::from_hours(2);

@@ -39,7 +39,14 @@ const AGAIN: Duration = Duration::from_secs(2);
 
 const HOST: &str = "the host's address ranges";
 const AUTHORITY: &str = "the agents' authority";
-const CACHES: [&str; 5] = ["the cache of KindClusters", "the cache of pods", "the cache of Services", "the cache of network policies", "the cache of Secrets"];
+const CACHES: [&str; 6] = [
+    "the cache of KindClusters",
+    "the cache of pods",
+    "the cache of Services",
+    "the cache of network policies",
+    "the cache of Secrets",
+    "the cache of claims on volumes",
+];
 const NOT_ENDING: &str = "not shutting down";
 
 /// Leads until `shutdown`, then finishes what is under way.
@@ -139,6 +146,8 @@ async fn fill(caches: &Caches, gates: &Gates) -> Result<(), WriterDropped> {
     gates.open(CACHES[3]);
     caches.keys.wait_until_ready().await?;
     gates.open(CACHES[4]);
+    caches.claims.wait_until_ready().await?;
+    gates.open(CACHES[5]);
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, PartialObjectMeta};
@@ -30,6 +30,8 @@ pub struct Caches {
     pub policies: Store<NetworkPolicy>,
     /// Secrets with keys, metadata only: keys are never cached.
     pub keys: Store<PartialObjectMeta<Secret>>,
+    /// Claims on volumes.
+    pub claims: Store<PersistentVolumeClaim>,
 }
 
 /// Why nothing was seen.
@@ -77,7 +79,7 @@ impl Observer {
             let live = call("read the KindCluster", api.get_opt(&identity.name)).await?;
             let Some(live) = live.filter(|live| live.metadata.uid.as_ref() == Some(&identity.uid)) else { return Ok(None) };
             cluster = live;
-            children = live_children(&self.client, &settings.clusters_namespace, &identity.uid).await?;
+            children = Box::pin(live_children(&self.client, &settings.clusters_namespace, &identity.uid)).await?;
         }
         let key = Key { namespace: identity.namespace.clone(), name: identity.name.clone() };
         let report = children.current_pod().and_then(|pod| self.reports.newest(&key, pod));
@@ -94,6 +96,7 @@ impl Caches {
             services: of(&self.services, uid).map(|service| (*service).clone()).collect(),
             policies: of(&self.policies, uid).map(|policy| (*policy).clone()).collect(),
             keys: of(&self.keys, uid).map(|keys| keys.metadata.clone()).collect(),
+            claims: of(&self.claims, uid).map(|claim| (*claim).clone()).collect(),
         }
     }
 }
@@ -115,12 +118,13 @@ async fn live_children(client: &Client, namespace: &str, uid: &str) -> Result<Ch
     let params = || ListParams::default().labels(&format!("{}={uid}", labels::CLUSTER_UID));
     let (pods, services, policies) =
         (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace));
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let (pods, services, policies, keys) = tokio::try_join!(
+    let (secrets, claims): (Api<Secret>, _) = (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace));
+    let (pods, services, policies, keys, claims) = tokio::try_join!(
         list_all::<Pod>("list the cluster's pods", &pods, params()),
         list_all::<Service>("list the cluster's Services", &services, params()),
         list_all::<NetworkPolicy>("list the cluster's network policies", &policies, params()),
         list_all_metadata("list the cluster's keys", &secrets, params()),
+        list_all::<PersistentVolumeClaim>("list the claims on the cluster's volume", &claims, params()),
     )?;
-    Ok(Children { live: true, pods, services, policies, keys: keys.into_iter().map(|keys| keys.metadata).collect() })
+    Ok(Children { live: true, pods, services, policies, keys: keys.into_iter().map(|keys| keys.metadata).collect(), claims })
 }

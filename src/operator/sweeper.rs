@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::ListParams;
@@ -65,6 +65,7 @@ async fn sweep(client: &Client, namespace: &str, install: &str, now: Timestamp, 
     children.extend(list::<Service>(client, ChildKind::Service, namespace, install).await?);
     children.extend(list::<NetworkPolicy>(client, ChildKind::NetworkPolicy, namespace, install).await?);
     children.extend(list::<Secret>(client, ChildKind::Keys, namespace, install).await?);
+    children.extend(list::<PersistentVolumeClaim>(client, ChildKind::VolumeClaim, namespace, install).await?);
 
     let mut owners: HashMap<Key, Option<String>> = HashMap::new();
     let mut still = Suspects::new();
@@ -112,6 +113,7 @@ async fn delete(client: &Client, namespace: &str, kind: ChildKind, name: &str, u
         ChildKind::Service => delete_exactly::<Service>(what, &Api::namespaced(client.clone(), namespace), name, uid).await,
         ChildKind::NetworkPolicy => delete_exactly::<NetworkPolicy>(what, &Api::namespaced(client.clone(), namespace), name, uid).await,
         ChildKind::Keys => delete_exactly::<Secret>(what, &Api::namespaced(client.clone(), namespace), name, uid).await,
+        ChildKind::VolumeClaim => delete_exactly::<PersistentVolumeClaim>(what, &Api::namespaced(client.clone(), namespace), name, uid).await,
     }
 }
 
@@ -143,6 +145,7 @@ mod tests {
             mock.expect("GET", "/api/v1/namespaces/clusters/services", page(&[])).await;
             mock.expect("GET", "/apis/networking.k8s.io/v1/namespaces/clusters/networkpolicies", page(&[])).await;
             mock.expect("GET", "/api/v1/namespaces/clusters/secrets", page(&[])).await;
+            mock.expect("GET", "/api/v1/namespaces/clusters/persistentvolumeclaims", page(&[])).await;
             mock.expect("GET", "/apis/nestling.dev/v1alpha1/namespaces/marsh/kindclusters/crane", owner).await;
             if deleted {
                 let sent = mock.expect("DELETE", "/api/v1/namespaces/clusters/pods/c-crane-x-1", Answer::missing()).await;
@@ -181,6 +184,7 @@ mod tests {
             mock.expect("GET", "/api/v1/namespaces/clusters/services", page(&[])).await;
             mock.expect("GET", "/apis/networking.k8s.io/v1/namespaces/clusters/networkpolicies", page(&[])).await;
             mock.expect("GET", "/api/v1/namespaces/clusters/secrets", page(&[])).await;
+            mock.expect("GET", "/api/v1/namespaces/clusters/persistentvolumeclaims", page(&[])).await;
             mock.expect("GET", "/apis/nestling.dev/v1alpha1/namespaces/marsh/kindclusters/crane", Answer::refused(403, "Forbidden", "no")).await;
             mock.done().await;
         });

@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::pin::pin;
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::PartialObjectMeta;
 use kube::runtime::reflector::store::Writer;
@@ -28,17 +28,26 @@ pub struct Writers {
     services: Writer<Service>,
     policies: Writer<NetworkPolicy>,
     keys: Writer<PartialObjectMeta<Secret>>,
+    claims: Writer<PersistentVolumeClaim>,
 }
 
 /// Empty caches.
 pub fn caches() -> (Caches, Writers) {
-    let writers = Writers { clusters: Writer::new(()), pods: Writer::new(()), services: Writer::new(()), policies: Writer::new(()), keys: Writer::new(()) };
+    let writers = Writers {
+        clusters: Writer::new(()),
+        pods: Writer::new(()),
+        services: Writer::new(()),
+        policies: Writer::new(()),
+        keys: Writer::new(()),
+        claims: Writer::new(()),
+    };
     let caches = Caches {
         clusters: writers.clusters.as_reader(),
         pods: writers.pods.as_reader(),
         services: writers.services.as_reader(),
         policies: writers.policies.as_reader(),
         keys: writers.keys.as_reader(),
+        claims: writers.claims.as_reader(),
     };
     (caches, writers)
 }
@@ -65,7 +74,9 @@ pub fn start(
     let policies: Api<NetworkPolicy> = Api::namespaced(client.clone(), namespace);
     tasks.spawn(keep("network policies", watch(policies, ours.clone()), writers.policies, child_events(child())));
     let keys: Api<PartialObjectMeta<Secret>> = Api::namespaced(client.clone(), namespace);
-    tasks.spawn(keep("Secrets", watch(keys, ours), writers.keys, child_events(child())));
+    tasks.spawn(keep("Secrets", watch(keys, ours.clone()), writers.keys, child_events(child())));
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    tasks.spawn(keep("claims on volumes", watch(claims, ours), writers.claims, child_events(child())));
     tasks
 }
 

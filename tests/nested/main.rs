@@ -10,6 +10,7 @@ mod newer;
 mod preventions;
 mod registries;
 mod secrets;
+mod storage;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -117,7 +117,7 @@ impl Host {
     pub fn children(&self, uid: &str) -> Vec<String> {
         let list = self.kubectl(&[
             "get",
-            "pods,services,networkpolicies,secrets",
+            "pods,services,networkpolicies,secrets,persistentvolumeclaims",
             "-n",
             CLUSTERS_NAMESPACE,
             "-l",

@@ -24,7 +24,7 @@ pub const NODES_READY: &str = "NodesReady";
 pub const KUBECONFIG_PUBLISHED: &str = "KubeconfigPublished";
 /// The host's CNI enforces the pod's NetworkPolicy, as far as the pod itself can tell.
 pub const NETWORK_POLICY_ENFORCED: &str = "NetworkPolicyEnforced";
-/// The volume of the cluster is about to be full; beyond its size the host ends the pod.
+/// The volume of the cluster is about to be full; beyond its size the host ends the pod, or, where it is persistent, nothing more can be written.
 pub const DISK_PRESSURE: &str = "DiskPressure";
 /// What runs is what the spec says; `False` with `RecreateRequired` names what only a new cluster can take over.
 pub const UP_TO_DATE: &str = "UpToDate";

@@ -41,6 +41,10 @@ use super::status::KindClusterStatus;
         .message("nodes and config.nodes exclude each other"),
     validation = Rule::new("!(has(self.networking) && has(self.config) && has(self.config.networking))")
         .message("networking and config.networking exclude each other"),
+    validation = Rule::new("(has(self.storage) && has(self.storage.type) ? self.storage.type : 'Ephemeral') == (has(oldSelf.storage) && has(oldSelf.storage.type) ? oldSelf.storage.type : 'Ephemeral')")
+        .message("storage.type cannot be changed; delete the object and create it anew"),
+    validation = Rule::new("(has(self.storage) && has(self.storage.storageClassName) ? self.storage.storageClassName : '') == (has(oldSelf.storage) && has(oldSelf.storage.storageClassName) ? oldSelf.storage.storageClassName : '')")
+        .message("storage.storageClassName cannot be changed; delete the object and create it anew"),
 )]
 pub struct KindClusterSpec {
     /// Kubernetes version of the nodes, such as `v1.34.4`. The operator knows which node image carries it. Without
@@ -281,19 +285,30 @@ pub enum PodLossPolicy {
 
 /// Where images, containers and volumes of the cluster are kept.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[x_kube(crates(kube_core = "::kube_core"))]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("!has(self.storageClassName) || (has(self.type) && self.type == 'Persistent')").message("storageClassName needs type: Persistent"),
+)]
 pub struct Storage {
-    /// `Ephemeral` lives and dies with the pod.
+    /// `Ephemeral` lives and dies with the pod. `Persistent` is a claim on a volume of its own, which is deleted with the object; what a new pod finds
+    /// on it of an earlier one is removed.
     #[serde(default, rename = "type")]
     pub type_: StorageType,
 
-    /// How much the cluster may hold before it is evicted. Default: 10Gi and 5Gi more for each further node.
+    /// How much the cluster may hold: before it is evicted (`Ephemeral`), or what the claim requests (`Persistent`). Default: 10Gi and 5Gi more for each
+    /// further node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('2Gi')) >= 0")
         .message("size must be a quantity of at least 2Gi"))]
     pub size: Option<String>,
+
+    /// StorageClass of the claim; the host's default if left out. Its volumes need a local file system, ext4 or xfs, and the access mode `ReadWriteOncePod`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("storageClassName must be a valid name of an object"))]
+    pub storage_class_name: Option<String>,
 }
 
 /// Kind of storage.
@@ -302,6 +317,8 @@ pub enum StorageType {
     /// Lives and dies with the pod.
     #[default]
     Ephemeral,
+    /// A claim on a volume, which lives and dies with the object.
+    Persistent,
 }
 
 /// How the pod is placed and labelled.

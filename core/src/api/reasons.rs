@@ -160,6 +160,10 @@ reasons! {
     HostRefused => "See the message; the operator's rights come from the Helm chart.",
     /// The host's API server does not answer.
     HostUnavailable => "Nothing to do: the operator tries again.",
+    /// The cluster's volume is not there, or not where a node could take the pod.
+    VolumePending => "See the message and the events of the named claim: its StorageClass must exist, and its provisioner, or a free volume of it, must give what is requested with the access mode ReadWriteOncePod.",
+    /// The cluster's volume was taken away from its claim.
+    VolumeLost => "Delete the object and create it anew: what the volume held is gone.",
     /// No node of the host can take the pod.
     Unschedulable => "See the message; lower spec.resources or make room on the host.",
     /// The host cannot pull the pod's image.
@@ -181,11 +185,15 @@ reasons! {
     /// The pod lacks a capability that nodes cannot do without.
     CapabilityMissing => "The pod must be privileged; a sandboxed runtime may withhold capabilities.",
     /// Docker's data cannot live on this file system.
-    DataRootUnsupported => "Use ext4 or xfs for the host's kubelet directory.",
-    /// The volume of the cluster is about to be full. Beyond its size the host ends the pod, and the cluster with it.
+    DataRootUnsupported => "Use ext4 or xfs for the host's kubelet directory, or for the volumes of storage.storageClassName.",
+    /// The volume of the cluster holds data that is not known to be its own. Nothing of it was changed.
+    DataRootForeign => "Give the cluster an empty volume: look at what the volume of its claim (c-…-data in the clusters namespace) holds and remove it by hand, or delete the object and the volume.",
+    /// Another pod works on the volume of the cluster.
+    DataRootInUse => "Nothing to do if an earlier pod of the cluster is on its way out; else find out who else uses the volume.",
+    /// The volume of the cluster is about to be full. Beyond its size the host ends the pod, and the cluster with it; where the volume is persistent, nothing more can be written.
     StorageNearlyFull => "Delete images, volumes or pods inside the cluster; a larger spec.storage.size needs a new cluster.",
     /// There is too little disk space.
-    DiskTooSmall => "Free space on the host's node.",
+    DiskTooSmall => "Free space on the host's node; where the volume is persistent, raise spec.storage.size.",
     /// Neither iptables backend works in the pod.
     IptablesUnavailable => "Load the kernel modules iptable_nat or nf_tables on the host.",
     /// The host's kernel has no ip6tables, and something asked for IPv6.

@@ -17,7 +17,7 @@ use super::wire::{AgentReport, NodeReport, Stage};
 use super::{names::Identity, testing};
 use crate::api::conditions::{self, READY, STALLED};
 use crate::api::reasons::Reason;
-use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, Registry};
+use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, Registry, StorageType};
 
 /// How the next pods turn out.
 #[derive(Clone, Copy, Debug)]
@@ -88,8 +88,8 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
-        let cluster = testing::cluster("{lifecycle: {creationTimeout: 2m, backoffLimit: 1}}");
+    fn new(storage: StorageType) -> Self {
+        let cluster = testing::cluster(&format!("{{storage: {{type: {storage:?}}}, lifecycle: {{creationTimeout: 2m, backoffLimit: 1}}}}"));
         let identity = testing::identity(&cluster);
         let now = Timestamp::from_second(1_000_000).unwrap();
         Self { now, cluster: Some(cluster), version: 0, children: Children::default(), history: vec![], luck: Luck::Ready, next_uid: 0, identity }
@@ -206,12 +206,18 @@ impl World {
                 service.metadata = self.meta(&service.metadata);
                 self.children.services = vec![service];
             }
+            Step::ApplyVolumeClaim(claim) => {
+                let mut claim = (**claim).clone();
+                claim.metadata = self.meta(&claim.metadata);
+                self.children.claims = vec![claim];
+            }
             Step::CreatePod(pod) => {
                 if self.children.pods.iter().any(|have| have.metadata.name == pod.metadata.name) {
                     return Err(conflict());
                 }
                 assert!(self.children.current_pod().is_none(), "two pods at work");
                 assert_eq!(mounts_registries(pod), self.secret(&self.identity.registries()).is_some(), "credentials where they are needed, and only there");
+                assert_eq!(mounts_claim(pod), !self.children.claims.is_empty(), "a volume where it is needed, and only there");
                 let mut pod = (**pod).clone();
                 pod.metadata = self.meta(&pod.metadata);
                 pod.metadata.annotations.get_or_insert_default().insert("luck".into(), format!("{:?}", self.luck));
@@ -231,11 +237,29 @@ impl World {
                     ChildKind::Service => self.children.services.retain(|have| !is(&have.metadata)),
                     ChildKind::NetworkPolicy => self.children.policies.retain(|have| !is(&have.metadata)),
                     ChildKind::Keys => self.children.keys.retain(|have| !is(have)),
+                    ChildKind::VolumeClaim => {
+                        let overdue =
+                            self.cluster.as_ref().and_then(|cluster| cluster.metadata.deletion_timestamp.as_ref()).is_some_and(|since| {
+                                self.now.duration_since(since.0) >= SignedDuration::try_from(testing::settings().cleanup.timeout).unwrap()
+                            });
+                        assert!(self.children.pods.is_empty() || overdue, "the volume goes after the pods that work on it");
+                        // Kubernetes keeps it for as long as a pod has it.
+                        for claim in self.children.claims.iter_mut().filter(|claim| is(&claim.metadata)) {
+                            claim.metadata.deletion_timestamp.get_or_insert(Time(self.now));
+                        }
+                        self.release_claims();
+                    }
                 }
             }
         }
         self.changed();
         Ok(())
+    }
+
+    fn release_claims(&mut self) {
+        if self.children.pods.is_empty() {
+            self.children.claims.retain(|claim| claim.metadata.deletion_timestamp.is_none());
+        }
     }
 
     fn seconds(&mut self, seconds: i64) {
@@ -249,6 +273,7 @@ impl World {
                 crash(pod);
             }
         }
+        self.release_claims();
         if self.children.pods != before {
             self.changed();
         }
@@ -263,6 +288,7 @@ impl World {
             Happening::Seconds(seconds) => self.seconds(seconds),
             Happening::LosePod => {
                 self.children.pods.clear();
+                self.release_claims();
                 self.changed();
             }
             Happening::CrashPod => {
@@ -328,6 +354,14 @@ fn mounts_registries(pod: &Pod) -> bool {
     pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|volume| volume.name == "registries")
 }
 
+fn mounts_claim(pod: &Pod) -> bool {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|volume| volume.persistent_volume_claim.is_some())
+}
+
+fn storage() -> impl Strategy<Value = StorageType> {
+    prop_oneof![Just(StorageType::Ephemeral), Just(StorageType::Persistent)]
+}
+
 fn crash(pod: &mut Pod) {
     pod.status = Some(PodStatus {
         phase: Some("Failed".into()),
@@ -343,8 +377,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
-    fn repeated_passes_converge(happenings in prop::collection::vec(happening(), 0..60)) {
-        let mut world = World::new();
+    fn repeated_passes_converge(storage in storage(), happenings in prop::collection::vec(happening(), 0..60)) {
+        let mut world = World::new(storage);
         for happening in &happenings {
             world.happen(happening);
         }
@@ -370,8 +404,8 @@ proptest! {
     }
 
     #[test]
-    fn at_rest_nothing_is_written(happenings in prop::collection::vec(happening(), 0..40)) {
-        let mut world = World::new();
+    fn at_rest_nothing_is_written(storage in storage(), happenings in prop::collection::vec(happening(), 0..40)) {
+        let mut world = World::new(storage);
         for happening in &happenings {
             world.happen(happening);
         }
@@ -386,8 +420,8 @@ proptest! {
     }
 
     #[test]
-    fn deletion_always_ends(happenings in prop::collection::vec(happening(), 0..60)) {
-        let mut world = World::new();
+    fn deletion_always_ends(storage in storage(), happenings in prop::collection::vec(happening(), 0..60)) {
+        let mut world = World::new(storage);
         for happening in &happenings {
             world.happen(happening);
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -49,6 +49,8 @@ pub enum Step {
     ApplyNetworkPolicy(Box<NetworkPolicy>),
     /// The Service in front of the API server.
     ApplyService(Box<Service>),
+    /// The claim on the volume that the pod lives on.
+    ApplyVolumeClaim(Box<PersistentVolumeClaim>),
     /// The pod of the next attempt.
     CreatePod(Box<Pod>),
     /// The kubeconfig in the user's namespace.
@@ -66,12 +68,13 @@ pub enum Step {
 
 impl Step {
     /// Every kind of step, for tests that stop the operator behind each.
-    pub const NAMES: [&'static str; 10] = [
+    pub const NAMES: [&'static str; 11] = [
         "AddFinalizer",
         "CreateKeys",
         "ApplyRegistries",
         "ApplyNetworkPolicy",
         "ApplyService",
+        "ApplyVolumeClaim",
         "CreatePod",
         "PublishKubeconfig",
         "RetractKubeconfig",
@@ -87,6 +90,7 @@ impl Step {
             Self::ApplyRegistries(_) => "ApplyRegistries",
             Self::ApplyNetworkPolicy(_) => "ApplyNetworkPolicy",
             Self::ApplyService(_) => "ApplyService",
+            Self::ApplyVolumeClaim(_) => "ApplyVolumeClaim",
             Self::CreatePod(_) => "CreatePod",
             Self::PublishKubeconfig(_) => "PublishKubeconfig",
             Self::RetractKubeconfig { .. } => "RetractKubeconfig",
@@ -118,6 +122,8 @@ pub enum ChildKind {
     NetworkPolicy,
     /// The Secret with the keys, or the one with what registries want to see.
     Keys,
+    /// The claim on the cluster's volume.
+    VolumeClaim,
 }
 
 /// What a published kubeconfig is made of, credentials apart.
@@ -150,15 +156,24 @@ pub fn decide(now: Timestamp, seen: &Observed) -> Plan {
         Situation::Deleting => Plan { steps: deletion(now, seen), wake_at: Some(next_look(now, seen)) },
         Situation::BackingOff { until, .. } => Plan { steps: vec![], wake_at: Some(until) },
         Situation::Discard(pod) | Situation::Outdated(pod) => Plan { steps: delete(ChildKind::Pod, &pod.metadata).into_iter().collect(), wake_at: rest },
+        // Somebody has deleted the claim: the next one has its name, so this one has to be gone.
+        Situation::Create { .. } if seen.children.claims.iter().any(|claim| claim.metadata.deletion_timestamp.is_some()) => {
+            Plan { steps: vec![], wake_at: Some(later(now, DELETION_LOOK)) }
+        }
         Situation::Create { desired, attempt } => {
             let mut steps = surroundings(seen, attempt);
+            steps.extend(claim(seen, &desired));
             steps.extend(registries(now, seen, &desired, None));
             steps.push(Step::CreatePod(Box::new(objects::pod(&seen.cluster, &desired, &seen.settings, attempt))));
             Plan { steps, wake_at: rest }
         }
         Situation::Creating { pod, desired, deadline } => {
             let mut steps = surroundings(seen, attempt_of(pod));
-            steps.extend(desired.and_then(|desired| registries(now, seen, &desired, Some(pod))));
+            if let Some(desired) = desired {
+                // Taken away before a node has taken the pod.
+                steps.extend(claim(seen, &desired).filter(|_| seen.children.claims.is_empty()));
+                steps.extend(registries(now, seen, &desired, Some(pod)));
+            }
             Plan { steps, wake_at: Some(deadline) }
         }
         Situation::Running { pod, desired } => {
@@ -193,6 +208,13 @@ fn surroundings(seen: &Observed, attempt: i64) -> Vec<Step> {
         steps.push(Step::ApplyService(Box::new(service)));
     }
     steps
+}
+
+/// The claim, if it is not there as it should be. Compared only before a pod is made: a larger size is for the next one.
+fn claim(seen: &Observed, desired: &Desired) -> Option<Step> {
+    let claim = objects::volume_claim(&seen.cluster, desired, &seen.settings)?;
+    let there = seen.children.claims.iter().any(|have| objects::matches(&claim.metadata, &have.metadata) && objects::matches(&claim.spec, &have.spec));
+    (!there).then(|| Step::ApplyVolumeClaim(Box::new(claim)))
 }
 
 /// The copy of what the registries refer to: made anew for each pod, and from time to time while it runs, so that a change arrives. A pod keeps the
@@ -295,11 +317,14 @@ fn deletion(now: Timestamp, seen: &Observed) -> Vec<Step> {
         steps.push(Step::RetractKubeconfig { secret: published.name });
     }
     let children = &seen.children;
+    // With their content, and so after those who work on it; but whoever is not waited for any longer does not keep them either.
+    let claims = if (children.live && children.pods.is_empty()) || is_overdue(now, seen) { &children.claims[..] } else { &[] };
     let lists = [
         (ChildKind::Pod, children.pods.iter().map(|pod| &pod.metadata).collect::<Vec<_>>()),
         (ChildKind::Service, children.services.iter().map(|service| &service.metadata).collect()),
         (ChildKind::NetworkPolicy, children.policies.iter().map(|policy| &policy.metadata).collect()),
         (ChildKind::Keys, children.keys.iter().collect()),
+        (ChildKind::VolumeClaim, claims.iter().map(|claim| &claim.metadata).collect()),
     ];
     for (kind, metas) in lists {
         steps.extend(metas.into_iter().filter(|meta| meta.deletion_timestamp.is_none()).filter_map(|meta| delete(kind, meta)));

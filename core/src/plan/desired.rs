@@ -19,7 +19,7 @@ use super::registries;
 use super::settings::Settings;
 use super::wire::{AgentSettings, EgressPlan, PodLimits, SCHEMA};
 use crate::api::reasons::Reason;
-use crate::api::{KindCluster, PodLossPolicy, Registry};
+use crate::api::{KindCluster, PodLossPolicy, Registry, StorageType};
 
 /// Longest settings that go into a pod's annotation, in bytes. All annotations together may have 256 KiB.
 const SETTINGS_LIMIT: usize = 128 * 1024;
@@ -39,6 +39,10 @@ const DEFAULT_CPU: (i64, i64) = (500, 250);
 
 /// Disk of the first node and of each further one.
 const DEFAULT_STORAGE: (i64, i64) = (10 * GIB, 5 * GIB);
+
+/// Disk of a pod whose cluster lives on a volume of its own: for what is written beside it (such as directories of the pod that `extraMounts` names). Bounded, so
+/// that nobody fills the host's disk by this way.
+const STORAGE_BESIDE_VOLUME: i64 = GIB;
 
 /// Bound of one attempt, where the spec sets none.
 pub const DEFAULT_CREATION_TIMEOUT: Duration = Duration::from_mins(15);
@@ -89,7 +93,10 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
     let network = cidr::choose(wish(cluster)?, &settings.host.ranges)?;
     let policy = &settings.policy;
     let storage_bytes = storage(cluster, node_count, policy)?;
-    let (resources, limits) = resources(spec.resources.as_ref(), node_count, storage_bytes, policy)?;
+    let persistent = spec.storage.as_ref().is_some_and(|storage| storage.type_ == StorageType::Persistent);
+    let pod_disk = if persistent { policy.storage_within(STORAGE_BESIDE_VOLUME) } else { storage_bytes };
+    let (resources, memory_bytes, cpu_millis) = resources(spec.resources.as_ref(), node_count, pod_disk, policy)?;
+    let limits = PodLimits { memory_bytes, cpu_millis, storage_bytes };
     let violation = policy.violation(&Reach { spec, image: &image, nodes: &nodes, resources: &resources, storage_bytes });
     let child = identity.child();
     let namespace = &settings.clusters_namespace;
@@ -115,6 +122,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
         allow_cgroup_v1: settings.allow_cgroup_v1,
         registries: registries::settings(&spec.registries),
         egress: EgressPlan { guard: settings.egress_guard, allowed: settings.egress_allowed.clone(), host_api: settings.host.api },
+        persistent,
     };
     let size = serde_json::to_string(&agent).map_or(usize::MAX, |text| text.len());
     if size > SETTINGS_LIMIT {
@@ -195,7 +203,9 @@ fn storage(cluster: &KindCluster, nodes: i32, policy: &Policy) -> Result<i64, Pr
 
 /// Requests equal limits for memory and disk, so that the scheduler counts what the cluster may really take; CPU is requested and not
 /// limited, because a control plane that is throttled misses its deadlines; unless the policy knows a maximum.
-fn resources(given: Option<&ResourceRequirements>, nodes: i32, storage_bytes: i64, policy: &Policy) -> Result<(ResourceRequirements, PodLimits), Problem> {
+///
+/// Returns also the limits of memory, in bytes, and of CPU, in thousandths.
+fn resources(given: Option<&ResourceRequirements>, nodes: i32, disk: i64, policy: &Policy) -> Result<(ResourceRequirements, i64, Option<i64>), Problem> {
     let mut resources = given.cloned().unwrap_or_default();
     let requests = resources.requests.get_or_insert_default();
     let limits = resources.limits.get_or_insert_default();
@@ -213,7 +223,7 @@ fn resources(given: Option<&ResourceRequirements>, nodes: i32, storage_bytes: i6
     requests.entry("memory".into()).or_insert_with(|| memory.clone());
     requests.entry("cpu".into()).or_insert(cpu);
     for list in [&mut *requests, &mut *limits] {
-        list.entry("ephemeral-storage".into()).or_insert_with(|| quantity::bytes(storage_bytes));
+        list.entry("ephemeral-storage".into()).or_insert_with(|| quantity::bytes(disk));
     }
 
     let unreadable = |what: &str| Problem::new(Reason::ConfigUnreadable, format!("resources.limits.{what} is not a quantity"));
@@ -224,7 +234,7 @@ fn resources(given: Option<&ResourceRequirements>, nodes: i32, storage_bytes: i6
         return Err(Problem::new(Reason::ResourcesTooSmall, message));
     }
     let cpu_millis = limits.get("cpu").map(|cpu| quantity::thousandths(cpu).ok_or_else(|| unreadable("cpu"))).transpose()?;
-    Ok((resources, PodLimits { memory_bytes, cpu_millis, storage_bytes }))
+    Ok((resources, memory_bytes, cpu_millis))
 }
 
 /// One digest per part of the spec that is fixed when a pod is created.
@@ -313,6 +323,22 @@ mod tests {
         assert_eq!(requests["memory"].0, memory);
         assert_eq!(quantity::thousandths(&requests["cpu"]), quantity::thousandths(&Quantity(cpu.into())));
         assert_eq!(requests["ephemeral-storage"].0, storage);
+    }
+
+    #[rstest]
+    #[case("{storage: {type: Persistent}}", "{}", "1Gi", 10 << 30)]
+    #[case("{storage: {type: Persistent, size: 40Gi}}", "{}", "1Gi", 40 << 30)]
+    #[case("{storage: {type: Persistent}, resources: {requests: {ephemeral-storage: 2Gi}, limits: {ephemeral-storage: 2Gi}}}", "{}", "2Gi", 10 << 30)]
+    #[case("{storage: {type: Persistent}}", r#"{"maxResources": {"storage": "512Mi"}}"#, "512Mi", 512 << 20)]
+    fn what_is_on_a_volume_is_not_asked_of_the_node(#[case] spec: &str, #[case] policy: &str, #[case] of_the_node: &str, #[case] size: i64) {
+        let cluster = testing::cluster(spec);
+        let settings = Settings { policy: Policy::parse(policy).unwrap(), ..testing::settings() };
+        let desired = desire(&cluster, &testing::identity(&cluster), &settings).unwrap();
+        for list in [desired.resources.requests, desired.resources.limits] {
+            assert_eq!(list.unwrap()["ephemeral-storage"].0, of_the_node);
+        }
+        assert_eq!((desired.agent.persistent, desired.agent.limits.storage_bytes), (true, size));
+        assert_eq!(desired.violation, None);
     }
 
     #[rstest]

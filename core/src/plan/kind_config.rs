@@ -56,6 +56,8 @@ pub struct NodeHost {
     pub memory_bytes: i64,
     /// Processors of the machine in thousandths, which each kubelet takes for its own.
     pub cpu_millis: i64,
+    /// Whether the nodes' disk is the cluster's alone and as large as it was asked for. If not, each kubelet sees the disk of the host.
+    pub own_disk: bool,
     /// Directory in the pod that holds the files of [`keys::CLUSTER`].
     pub keys_directory: String,
 }
@@ -192,6 +194,10 @@ pub fn compose(settings: &AgentSettings, host: &NodeHost, version: KubernetesVer
     config.api_version = Some("kind.x-k8s.io/v1alpha4".into());
     config.name = Some(settings.cluster_name.clone());
 
+    if host.own_disk {
+        // First, unlike ours below: the user's own thresholds stand.
+        config.kubeadm_config_patches.insert(0, disk_patch().to_string());
+    }
     let networking = config.networking.get_or_insert_default();
     networking.api_server_address = Some("127.0.0.1".into());
     networking.api_server_port = Some(KIND_API_PORT);
@@ -226,7 +232,7 @@ fn kubeadm_patches(settings: &AgentSettings, host: &NodeHost, version: Kubernete
     let mut cluster = json!({
         "kind": "ClusterConfiguration",
         "apiServer": {"certSANs": settings.cert_sans},
-        // Storage lives and dies with the pod: an fsync would protect what nobody can come back to.
+        // What a cluster holds lives and dies with its pod, also on a volume: an fsync would protect what nobody can come back to.
         "etcd": {"local": {"extraArgs": {"unsafe-no-fsync": "true"}}},
     });
     if version.at_least(36) {
@@ -264,6 +270,12 @@ fn kubeadm_patches(settings: &AgentSettings, host: &NodeHost, version: Kubernete
         json!({"kind": "JoinConfiguration", "discovery": {"bootstrapToken": {"token": token}}}),
         kubelet,
     ]
+}
+
+/// kind turns everything off that a kubelet does about a full disk, because the kubelet sees the host's. Of a disk of the cluster's own, what is reserved by
+/// default comes back, so that etcd does not meet its end. Images are still not collected before that: those that were loaded by hand cannot be had again.
+fn disk_patch() -> Value {
+    json!({"kind": "KubeletConfiguration", "evictionHard": {"nodefs.available": "10%", "nodefs.inodesFree": "5%"}})
 }
 
 /// What each kubelet must leave alone, so that all allocatable memory and CPU together fit into the pod: a kubelet takes the whole machine for
@@ -369,11 +381,13 @@ mod tests {
             allow_cgroup_v1: true,
             registries: vec![],
             egress: EgressPlan::default(),
+            persistent: false,
         }
     }
 
     fn host(cgroup_v2: bool) -> NodeHost {
-        NodeHost { cgroup_v2, may_lower_oom_score: cgroup_v2, memory_bytes: 24 << 30, cpu_millis: 4000, keys_directory: "/run/nestling/pki".into() }
+        let keys_directory = "/run/nestling/pki".into();
+        NodeHost { cgroup_v2, may_lower_oom_score: cgroup_v2, memory_bytes: 24 << 30, cpu_millis: 4000, own_disk: false, keys_directory }
     }
 
     const V1_34: KubernetesVersion = KubernetesVersion { major: 1, minor: 34 };
@@ -405,6 +419,18 @@ mod tests {
         }
         assert!(config.containerd_config_patches.last().unwrap().contains("config_path = \"/etc/containerd/certs.d\""));
         assert!(plain.containerd_config_patches.iter().all(|patch| !patch.contains("config_path")));
+    }
+
+    #[test]
+    fn kubelets_clean_a_disk_that_is_the_clusters_own_unless_the_user_knows_better() {
+        let theirs = "kubeadmConfigPatches: ['{kind: KubeletConfiguration, evictionHard: {nodefs.available: 2%}}']";
+        for own_disk in [false, true] {
+            let config = compose(&settings(Some(theirs)), &NodeHost { own_disk, ..host(true) }, V1_34, "a.b").unwrap();
+            let mut patches = config.kubeadm_config_patches;
+            assert!(patches.pop().unwrap().contains("2%"), "the last one wins");
+            let expected = r#"{"evictionHard":{"nodefs.available":"10%","nodefs.inodesFree":"5%"},"kind":"KubeletConfiguration"}"#;
+            assert_eq!(patches, [expected].repeat(usize::from(own_disk)));
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod registries;
 pub mod settings;
 pub mod settle;
 pub mod situation;
+mod volume;
 pub mod wire;
 
 #[cfg(test)]

@@ -40,6 +40,11 @@ impl Identity {
         format!("{}-registries", self.child())
     }
 
+    /// The claim on the cluster's volume, where it is persistent.
+    pub fn volume_claim(&self) -> String {
+        format!("{}-data", self.child())
+    }
+
     /// The name under which the agent's certificate is checked.
     pub fn agent_server_name(&self) -> String {
         format!("{}.agent.nestling", self.uid)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -43,12 +43,14 @@ pub struct Children {
     pub policies: Vec<NetworkPolicy>,
     /// Secrets with keys, metadata only.
     pub keys: Vec<ObjectMeta>,
+    /// Claims on the cluster's volume.
+    pub claims: Vec<PersistentVolumeClaim>,
 }
 
 impl Children {
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
-        self.pods.is_empty() && self.services.is_empty() && self.policies.is_empty() && self.keys.is_empty()
+        self.pods.is_empty() && self.services.is_empty() && self.policies.is_empty() && self.keys.is_empty() && self.claims.is_empty()
     }
 
     /// The newest pod that nobody has deleted.
@@ -86,12 +88,12 @@ impl Observed {
     }
 }
 
-/// Whether the caches are not enough: nothing is there, and what follows from that (a new pod, the end of the finalizer) must not follow from
+/// Whether the caches are not enough: no pod is there, and what follows from that (a new pod, the end of the volume and of the finalizer) must not follow from
 /// a cache that is only behind. The object itself and its children are then read from the API server.
 pub fn needs_live(cluster: &KindCluster, children: &Children) -> bool {
     let ours = cluster.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER);
     let deleting = cluster.metadata.deletion_timestamp.is_some();
-    ours && !cluster.spec.paused && if deleting { children.is_empty() } else { children.current_pod().is_none() }
+    ours && !cluster.spec.paused && if deleting { children.pods.is_empty() } else { children.current_pod().is_none() }
 }
 
 /// The identity of an object that the API server has accepted; `None` for one that it has not seen.

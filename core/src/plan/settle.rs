@@ -242,7 +242,7 @@ fn reason_of(failure: &LastFailure) -> Reason {
 }
 
 fn creating(now: Timestamp, seen: &Observed, pod: &Pod, desired: Option<&Desired>) -> Claims {
-    let (reason, message) = progress(now, pod, seen.report.as_ref());
+    let (reason, message) = progress(now, pod, seen.report.as_ref(), &seen.children.claims);
     let message = if reason.remedy().is_empty() && message.is_empty() { reason.meaning().to_owned() } else { reason.explain(&message) };
     let host = match &seen.report {
         Some(report) if report.stage > super::wire::Stage::Preflight => Claim::yes(Reason::HostFit, report.warnings.join(" ")),
@@ -416,6 +416,7 @@ fn what_is_left(seen: &Observed) -> String {
     left.extend(children.services.iter().filter_map(|service| service.metadata.name.as_ref()).map(|name| format!("Service {name}")));
     left.extend(children.policies.iter().filter_map(|policy| policy.metadata.name.as_ref()).map(|name| format!("NetworkPolicy {name}")));
     left.extend(children.keys.iter().filter_map(|keys| keys.name.as_ref()).map(|name| format!("Secret {name}")));
+    left.extend(children.claims.iter().filter_map(|claim| claim.metadata.name.as_ref()).map(|name| format!("PersistentVolumeClaim {name}")));
     if left.is_empty() { "nothing is left but the finalizer".to_owned() } else { format!("left: {}", left.join(", ")) }
 }
 
@@ -506,7 +507,7 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::decide::decide;
+    use crate::plan::decide::{ChildKind, decide};
     use crate::plan::observed::{Children, Turn};
     use crate::plan::policy::Policy;
     use crate::plan::settings::{Cleanup, CleanupPolicy, Settings};
@@ -927,6 +928,75 @@ mod tests {
         assert!(steps(&seen).is_empty(), "an empty cache proves nothing");
         seen.children.live = true;
         assert_eq!(steps(&seen), ["RetractKubeconfig", "RemoveFinalizer"]);
+    }
+
+    const PERSISTENT: &str = "storage: {type: Persistent, storageClassName: fast}";
+
+    #[test]
+    fn a_volume_is_claimed_before_the_pod_and_again_for_the_next_if_it_is_to_be_larger() {
+        let all = ["CreateKeys", "ApplyNetworkPolicy", "ApplyService", "ApplyVolumeClaim", "CreatePod"];
+        let mut seen = testing::observed(testing::cluster(PERSISTENT));
+        assert_eq!(steps(&seen), all);
+        seen.children.claims = testing::with_pod(seen.clone(), 5).children.claims;
+        assert_eq!(steps(&seen), ["CreateKeys", "ApplyNetworkPolicy", "ApplyService", "CreatePod"]);
+        seen.cluster.spec.storage.as_mut().unwrap().size = Some("40Gi".into());
+        assert_eq!(steps(&seen), all);
+        // One that goes keeps its name for so long.
+        seen.children.claims[0].metadata.deletion_timestamp = Some(Time(now()));
+        assert_eq!(steps(&seen), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn a_claim_that_was_taken_away_comes_back_for_a_pod_that_waits_but_not_under_a_cluster() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster(PERSISTENT)), 20);
+        assert_eq!(steps(&seen), Vec::<&str>::new());
+        seen.children.claims.clear();
+        assert_eq!(steps(&seen), ["ApplyVolumeClaim"]);
+        seen.report = Some(serving(true));
+        assert_eq!(steps(&seen), ["PublishKubeconfig"]);
+    }
+
+    #[test]
+    fn a_pod_without_its_volume_says_so() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster(PERSISTENT)), 20);
+        assert_eq!(claim(&settled(&seen), conditions::READY), "False PodPending", "a claim may wait for its pod");
+        let refused = r#"{"conditions": [{"type": "PodScheduled", "status": "False", "message": "pod has unbound immediate PersistentVolumeClaims"}]}"#;
+        seen.children.pods[0].status = serde_json::from_str(refused).unwrap();
+        let status = settled(&seen);
+        assert_eq!(claim(&status, conditions::READY), "False VolumePending");
+        let message = &conditions::get(&status.conditions, conditions::READY).unwrap().message;
+        assert!(message.contains(&seen.identity.volume_claim()) && message.ends_with(Reason::VolumePending.remedy()), "{message}");
+        seen.children.claims[0].status = serde_json::from_str(r#"{"phase": "Lost"}"#).unwrap();
+        assert_eq!(claim(&settled(&seen), conditions::READY), "False VolumeLost");
+        seen.children.pods[0].status = None;
+        seen.children.pods[0].spec.as_mut().unwrap().node_name = Some("crane-1".into());
+        assert_eq!(claim(&settled(&seen), conditions::READY), "False PodPending", "a node has taken it");
+    }
+
+    #[test]
+    fn a_volume_goes_after_the_pod_and_is_seen_to_be_gone() {
+        let deleted = |seconds: i64| {
+            let mut seen = testing::with_pod(testing::observed(testing::cluster(PERSISTENT)), 3600);
+            seen.cluster.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(NOW - seconds).unwrap()));
+            seen
+        };
+        let goes = |seen: &Observed| {
+            let kinds = decide(now(), seen).steps.into_iter().filter_map(|step| if let Step::Delete(child) = step { Some(child.kind) } else { None });
+            kinds.collect::<Vec<_>>().contains(&ChildKind::VolumeClaim)
+        };
+        let mut seen = deleted(10);
+        assert!(!goes(&seen));
+        let alone = Children { live: true, claims: seen.children.claims.clone(), ..Children::default() };
+        seen.children = alone.clone();
+        assert!(goes(&seen));
+        assert!(!steps(&seen).contains(&"RemoveFinalizer"));
+        // Nobody waits for the pod any longer.
+        assert!(goes(&deleted(600)));
+        seen = Observed { children: alone, ..deleted(600) };
+        let status = settled(&seen);
+        assert_eq!(claim(&status, conditions::DELETING), "True CleanupUnverified");
+        let message = &conditions::get(&status.conditions, conditions::DELETING).unwrap().message;
+        assert!(message.contains(&format!("PersistentVolumeClaim {}", seen.identity.volume_claim())), "{message}");
     }
 
     const LOGIN: &str = "registries: [{host: r.example, credentialsSecretRef: {name: login}}]";

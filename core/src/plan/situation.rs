@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 
 use super::classify::classify;
 use super::desired::{DEFAULT_CREATION_TIMEOUT, Desired, desire};
 use super::objects::{attempt_of, digests_of};
 use super::observed::{Observed, Turn, created_at};
 use super::problem::Problem;
+use super::volume;
 use super::wire::{AgentFailure, AgentReport, Stage};
 use crate::api::conditions::{clip, clip_start};
 use crate::api::reasons::Reason;
@@ -130,7 +131,7 @@ fn with_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, 
     let timeout = desired.as_ref().map_or(DEFAULT_CREATION_TIMEOUT, |desired| desired.creation_timeout);
     let deadline = later(created_at(&pod.metadata), timeout);
     if now >= deadline {
-        let (reason, message) = progress(now, pod, seen.report.as_ref());
+        let (reason, message) = progress(now, pod, seen.report.as_ref(), &seen.children.claims);
         let failure = AgentFailure {
             reason: Reason::CreationTimeout,
             message: format!(
@@ -244,12 +245,15 @@ fn reported(report: Option<&AgentReport>) -> Option<AgentFailure> {
 }
 
 /// What an attempt is busy with: the agent's word, or before there is one, the pod's own state.
-pub fn progress(now: Timestamp, pod: &Pod, report: Option<&AgentReport>) -> (Reason, String) {
+pub fn progress(now: Timestamp, pod: &Pod, report: Option<&AgentReport>, claims: &[PersistentVolumeClaim]) -> (Reason, String) {
     if let Some(report) = report {
         return match report.stage {
             Stage::Serving if !report.control_plane_ready => (Reason::WaitingForControlPlane, String::new()),
             stage => (stage.reason(), String::new()),
         };
+    }
+    if let Some(trouble) = volume::trouble(now, pod, claims).filter(|_| pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none())) {
+        return trouble;
     }
     let Some(status) = &pod.status else { return (Reason::PodPending, String::new()) };
     let unscheduled = status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");

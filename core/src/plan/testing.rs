@@ -82,6 +82,10 @@ pub fn with_pod(mut seen: Observed, seconds: i64) -> Observed {
     }
     seen.children.services.push(service);
     seen.children.policies.push(objects::network_policy(&seen.identity, &seen.settings));
+    seen.children.claims.extend(objects::volume_claim(&seen.cluster, &desired, &seen.settings).map(|mut claim| {
+        claim.metadata.uid = Some("claim-uid".into());
+        claim
+    }));
     if desired.agent.registries.iter().any(|registry| registry.credentials || registry.authority) {
         seen.children.keys.push(registries_read(&seen, NOW - seconds));
     }

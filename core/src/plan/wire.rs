@@ -114,6 +114,9 @@ pub struct AgentSettings {
     /// What nested traffic may reach.
     #[serde(default)]
     pub egress: EgressPlan,
+    /// Whether the data-root is a volume that outlives the pod.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub persistent: bool,
 }
 
 /// A registry that needs something said. What it wants to see is not here but in [`REGISTRIES_DIRECTORY`].
@@ -178,7 +181,7 @@ pub struct PodLimits {
     /// CPU limit of the pod in thousandths of a core; `None` is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_millis: Option<i64>,
-    /// Size limit of the data-root in bytes.
+    /// Size limit of the data-root in bytes; of a persistent one, the size that was requested.
     pub storage_bytes: i64,
 }
 
@@ -248,7 +251,7 @@ pub enum PolicyProbe {
 pub struct StoragePressure {
     /// Bytes that it held when this was seen first.
     pub used_bytes: i64,
-    /// Bytes beyond which the host ends the pod.
+    /// Bytes that it can hold.
     pub limit_bytes: i64,
 }
 

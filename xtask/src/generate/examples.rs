@@ -5,7 +5,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use nestling_core::api::kind_config::{KindConfig, KindNetworking, KindNode, KindRole};
-use nestling_core::api::{Access, AccessService, KindCluster, KindClusterSpec, LocalReference, Nodes, Registry, ServiceType};
+use nestling_core::api::{Access, AccessService, KindCluster, KindClusterSpec, LocalReference, Nodes, Registry, ServiceType, Storage, StorageType};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -21,6 +21,10 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
         ("config", one("A kind configuration, as one would give to `kind create cluster --config`.", "config", config())?),
         ("no-cni", one("Without a CNI: Ready needs only the control plane, and its user installs a CNI.", "no-cni", no_cni())?),
         ("registries", one("A mirror of Docker Hub, and a registry that wants a login and has an authority of its own.", "registries", registries())?),
+        (
+            "persistent",
+            one("On a volume of its own. It goes with the object, and a cluster that is lost does not come back from it.", "persistent", persistent())?,
+        ),
         ("job-owned", job_owned()?),
     ])
 }
@@ -69,6 +73,11 @@ fn registries() -> KindClusterSpec {
 fn no_cni() -> KindClusterSpec {
     let networking = KindNetworking { disable_default_cni: Some(true), ..KindNetworking::default() };
     KindClusterSpec { config: Some(KindConfig { networking: Some(networking), ..KindConfig::default() }), ..spec() }
+}
+
+fn persistent() -> KindClusterSpec {
+    let storage = Storage { type_: StorageType::Persistent, size: Some("20Gi".to_owned()), ..Storage::default() };
+    KindClusterSpec { storage: Some(storage), ..spec() }
 }
 
 fn one(about: &str, name: &str, spec: KindClusterSpec) -> Result<String> {

@@ -5,12 +5,14 @@ mod kubeconfig;
 mod network_policy;
 mod pod;
 mod service;
+mod volume_claim;
 
 pub use doctor_pod::{DOCTOR_LABEL, Examination, doctor_pod};
 pub use kubeconfig::{Credentials, kubeconfig_secret};
 pub use network_policy::network_policy;
 pub use pod::{attempt_of, digests_of, pod};
 pub use service::service;
+pub use volume_claim::volume_claim;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Container, ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction,
-    HostPathVolumeSource, ObjectFieldSelector, Pod, PodSpec, Probe, SELinuxOptions, SecretKeySelector, SecretVolumeSource, SecurityContext, Volume,
-    VolumeMount,
+    HostPathVolumeSource, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod, PodSpec, Probe, SELinuxOptions, SecretKeySelector, SecretVolumeSource,
+    SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -157,13 +157,20 @@ fn mounts(desired: &Desired, settings: &Settings) -> Vec<VolumeMount> {
     mounts
 }
 
+/// The volume of the data-root.
+fn data(desired: &Desired) -> Volume {
+    let name = "data".to_owned();
+    if desired.agent.persistent {
+        let claim = PersistentVolumeClaimVolumeSource { claim_name: desired.identity.volume_claim(), read_only: None };
+        return Volume { name, persistent_volume_claim: Some(claim), ..Volume::default() };
+    }
+    let size_limit = Some(quantity::bytes(desired.agent.limits.storage_bytes));
+    Volume { name, empty_dir: Some(EmptyDirVolumeSource { size_limit, ..EmptyDirVolumeSource::default() }), ..Volume::default() }
+}
+
 fn volumes(desired: &Desired, settings: &Settings) -> Vec<Volume> {
     let mut volumes = vec![
-        Volume {
-            name: "data".to_owned(),
-            empty_dir: Some(EmptyDirVolumeSource { size_limit: Some(quantity::bytes(desired.agent.limits.storage_bytes)), ..EmptyDirVolumeSource::default() }),
-            ..Volume::default()
-        },
+        data(desired),
         Volume {
             name: "run".to_owned(),
             empty_dir: Some(EmptyDirVolumeSource { medium: Some("Memory".to_owned()), size_limit: Some(quantity::bytes(64 << 20)) }),
@@ -341,6 +348,7 @@ mod tests {
     #[case("{nodes: {workers: 3}}")]
     #[case("{resources: {limits: {cpu: '4'}}}")]
     #[case("{resources: {requests: {memory: 3Gi}}, storage: {size: 4Gi}}")]
+    #[case("{storage: {type: Persistent}}")]
     fn a_limit_range_finds_nothing_to_fill_in(#[case] spec: &str) {
         let spec = made(spec).spec.unwrap();
         assert!(spec.init_containers.is_none() && spec.containers.len() == 1, "a further container would get the defaults");
@@ -350,6 +358,15 @@ mod tests {
         for name in ["memory", "ephemeral-storage"] {
             assert!(requests.contains_key(name) && requests.get(name) == limits.get(name), "{name}: {requests:?} {limits:?}");
         }
+    }
+
+    #[test]
+    fn a_persistent_cluster_lives_on_its_claim() {
+        let pod = made("{storage: {type: Persistent, size: 40Gi}}");
+        assert!(pod.metadata.annotations.as_ref().unwrap()[annotations::SETTINGS].contains(r#""persistent":true"#));
+        let spec = pod.spec.unwrap();
+        insta::assert_yaml_snapshot!((&spec.volumes.unwrap()[0], &spec.containers[0].volume_mounts.as_ref().unwrap()[0]));
+        assert_eq!(spec.containers[0].resources.as_ref().unwrap().requests.as_ref().unwrap()["ephemeral-storage"].0, "1Gi");
     }
 
     #[test]
