@@ -98,12 +98,28 @@ fn the_admission_policy(#[case] name: &str, #[case] arguments: &[&str]) {
     insta::assert_yaml_snapshot!(name, rendered);
 }
 
+/// Whether the operator accepts `lifecycle.deletionProtection`.
+fn accepts_protection(objects: &[Value]) -> bool {
+    let container = &kind(objects, "Deployment").next().unwrap()["spec"]["template"]["spec"]["containers"][0];
+    Operator::try_parse_from(words(&container["args"])).unwrap().args.deletion_protection
+}
+
+#[test]
+fn deletion_protection_is_accepted_where_it_is_enforced() {
+    let Some(helm) = helm() else { return };
+    let objects = objects(&helm, &ADMISSION);
+    assert!(kind(&objects, "ValidatingAdmissionPolicy").any(|policy| policy["metadata"]["name"] == "reed-nestling-deletion-protection"));
+    assert!(accepts_protection(&objects));
+}
+
 #[rstest]
 #[case::the_host_has_none(&[])]
 #[case::nobody_wants_it(&["--api-versions", "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy", "--set", "policy.admission=false"])]
 fn there_is_no_admission_policy_where(#[case] arguments: &[&str]) {
     let Some(helm) = helm() else { return };
-    assert_eq!(kind(&objects(&helm, arguments), "ValidatingAdmissionPolicy").count(), 0);
+    let objects = objects(&helm, arguments);
+    assert_eq!(kind(&objects, "ValidatingAdmissionPolicy").count(), 0);
+    assert!(!accepts_protection(&objects), "nothing would enforce it");
 }
 
 /// Collects the values that are the same in both, or left out of the second.
@@ -283,6 +299,8 @@ fn the_clusters_namespace_is_privileged_and_kept() {
 #[case::policy_quantity("policy.maxResources.memory=lots", "memory")]
 #[case::policy_disk("policy.maxResources.ephemeral-storage=1Gi", "ephemeral-storage")]
 #[case::policy_nodes("policy.maxResources.nodes=0", "nodes")]
+#[case::policy_lifetime("policy.maxLifetime=30s", "maxLifetime")]
+#[case::policy_no_lifetime("policy.maxLifetime=0h", "maxLifetime")]
 #[case::own_namespace("clustersNamespace.name=operators", "must not be the release's own namespace")]
 #[case::monitor_without_service("metrics.service.create=false,metrics.serviceMonitor.create=true", "needs metrics.service.create")]
 fn bad_values_are_refused(#[case] value: &str, #[case] message: &str) {

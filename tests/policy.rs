@@ -8,9 +8,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use clap::Parser;
-use k8s_openapi::api::core::v1::Pod;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
-use kube::{Api, ResourceExt};
+use kube::{Api, Resource, ResourceExt};
 use nestling_core::api::conditions::{READY, STALLED, UP_TO_DATE, get};
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{FINALIZER, KindCluster, KindClusterSpec};
@@ -55,7 +57,7 @@ fn render(policy: &Value) -> Rendered {
     let arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap().clone();
     let args = OperatorCommand::try_parse_from(arguments.iter().map(|argument| argument.as_str().unwrap())).unwrap().args;
     let admission: Vec<&str> = documents().filter(|document| document.contains("kind: ValidatingAdmissionPolicy")).collect();
-    assert_eq!(admission.len(), 2);
+    assert_eq!(admission.len(), 4);
     Rendered { settings: args.settings(HostFacts::default()), admission: admission.join("\n---\n") }
 }
 
@@ -67,6 +69,7 @@ fn policy() -> Value {
         "allowedPriorityClasses": ["", "low"],
         "allowedRuntimeClasses": ["", "kata"],
         "maxResources": {"cpu": 2, "memory": "4Gi", "storage": "12Gi", "nodes": 3, "nvidia.com/gpu": 0},
+        "maxLifetime": "8h",
     })
 }
 
@@ -76,11 +79,17 @@ fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
     let pod = |pod: Value| json!({"pod": pod});
     let tolerations = |tolerations: Value| json!({"pod": {"tolerations": tolerations}});
     let resources = |resources: Value| json!({"resources": resources});
+    let lifecycle = |lifecycle: Value| json!({"lifecycle": lifecycle});
+    let after_minutes = |minutes: i64| (Timestamp::now() + SignedDuration::from_mins(minutes)).to_string();
     let (not_allowed, paths, private) =
         (Some("is not allowed; allowed are kindest/node:*, registry.example.com/team/*"), Some("absolute path"), Some("belongs to the pod"));
     vec![
         ("empty", json!({}), None),
-        ("nothing but nulls", json!({"version": null, "image": null, "nodes": null, "config": null, "pod": null, "resources": null, "storage": null}), None),
+        (
+            "nothing but nulls",
+            json!({"version": null, "image": null, "nodes": null, "config": null, "pod": null, "resources": null, "storage": null, "lifecycle": null}),
+            None,
+        ),
         ("nulls below", json!({"config": {"nodes": null}, "pod": {"priorityClassName": null, "runtimeClassName": null}, "storage": {"size": null}}), None),
         // Images.
         ("an image", json!({"image": "kindest/node:v1.30.0"}), None),
@@ -138,6 +147,14 @@ fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
         ("nodes", json!({"nodes": {"workers": 2}, "resources": {"limits": {"memory": "4Gi"}}}), None),
         ("too many nodes", json!({"nodes": {"workers": 3}, "resources": {"limits": {"memory": "4Gi"}}}), Some("nodes: ")),
         ("too many nodes of kind", json!({"config": {"nodes": [{}, {"role": "worker"}, {"role": "worker"}, {"role": "worker"}]}}), Some("nodes: ")),
+        // Lifetimes.
+        ("a lifetime", lifecycle(json!({"ttl": "480m", "expirationTime": after_minutes(470)})), None),
+        ("a lifetime of nulls", lifecycle(json!({"ttl": null, "expirationTime": null})), None),
+        ("too long a lifetime", lifecycle(json!({"ttl": "8h1s"})), Some("at most 8h")),
+        ("too late an end", lifecycle(json!({"expirationTime": after_minutes(490)})), Some("at most 8h")),
+        ("too late an end beside a lifetime", lifecycle(json!({"ttl": "1h", "expirationTime": after_minutes(490)})), Some("at most 8h")),
+        ("no end at all", lifecycle(json!({"deletionProtection": true})), Some("lifecycle.deletionProtection")),
+        ("an end after all", lifecycle(json!({"deletionProtection": false})), None),
         // Mounts.
         ("a mount", mount("/mnt/data/"), None),
         ("modules", mount("/lib/modules"), None),
@@ -181,6 +198,7 @@ fn refused_by_the_operator(settings: &Settings, spec: &Value) -> Option<Reason> 
     let mut cluster = KindCluster::new("probe", serde_json::from_value::<KindClusterSpec>(spec.clone()).unwrap());
     cluster.metadata.namespace = Some("default".into());
     cluster.metadata.uid = Some("uid".into());
+    cluster.metadata.creation_timestamp = Some(Time(Timestamp::now()));
     match desire(&cluster, &identity(&cluster).unwrap(), settings) {
         Ok(desired) => desired.violation.map(|problem| problem.reason),
         Err(problem) => Some(problem.reason),
@@ -294,4 +312,54 @@ async fn the_operator_refuses_by_itself_recovers_and_ends_no_cluster() {
     condition(&clusters, "old", STALLED, "True", Some("PolicyViolation"), SOON).await;
     patch("old", json!({"spec": {"image": null}})).await;
     condition(&clusters, "old", READY, "True", None, SOON).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_protected_is_deleted_only_with_its_namespace() {
+    let plane = Plane::start().await;
+    plane.namespace("team").await;
+    plane.apply(&render(&json!({})).admission);
+    let clusters: Api<KindCluster> = Api::namespaced(plane.client.clone(), "team");
+    let maps: Api<ConfigMap> = Api::namespaced(plane.client.clone(), "team");
+    let create = async |name: &str, owner: Option<&ConfigMap>| {
+        let mut cluster = KindCluster::new(name, serde_json::from_value(json!({"lifecycle": {"deletionProtection": true}})).unwrap());
+        cluster.metadata.owner_references = owner.map(|owner| vec![owner.owner_ref(&()).unwrap()]);
+        clusters.create(&PostParams::default(), &cluster).await.unwrap();
+    };
+    create("kept", None).await;
+    let said = until("the protection to be enforced", SOON, async || {
+        match clusters.delete("kept", &DeleteParams { dry_run: true, ..DeleteParams::default() }).await {
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(status.message),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let all = clusters.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
+    assert!(matches!(&all, Err(kube::Error::Api(status)) if status.code == 403), "{all:?}");
+
+    // Nor does the garbage collector take it along.
+    let map = ConfigMap { metadata: kube::api::ObjectMeta { name: Some("owner".into()), ..Default::default() }, ..ConfigMap::default() };
+    let owner = maps.create(&PostParams::default(), &map).await.unwrap();
+    create("owned", Some(&owner)).await;
+    maps.delete("owner", &DeleteParams::background()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(clusters.get("owned").await.unwrap().metadata.deletion_timestamp.is_none());
+
+    // What is said is the way to lift it.
+    let command = said.split("run: kubectl ").nth(1).unwrap();
+    let (arguments, patch) = command.split_once(" --patch ").unwrap();
+    let patch = patch.trim().trim_matches('\'');
+    for name in ["kept", "owned"] {
+        let arguments = arguments.replace(" kept ", &format!(" {name} "));
+        let output = plane.control_plane.kubectl().args(arguments.split(' ')).args(["--patch", patch]).output().unwrap();
+        assert!(output.status.success(), "kubectl {command}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    clusters.delete("kept", &DeleteParams::default()).await.unwrap();
+    gone(&clusters, "kept", SOON).await;
+    gone(&clusters, "owned", Duration::from_mins(2)).await;
+
+    create("doomed", None).await;
+    let namespaces: Api<Namespace> = Api::all(plane.client.clone());
+    namespaces.delete("team", &DeleteParams::default()).await.unwrap();
+    gone(&namespaces, "team", Duration::from_mins(2)).await;
 }

@@ -73,6 +73,9 @@ async fn the_charts_rights_suffice_and_nothing_more() {
     condition(&clusters, "crane", READY, "True", None, Duration::from_mins(1)).await;
     clusters.delete("crane", &DeleteParams::default()).await.unwrap();
     gone(&clusters, "crane", Duration::from_mins(1)).await;
+    let brief = serde_json::json!({"lifecycle": {"ttl": "1s"}});
+    clusters.create(&PostParams::default(), &KindCluster::new("mayfly", serde_json::from_value(brief).unwrap())).await.unwrap();
+    gone(&clusters, "mayfly", Duration::from_mins(1)).await;
 
     // What a namespace has to allow, it is asked for with a command that is right.
     let login = serde_json::json!({"metadata": {"name": "login"}, "type": "kubernetes.io/basic-auth", "stringData": {"username": "u", "password": "p"}});
@@ -134,7 +137,6 @@ async fn the_charts_rights_suffice_and_nothing_more() {
         ("patch", "", "nodes", None),
         ("create", "", "namespaces", None),
         ("create", "nestling.dev", "kindclusters", Some("team")),
-        ("delete", "nestling.dev", "kindclusters", Some("team")),
         ("create", "rbac.authorization.k8s.io", "clusterrolebindings", None),
         ("escalate", "rbac.authorization.k8s.io", "clusterroles", None),
         ("impersonate", "", "users", None),
@@ -143,7 +145,12 @@ async fn the_charts_rights_suffice_and_nothing_more() {
     for (verb, group, resource, namespace) in forbidden {
         assert!(!may(&operator, verb, group, resource, namespace).await, "{verb} {resource} in {namespace:?} is allowed");
     }
-    let needed = [("patch", "", "secrets", Some("team")), ("create", "", "pods", Some(CLUSTERS_NAMESPACE)), ("watch", "nestling.dev", "kindclusters", None)];
+    let needed = [
+        ("patch", "", "secrets", Some("team")),
+        ("create", "", "pods", Some(CLUSTERS_NAMESPACE)),
+        ("watch", "nestling.dev", "kindclusters", None),
+        ("delete", "nestling.dev", "kindclusters", Some("team")),
+    ];
     for (verb, group, resource, namespace) in needed {
         assert!(may(&operator, verb, group, resource, namespace).await, "{verb} {resource} in {namespace:?} is not allowed");
     }

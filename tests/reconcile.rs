@@ -6,11 +6,12 @@ mod support;
 
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use nestling_core::api::conditions::{KUBECONFIG_PUBLISHED, PAUSED, READY, STALLED, UP_TO_DATE};
+use nestling_core::api::conditions::{EXPIRING, KUBECONFIG_PUBLISHED, PAUSED, READY, STALLED, UP_TO_DATE, get};
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{KindCluster, KindClusterSpec};
 use nestling_core::plan::decide::Step;
@@ -422,12 +423,17 @@ async fn a_storm_is_queued_and_never_exceeds_its_bound() {
 async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, kill_at: Option<Duration>) {
     let mut doomed = stage.operator_that_dies(die_after.clone());
     let foreign_name = format!("{name}-other");
+    let expires = die_after.as_ref().is_some_and(|(step, _)| step == "Expire");
     stage.create(name, json!({"kubeconfig": {"secretName": foreign_name}, "registries": registries("login"), "storage": {"type": "Persistent"}})).await;
     let life = async {
         condition(&stage.clusters, name, READY, "True", None, SOON).await;
         stage.patch(name, json!({"spec": {"kubeconfig": {"secretName": format!("{name}-new")}}})).await;
         gone(&stage.secrets(), &foreign_name, SOON).await;
-        stage.clusters.delete(name, &DeleteParams::default()).await.unwrap();
+        if expires {
+            stage.patch(name, json!({"spec": {"lifecycle": {"ttl": "1s"}}})).await;
+        } else {
+            stage.clusters.delete(name, &DeleteParams::default()).await.unwrap();
+        }
         gone(&stage.clusters, name, SOON).await;
     };
     let death = async {
@@ -525,6 +531,68 @@ async fn a_volume_whose_end_cannot_be_seen_is_told() {
     assert!(stage.clusters.get_opt("crane").await.unwrap().is_some(), "the object went before its volume");
     hold(json!(null)).await;
     gone(&stage.clusters, "crane", SOON * 2).await;
+async fn a_cluster_ends_when_its_time_is_over_unless_it_is_given_more() {
+    let stage = Stage::set().await;
+    let mut operator = stage.operator();
+    stage.create("late", json!({"lifecycle": {"expirationTime": "2020-01-01T00:00:00Z"}})).await;
+    gone(&stage.clusters, "late", SOON).await;
+    assert_eq!(stage.host.started.lock().unwrap().get("late"), None, "a pod was made for what was over");
+
+    for name in ["short", "long", "paused"] {
+        stage.create(name, json!({"lifecycle": {"ttl": "8h"}})).await;
+        let cluster = condition(&stage.clusters, name, READY, "True", None, SOON).await;
+        assert_eq!(get(&cluster.status.as_ref().unwrap().conditions, EXPIRING).unwrap().reason, "NotExpiring");
+        let created = cluster.metadata.creation_timestamp.unwrap().0;
+        assert_eq!(cluster.status.unwrap().expiration_time.unwrap().0, created + SignedDuration::from_hours(8));
+    }
+    let end = (Timestamp::now() + SignedDuration::from_secs(8)).to_string();
+    let until_end = json!({"spec": {"lifecycle": {"ttl": null, "expirationTime": end}}});
+    stage.patch("paused", json!({"spec": {"paused": true}})).await;
+    for name in ["short", "long", "paused"] {
+        stage.patch(name, until_end.clone()).await;
+        condition(&stage.clusters, name, EXPIRING, "True", Some("ExpiresSoon"), SOON).await;
+    }
+    stage.patch("long", json!({"spec": {"lifecycle": {"ttl": "1h", "expirationTime": null}}})).await;
+    condition(&stage.clusters, "long", EXPIRING, "False", Some("NotExpiring"), SOON).await;
+
+    // The end comes while no operator is there, or under a new one.
+    operator.kill();
+    let _operator = stage.operator();
+    gone(&stage.clusters, "short", SOON).await;
+    gone(&stage.secrets(), "short-kubeconfig", SOON).await;
+    condition(&stage.clusters, "paused", EXPIRING, "True", Some("Expired"), SOON).await;
+    let left = stage.children().await;
+    assert!(left.iter().all(|child| !child.contains("c-short-")), "{left:?}");
+    let long = stage.clusters.get("long").await.unwrap();
+    assert_eq!((long.metadata.deletion_timestamp, get(&long.status.unwrap().conditions, READY).unwrap().status.as_str()), (None, "True"));
+    assert!(stage.clusters.get("paused").await.unwrap().metadata.deletion_timestamp.is_none());
+    stage.patch("paused", json!({"spec": {"paused": false}})).await;
+    gone(&stage.clusters, "paused", SOON).await;
+
+    let events: Api<Event> = Api::namespaced(stage.plane.client.clone(), "team");
+    let told: Vec<(String, String)> = events
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .into_iter()
+        .filter(|event| event.involved_object.name.as_deref() == Some("short"))
+        .filter_map(|event| Some((event.type_?, event.reason?)))
+        .filter(|(_, reason)| reason.starts_with("Expire"))
+        .collect();
+    let pair = |type_: &str, reason: &str| (type_.to_owned(), reason.to_owned());
+    assert!(told.contains(&pair("Warning", "ExpiresSoon")) && told.contains(&pair("Normal", "Expired")) && told.len() == 2, "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_protection_that_nothing_enforces_is_refused() {
+    let stage = Stage::set().await;
+    let operator = stage.operator();
+    stage.create("crane", json!({"lifecycle": {"deletionProtection": true}})).await;
+    condition(&stage.clusters, "crane", STALLED, "True", Some("DeletionProtectionUnavailable"), SOON).await;
+    assert_eq!(stage.children().await, Vec::<String>::new());
+    drop(operator);
+    let _operator = stage.operator_with(&["--deletion-protection"]);
+    condition(&stage.clusters, "crane", READY, "True", None, SOON).await;
 }
 
 /// A node that nobody can reach keeps a pod from going; here a finalizer does.

@@ -209,6 +209,8 @@ impl ControlPlane {
             format!("--root-ca-file={}", file("ca.crt")),
             format!("--service-account-private-key-file={}", file("accounts.key")),
             "--leader-elect=false".to_owned(),
+            // As kubeadm does: each controller is a user of its own.
+            "--use-service-account-credentials=true".to_owned(),
             "--secure-port=0".to_owned(),
         ];
         self.spawn("kube-controller-manager", program, &arguments)

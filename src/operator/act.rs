@@ -10,7 +10,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
-use kube::{Api, Client, Resource};
+use kube::{Api, Client, Resource, ResourceExt};
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{FIELD_MANAGER, KindCluster};
 use nestling_core::plan::decide::{Child, ChildKind, KubeconfigPlan, Step};
@@ -151,6 +151,7 @@ impl Actor {
             Step::CreatePod(pod) => return self.create_pod(seen, pod).await.map(|pod| Some(Step::CreatePod(Box::new(pod)))),
             Step::PublishKubeconfig(plan) => acted.outcome.kubeconfig_expires = Some(self.publish(seen, plan).await?),
             Step::RetractKubeconfig { secret } => self.retract(seen, secret).await?,
+            Step::Expire => acted.cluster = Some(self.expire(seen).await?),
             Step::Delete(child) => self.delete(seen, child).await?,
         }
         Ok(None)
@@ -163,6 +164,20 @@ impl Actor {
             Trouble::Gone => StepError::CutShort(CutShort::Gone),
             _ => error.into(),
         })
+    }
+
+    /// Deletes the object, unless it has changed since it was read: who gives it more time in the last moment wins.
+    async fn expire(&self, seen: &Observed) -> Result<KindCluster, StepError> {
+        let cluster = &seen.cluster;
+        info!(created = ?cluster.creation_timestamp(), lifecycle = ?cluster.spec.lifecycle, "the cluster's time is over; deleting the KindCluster");
+        let api: Api<KindCluster> = Api::namespaced(self.client.clone(), &seen.identity.namespace);
+        let preconditions = Preconditions { uid: cluster.uid(), resource_version: cluster.resource_version() };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+        match call("delete the KindCluster", api.delete(&seen.identity.name, &params)).await {
+            Ok(answer) => answer.left().ok_or(StepError::CutShort(CutShort::Gone)),
+            Err(error) if error.is_gone() => Err(StepError::CutShort(CutShort::Gone)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// An API of the clusters namespace.
@@ -550,6 +565,24 @@ mod tests {
             })
             .await;
             assert_eq!(acted.outcome.done.len(), 1, "there is nothing of ours to take away");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_expired_object_is_deleted_only_as_it_was_read() {
+        let changed = Answer::refused(409, "Conflict", "the ResourceVersion in the precondition");
+        let gone = || Answer::ok(json!({"kind": "Status", "status": "Success"}));
+        let expected =
+            [(answer_cluster("8"), None), (changed, Some(CutShort::Stale)), (Answer::missing(), Some(CutShort::Gone)), (gone(), Some(CutShort::Gone))];
+        for (answer, cut_short) in expected {
+            let acted = act(&seen(&["nestling.dev/cluster"]), Step::Expire, async move |mut mock: Mock| {
+                let sent = mock.expect("DELETE", CLUSTER, answer).await;
+                assert_eq!(sent["preconditions"], json!({"uid": UID, "resourceVersion": "7"}));
+                mock.done().await;
+            })
+            .await;
+            assert_eq!(acted.cut_short, cut_short);
+            assert_eq!(acted.cluster.and_then(|cluster| cluster.resource_version()).as_deref(), cut_short.is_none().then_some("8"));
         }
     }
 

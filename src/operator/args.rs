@@ -9,6 +9,7 @@ use nestling_core::plan::settings::{Cleanup, CleanupPolicy, HostFacts, Proxy, Se
 
 /// Runs the operator: turns KindCluster objects into clusters.
 #[derive(Clone, Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Args {
     /// Name of this installation; objects of others are left alone.
     #[arg(long, env = "NESTLING_INSTALL", default_value = "nestling")]
@@ -93,6 +94,10 @@ pub struct Args {
     #[arg(long, env = "NESTLING_POLICY", value_name = "JSON", default_value = "{}", value_parser = Policy::parse)]
     pub policy: Policy,
 
+    /// Accept lifecycle.deletionProtection: the host has the chart's ValidatingAdmissionPolicy, which enforces it.
+    #[arg(long, env = "NESTLING_DELETION_PROTECTION")]
+    pub deletion_protection: bool,
+
     /// How many clusters are created at once.
     #[arg(long, env = "NESTLING_MAX_CREATING", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub max_creating: u32,
@@ -170,6 +175,7 @@ impl Args {
             egress_allowed: self.egress_allow.clone(),
             cleanup: Cleanup { timeout: self.cleanup_timeout.into(), policy: self.cleanup_policy.into() },
             policy: self.policy.clone(),
+            deletion_protection: self.deletion_protection,
             host,
         }
     }

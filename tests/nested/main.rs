@@ -17,14 +17,15 @@ mod support;
 use std::time::Duration;
 
 use cluster::{Cluster, nodes_offer_what_the_pod_has};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
-use nestling_core::api::conditions::{CONTROL_PLANE_READY, DISK_PRESSURE, KUBECONFIG_PUBLISHED, PAUSED, READY, STALLED};
+use nestling_core::api::conditions::{CONTROL_PLANE_READY, DISK_PRESSURE, EXPIRING, KUBECONFIG_PUBLISHED, PAUSED, READY, STALLED};
 use serde_json::json;
 use support::operator::CLUSTERS_NAMESPACE;
-use support::real::{CREATED, Host, TOOLS, spec};
-use support::wait::{condition, until};
+use support::real::{CREATED, DELETED, Host, TOOLS, spec};
+use support::wait::{condition, gone, until};
 
 const SOON: Duration = Duration::from_mins(1);
 
@@ -279,6 +280,29 @@ async fn paused_makes_nothing() {
     condition(&host.clusters("t-paused"), "sleepy", STALLED, "True", Some("ConfigFieldOwned"), SOON).await;
     host.delete("t-paused", "sleepy").await;
     host.delete_namespace("t-paused").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ttl_ends_a_cluster_with_its_secret() {
+    let host = Host::find().await;
+    host.namespace("t-ttl").await;
+    host.create("t-ttl", "mayfly", json!({"lifecycle": {"ttl": "8h"}})).await;
+    let cluster = host.ready("t-ttl", "mayfly").await;
+    let (api, secrets) = (host.clusters("t-ttl"), Api::<Secret>::namespaced(host.client.clone(), "t-ttl"));
+    condition(&api, "mayfly", EXPIRING, "False", Some("NotExpiring"), SOON).await;
+    secrets.get("mayfly-kubeconfig").await.unwrap();
+
+    // Two minutes from here; they count from the object's creation, and nobody knows how long the machine took until now.
+    let age = Timestamp::now().duration_since(cluster.metadata.creation_timestamp.as_ref().unwrap().0).as_secs();
+    host.patch("t-ttl", "mayfly", json!({"spec": {"lifecycle": {"ttl": format!("{}s", age + 120)}}})).await;
+    let warned = condition(&api, "mayfly", EXPIRING, "True", Some("ExpiresSoon"), 3 * SOON).await;
+    assert!(warned.metadata.deletion_timestamp.is_none());
+    let end = warned.status.unwrap().expiration_time.unwrap().0;
+    gone(&api, "mayfly", 2 * SOON + DELETED).await;
+    assert!(Timestamp::now() >= end, "it was gone before its time");
+    gone(&secrets, "mayfly-kubeconfig", SOON).await;
+    assert_eq!(host.children(&cluster.metadata.uid.unwrap()), Vec::<String>::new());
+    host.delete_namespace("t-ttl").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,6 +43,11 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
+{{/* Whether the host refuses by ValidatingAdmissionPolicies. */}}
+{{- define "nestling.admission" -}}
+{{- if and .Values.policy.admission (.Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy") }}true{{ end -}}
+{{- end -}}
+
 {{/* What is limited, as JSON for the operator; nothing where nothing is. */}}
 {{- define "nestling.policy" -}}
 {{- $limited := dict -}}

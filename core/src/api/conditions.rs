@@ -28,13 +28,15 @@ pub const NETWORK_POLICY_ENFORCED: &str = "NetworkPolicyEnforced";
 pub const DISK_PRESSURE: &str = "DiskPressure";
 /// What runs is what the spec says; `False` with `RecreateRequired` names what only a new cluster can take over.
 pub const UP_TO_DATE: &str = "UpToDate";
+/// The cluster is about to be deleted because its time is over; the message says when. `False` if that is far or never.
+pub const EXPIRING: &str = "Expiring";
 /// `spec.paused` is set.
 pub const PAUSED: &str = "Paused";
 /// The object is being deleted; the message says what is left.
 pub const DELETING: &str = "Deleting";
 
 /// Every type, in the order in which `kubectl describe` shows them.
-pub const ALL: [&str; 12] = [
+pub const ALL: [&str; 13] = [
     READY,
     RECONCILING,
     STALLED,
@@ -45,6 +47,7 @@ pub const ALL: [&str; 12] = [
     NETWORK_POLICY_ENFORCED,
     DISK_PRESSURE,
     UP_TO_DATE,
+    EXPIRING,
     PAUSED,
     DELETING,
 ];

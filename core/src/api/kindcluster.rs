@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Affinity, LocalObjectReference, ResourceRequirements, SELinuxOptions, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube_core::Duration;
 use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -28,6 +29,7 @@ use super::status::KindClusterStatus;
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.version"),
     printcolumn(name = "Nodes", type_ = "string", json_path = ".status.nodesReady"),
+    printcolumn(name = "Expires", type_ = "string", json_path = ".status.expirationTime"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoints[0].url", priority = 1),
@@ -103,7 +105,7 @@ pub struct KindClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodOptions>,
 
-    /// While true, the operator changes nothing of this cluster, also not on deletion.
+    /// While true, the operator changes nothing of this cluster, also not on deletion or when it expires.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
 }
@@ -253,9 +255,28 @@ pub struct Kubeconfig {
 
 /// Bounds in time and what follows a failure.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[x_kube(crates(kube_core = "::kube_core"))]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("!(has(self.deletionProtection) && self.deletionProtection && (has(self.ttl) || has(self.expirationTime)))")
+        .message("deletionProtection excludes ttl and expirationTime: what is protected cannot be deleted when it expires"),
+)]
 pub struct Lifecycle {
+    /// How long the cluster lives, from the object's creation, such as `8h`; then the object is deleted. With `expirationTime` the earlier one
+    /// wins. Raise it to extend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("ttl must be a duration of at least 1s, such as 8h"))]
+    pub ttl: Option<Duration>,
+
+    /// When the object is deleted, such as `2027-01-31T18:00:00Z`. One that is past deletes it at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expiration_time: Option<Time>,
+
+    /// While true, nobody can delete the object but with its whole namespace. Needs a host with ValidatingAdmissionPolicies.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deletion_protection: bool,
+
     /// How long one attempt may take from its pod to `ControlPlaneReady`, between `1m` and `2h`. Default: `15m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]

@@ -94,6 +94,10 @@ reasons! {
     Settled,
     /// What runs is what the spec says.
     InSync,
+    /// The cluster lives until somebody deletes it.
+    NoExpiry,
+    /// The cluster's time is not over yet.
+    NotExpiring,
     /// `spec.paused` is not set.
     NotPaused,
     /// The object is not being deleted.
@@ -112,6 +116,10 @@ reasons! {
     // By wish of the user.
     /// `spec.paused` is set: the operator changes nothing.
     Paused => "Set spec.paused to false to go on.",
+    /// The cluster's time is about to be over; then the object is deleted.
+    ExpiresSoon => "Raise spec.lifecycle.ttl or spec.lifecycle.expirationTime as far as the operator's owner allows, or save what you need.",
+    /// The cluster's time is over; the operator deletes the object.
+    Expired,
     /// The pod and its cluster are being taken down.
     DeletingCluster,
     /// The cluster was to be gone by now and something of it is still there, perhaps on a node that nobody can reach.
@@ -138,6 +146,8 @@ reasons! {
     SpecTooLarge => "Shorten the patches in spec.config.",
     /// The policy of the operator's owner does not allow what the spec asks for.
     PolicyViolation => "Change the named fields to what is allowed, or ask the operator's owner to widen policy in the chart's values.",
+    /// Nothing on this host would enforce `lifecycle.deletionProtection`.
+    DeletionProtectionUnavailable => "Leave lifecycle.deletionProtection out, or ask the operator's owner to set policy.admission in the chart's values, on a host with ValidatingAdmissionPolicies.",
 
     // What the spec refers to cannot be had.
     /// The operator may not read a Secret or ConfigMap that the spec names.

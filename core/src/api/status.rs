@@ -46,6 +46,10 @@ pub struct KindClusterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_time: Option<Time>,
 
+    /// When the object is deleted: the earliest of `lifecycle.ttl`, `lifecycle.expirationTime` and what the operator's policy allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expiration_time: Option<Time>,
+
     /// Where the API server is reached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]

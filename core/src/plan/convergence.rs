@@ -49,6 +49,8 @@ enum Happening {
     Edit(bool),
     /// The user names a registry with credentials, or none.
     Registries(bool),
+    /// The user lets the cluster live for so many seconds, or for ever.
+    Ttl(Option<u64>),
     /// The user pauses or resumes.
     Pause(bool),
     /// The user deletes the object.
@@ -68,6 +70,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::CrashPod),
         1 => any::<bool>().prop_map(Happening::Edit),
         1 => any::<bool>().prop_map(Happening::Registries),
+        1 => prop::option::of(1..6000_u64).prop_map(Happening::Ttl),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
         2 => prop_oneof![Just(Luck::Ready), Just(Luck::KindFails), Just(Luck::Crashes), Just(Luck::Hangs)].prop_map(Happening::Luck),
@@ -89,9 +92,10 @@ struct World {
 
 impl World {
     fn new(storage: StorageType) -> Self {
-        let cluster = testing::cluster(&format!("{{storage: {{type: {storage:?}}}, lifecycle: {{creationTimeout: 2m, backoffLimit: 1}}}}"));
+        let mut cluster = testing::cluster(&format!("{{storage: {{type: {storage:?}}}, lifecycle: {{creationTimeout: 2m, backoffLimit: 1}}}}"));
         let identity = testing::identity(&cluster);
         let now = Timestamp::from_second(1_000_000).unwrap();
+        cluster.metadata.creation_timestamp = Some(Time(now));
         Self { now, cluster: Some(cluster), version: 0, children: Children::default(), history: vec![], luck: Luck::Ready, next_uid: 0, identity }
     }
 
@@ -147,7 +151,8 @@ impl World {
             if kill_at == Some(index) {
                 return;
             }
-            let result = if fail_at == Some(index) { Err(Problem::new(Reason::HostUnavailable, "gone fishing")) } else { self.act(&step) };
+            let fails = fail_at == Some(index) || matches!(step, Step::Expire) && version != self.version;
+            let result = if fails { Err(Problem::new(Reason::HostUnavailable, "gone fishing")) } else { self.act(&step) };
             match result {
                 Ok(()) => outcome.done.push(step),
                 Err(problem) => {
@@ -224,6 +229,14 @@ impl World {
                 self.children.pods.push(pod);
             }
             Step::PublishKubeconfig(_) | Step::RetractKubeconfig { .. } => {}
+            Step::Expire => {
+                let cluster = self.cluster.as_ref().ok_or_else(conflict)?;
+                let ttl = cluster.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.ttl).expect("ended without an expiry");
+                let age = self.now.duration_since(cluster.metadata.creation_timestamp.as_ref().unwrap().0);
+                assert!(age >= std::time::Duration::from(ttl).try_into().unwrap(), "ended before its time");
+                assert!(!cluster.spec.paused, "ended while paused");
+                self.happen(&Happening::Delete);
+            }
             Step::Delete(child) => {
                 let is = |meta: &ObjectMeta| meta.uid.as_deref() == Some(child.uid.as_str());
                 match child.kind {
@@ -298,6 +311,9 @@ impl World {
             Happening::Luck(luck) => self.luck = luck,
             Happening::Edit(possible) => self.edit(|cluster| cluster.spec.image = Some(if possible { "a:v1.34.4" } else { "b:v1.33.0" }.to_owned())),
             Happening::Registries(some) => self.edit(|cluster| cluster.spec.registries = if some { vec![registry()] } else { vec![] }),
+            Happening::Ttl(seconds) => self.edit(|cluster| {
+                cluster.spec.lifecycle.get_or_insert_default().ttl = seconds.map(|seconds| std::time::Duration::from_secs(seconds).into());
+            }),
             Happening::Pause(paused) => self.edit(|cluster| cluster.spec.paused = paused),
             Happening::Delete => {
                 let now = self.now;
@@ -333,8 +349,13 @@ impl World {
         self.cluster.as_ref().and_then(|cluster| cluster.status.clone()).unwrap_or_default()
     }
 
-    /// Nothing disturbs any more; every pod succeeds.
+    /// Nothing disturbs any more; every pod succeeds, and no time is over.
     fn calm(&mut self) {
+        self.happen(&Happening::Ttl(None));
+        self.calm_to_its_end();
+    }
+
+    fn calm_to_its_end(&mut self) {
         self.luck = Luck::Ready;
         self.edit(|cluster| cluster.spec.paused = false);
         for _ in 0..120 {
@@ -417,6 +438,18 @@ proptest! {
             world.pass(0, None, None);
         }
         prop_assert_eq!(world.history.len(), changes);
+    }
+
+    #[test]
+    fn an_expiry_always_comes(storage in storage(), happenings in prop::collection::vec(happening(), 0..60)) {
+        let mut world = World::new(storage);
+        for happening in &happenings {
+            world.happen(happening);
+        }
+        world.happen(&Happening::Ttl(Some(600)));
+        world.calm_to_its_end();
+        prop_assert!(world.cluster.is_none(), "{:#?}", world.status());
+        prop_assert!(world.children.is_empty());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::desired::{Desired, short_digest};
+use super::expiry::{expiry, is_recorded};
 use super::names::Identity;
 use super::objects::{self, attempt_of, digests_of};
 use super::observed::{Observed, created_at};
@@ -60,6 +61,8 @@ pub enum Step {
         /// Name of the Secret.
         secret: String,
     },
+    /// Deletes the object itself, if nobody has changed it since it was read.
+    Expire,
     /// Deletes a child of exactly this UID.
     Delete(Child),
     /// Our finalizer, when a live list has shown that nothing is left.
@@ -78,6 +81,7 @@ impl Step {
         "CreatePod",
         "PublishKubeconfig",
         "RetractKubeconfig",
+        "Expire",
         "Delete",
         "RemoveFinalizer",
     ];
@@ -94,6 +98,7 @@ impl Step {
             Self::CreatePod(_) => "CreatePod",
             Self::PublishKubeconfig(_) => "PublishKubeconfig",
             Self::RetractKubeconfig { .. } => "RetractKubeconfig",
+            Self::Expire => "Expire",
             Self::Delete(_) => "Delete",
             Self::RemoveFinalizer => "RemoveFinalizer",
         }
@@ -147,12 +152,22 @@ pub struct KubeconfigPlan {
 
 /// What is to be done. Pure and total.
 pub fn decide(now: Timestamp, seen: &Observed) -> Plan {
+    let Plan { steps, wake_at } = plan(now, seen);
+    // What is said about the expiry changes in time, whatever else is waited for.
+    let expiry = expiry(now, seen).and_then(|expiry| expiry.next_change(now));
+    Plan { steps, wake_at: wake_at.into_iter().chain(expiry).min() }
+}
+
+fn plan(now: Timestamp, seen: &Observed) -> Plan {
     let rest = Some(later(now, REST + Duration::from_secs(spread(&seen.identity.uid))));
     match situation(now, seen) {
         Situation::Paused | Situation::Refused(_) | Situation::Stalled(_) | Situation::Queued { .. } => Plan { steps: vec![], wake_at: rest },
         // Settle puts the failure on record, observe takes a live look; the next pass acts on it.
         Situation::Failed(_) | Situation::Unsure => Plan { steps: vec![], wake_at: Some(now) },
         Situation::Unfinalized => Plan { steps: vec![Step::AddFinalizer], wake_at: rest },
+        // As with a failure, it is on record first.
+        Situation::Expired if !is_recorded(seen) => Plan { steps: vec![], wake_at: Some(now) },
+        Situation::Expired => Plan { steps: vec![Step::Expire], wake_at: rest },
         Situation::Deleting => Plan { steps: deletion(now, seen), wake_at: Some(next_look(now, seen)) },
         Situation::BackingOff { until, .. } => Plan { steps: vec![], wake_at: Some(until) },
         Situation::Discard(pod) | Situation::Outdated(pod) => Plan { steps: delete(ChildKind::Pod, &pod.metadata).into_iter().collect(), wake_at: rest },

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::cidr;
 use super::kind_config;
 use super::names::Identity;
+use super::observed::created_at;
 use super::policy::{Policy, Reach};
 use super::problem::Problem;
 use super::quantity;
@@ -72,7 +73,7 @@ pub struct Desired {
     pub backoff_limit: i32,
     /// What follows a loss.
     pub pod_loss_policy: PodLossPolicy,
-    /// What of it the operator's owner does not allow. No pod is made of it; one that was made before stays.
+    /// What of it the operator's owner does not allow or provide. No pod is made of it; one that was made before stays.
     pub violation: Option<Problem>,
 }
 
@@ -97,7 +98,9 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
     let pod_disk = if persistent { policy.storage_within(STORAGE_BESIDE_VOLUME) } else { storage_bytes };
     let (resources, memory_bytes, cpu_millis) = resources(spec.resources.as_ref(), node_count, pod_disk, policy)?;
     let limits = PodLimits { memory_bytes, cpu_millis, storage_bytes };
-    let violation = policy.violation(&Reach { spec, image: &image, nodes: &nodes, resources: &resources, storage_bytes });
+    let created = created_at(&cluster.metadata);
+    let violation = policy.violation(&Reach { spec, created, image: &image, nodes: &nodes, resources: &resources, storage_bytes });
+    let violation = violation.or_else(|| unprotected(cluster, settings));
     let child = identity.child();
     let namespace = &settings.clusters_namespace;
     let agent = AgentSettings {
@@ -147,6 +150,13 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
         pod_loss_policy: lifecycle.pod_loss_policy.unwrap_or_default(),
         violation,
     })
+}
+
+/// A protection that nothing enforces is worse than none.
+fn unprotected(cluster: &KindCluster, settings: &Settings) -> Option<Problem> {
+    let wanted = cluster.spec.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.deletion_protection);
+    (wanted && !settings.deletion_protection)
+        .then(|| Problem::new(Reason::DeletionProtectionUnavailable, "lifecycle.deletionProtection is set, and no ValidatingAdmissionPolicy enforces it"))
 }
 
 /// Version and image. What was resolved once stays, so that a new default of the operator changes no existing cluster; unless it is not allowed any
@@ -354,6 +364,15 @@ mod tests {
     )]
     fn impossible_specs_are_refused(#[case] spec: &str, #[case] reason: Reason) {
         assert_eq!(desired(spec).unwrap_err().reason, reason);
+    }
+
+    #[test]
+    fn a_protection_that_nothing_enforces_is_refused() {
+        let cluster = testing::cluster("lifecycle: {deletionProtection: true}");
+        for (deletion_protection, expected) in [(true, None), (false, Some(Reason::DeletionProtectionUnavailable))] {
+            let desired = desire(&cluster, &testing::identity(&cluster), &Settings { deletion_protection, ..testing::settings() }).unwrap();
+            assert_eq!(desired.violation.map(|problem| problem.reason), expected);
+        }
     }
 
     #[test]

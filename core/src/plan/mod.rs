@@ -5,6 +5,7 @@ pub mod classify;
 pub mod decide;
 pub mod desired;
 pub mod egress;
+pub mod expiry;
 pub mod findings;
 pub mod kind_config;
 pub mod mounts;

@@ -10,6 +10,7 @@ use super::policy::Policy;
 
 /// The operator's settings.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Settings {
     /// Name of this installation. Objects of another one are left alone.
     pub install: String,
@@ -43,6 +44,8 @@ pub struct Settings {
     pub cleanup: Cleanup,
     /// What specs may ask for.
     pub policy: Policy,
+    /// Whether the API server refuses to delete what is protected.
+    pub deletion_protection: bool,
     /// What is known of the host cluster.
     pub host: HostFacts,
 }

@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::decide::{Step, external_url, internal_url, is_overdue, kubeconfig};
 use super::desired::{Desired, desire};
+use super::expiry;
 use super::objects::{attempt_of, digests_of};
 use super::observed::Observed;
 use super::problem::Problem;
@@ -75,11 +76,13 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
     status.observed_generation = generation;
     let stands = situation(now, seen);
     record_facts(seen, done, &stands, &mut status);
+    status.expiration_time = expiry::expiry(now, seen).map(|expiry| Time(expiry.at));
 
     let mut claims = match &stands {
-        Situation::Paused => return paused(now, status, generation),
+        Situation::Paused => return paused(now, seen, status),
         Situation::Unsure => return seen.status(),
         Situation::Deleting => deleting(now, seen),
+        Situation::Expired => expired(seen),
         Situation::Unfinalized => Claims::idle(Reason::Pending, "the object was accepted"),
         Situation::Refused(problem) => Claims::stalled(problem.reason, &problem.explain()),
         Situation::Stalled(failure) => {
@@ -108,13 +111,18 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
         Situation::Deleting => deletion(now, seen),
         _ => Claim::no(Reason::NotDeleting, ""),
     };
+    // Why it was deleted stays on record.
+    if !matches!(stands, Situation::Deleting) || conditions::get(&status.conditions, conditions::EXPIRING).is_none() {
+        conditions::set(&mut status.conditions, now, generation, conditions::EXPIRING, &expiry::claim(now, seen));
+    }
     conditions::set(&mut status.conditions, now, generation, conditions::PAUSED, &Claim::no(Reason::NotPaused, ""));
     conditions::set(&mut status.conditions, now, generation, conditions::DELETING, &deleting);
     status
 }
 
-/// Only what `paused` itself says changes; everything else stays as it was seen last.
-fn paused(now: Timestamp, mut status: KindClusterStatus, generation: Option<i64>) -> KindClusterStatus {
+/// Only what `paused` itself says changes, and what time does; everything else stays as it was seen last.
+fn paused(now: Timestamp, seen: &Observed, mut status: KindClusterStatus) -> KindClusterStatus {
+    let generation = seen.cluster.metadata.generation;
     let message = Reason::Paused.explain("the operator changes nothing");
     for type_ in conditions::ALL {
         if conditions::get(&status.conditions, type_).is_none() {
@@ -122,6 +130,7 @@ fn paused(now: Timestamp, mut status: KindClusterStatus, generation: Option<i64>
         }
     }
     conditions::set(&mut status.conditions, now, generation, conditions::RECONCILING, &Claim::no(Reason::Paused, &message));
+    conditions::set(&mut status.conditions, now, generation, conditions::EXPIRING, &expiry::claim(now, seen));
     conditions::set(&mut status.conditions, now, generation, conditions::PAUSED, &Claim::yes(Reason::Paused, &message));
     status
 }
@@ -382,6 +391,22 @@ fn up_to_date(pod: &Pod, desired: Result<&Desired, &Problem>) -> Claim {
     }
 }
 
+/// Until the object is deleted, all stays as it was seen last.
+fn expired(seen: &Observed) -> Claims {
+    Claims {
+        ready: kept(&seen.status(), conditions::READY),
+        reconciling: Claim::yes(Reason::Expired, Reason::Expired.explain("")),
+        stalled: not_stalled(),
+        host: None,
+        control_plane: None,
+        nodes: None,
+        kubeconfig: None,
+        policy: None,
+        disk: None,
+        up_to_date: None,
+    }
+}
+
 fn deleting(now: Timestamp, seen: &Observed) -> Claims {
     let Claim { reason, message, .. } = deletion(now, seen);
     let overdue = reason == Reason::CleanupUnverified;
@@ -429,7 +454,7 @@ fn after_failure(step: &Step, problem: &Problem, stands: &Situation<'_>, claims:
             claims.ready = Claim::no(problem.reason, &message);
             claims.reconciling = Claim::yes(problem.reason, &message);
         }
-        _ if matches!(stands, Situation::Running { .. }) => claims.reconciling = Claim::yes(problem.reason, &message),
+        _ if matches!(stands, Situation::Running { .. } | Situation::Expired) => claims.reconciling = Claim::yes(problem.reason, &message),
         _ => {
             claims.ready = Claim::no(problem.reason, &message);
             claims.reconciling = Claim::yes(problem.reason, &message);
@@ -494,6 +519,12 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     }
     if became(conditions::NETWORK_POLICY_ENFORCED, "False") {
         note(true, Reason::NotEnforced.as_str(), message_of(conditions::NETWORK_POLICY_ENFORCED));
+    }
+    let expiring = |status: &KindClusterStatus| {
+        conditions::get(&status.conditions, conditions::EXPIRING).filter(|have| have.status == "True").and_then(|have| Reason::parse(&have.reason))
+    };
+    if let Some(reason) = expiring(after).filter(|reason| expiring(before) != Some(*reason)) {
+        note(reason == Reason::ExpiresSoon, reason.as_str(), message_of(conditions::EXPIRING));
     }
     if became(conditions::PAUSED, "True") {
         note(false, "Paused", message_of(conditions::PAUSED));

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 
 use super::classify::classify;
 use super::desired::{DEFAULT_CREATION_TIMEOUT, Desired, desire};
+use super::expiry::expiry;
 use super::objects::{attempt_of, digests_of};
 use super::observed::{Observed, Turn, created_at};
 use super::problem::Problem;
@@ -35,6 +36,8 @@ pub enum Situation<'a> {
     Deleting,
     /// Our finalizer is missing; nothing may exist before it does.
     Unfinalized,
+    /// The cluster's time is over: the object is deleted.
+    Expired,
     /// There is no pod in the caches, which may only be behind: nothing is decided before a live look.
     Unsure,
     /// The spec cannot be carried out and nothing runs.
@@ -95,6 +98,9 @@ pub fn situation(now: Timestamp, seen: &Observed) -> Situation<'_> {
     }
     if !cluster.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER) {
         return Situation::Unfinalized;
+    }
+    if expiry(now, seen).is_some_and(|expiry| expiry.is_over(now)) {
+        return Situation::Expired;
     }
     let desired = desire(cluster, &seen.identity, &seen.settings);
     let status = seen.status();
@@ -204,9 +210,12 @@ pub fn later(time: Timestamp, wait: Duration) -> Timestamp {
     SignedDuration::try_from(wait).ok().and_then(|wait| time.checked_add(wait).ok()).unwrap_or(Timestamp::MAX)
 }
 
-/// As Go writes durations, such as `15m0s`.
+/// As people write durations, in whole seconds, such as `1h30m`.
 pub fn readable(duration: Duration) -> String {
-    serde_json::to_value(kube_core::Duration::from(duration)).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+    let seconds = duration.as_secs();
+    let parts = [(seconds / 3600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let text = parts.into_iter().filter(|(number, _)| *number > 0).map(|(number, unit)| number.to_string() + unit).collect::<String>();
+    if text.is_empty() { "0s".to_owned() } else { text }
 }
 
 /// How a pod ended, if it did.

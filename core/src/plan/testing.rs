@@ -47,6 +47,7 @@ pub fn settings() -> Settings {
         egress_allowed: vec!["10.96.7.7/32".parse().unwrap()],
         cleanup: Cleanup::default(),
         policy: Policy::default(),
+        deletion_protection: true,
         host: HostFacts {
             ranges: ["10.244.0.0/16", "10.96.0.0/16", "172.18.0.2/32"].map(|net| net.parse().unwrap()).to_vec(),
             node_addresses: vec!["172.18.0.2".into()],

@@ -10,8 +10,10 @@ mod toleration;
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube_core::Duration;
 use serde::Deserialize;
 
 pub use image::ImagePattern;
@@ -20,6 +22,7 @@ pub use toleration::AllowedToleration;
 
 use super::problem::Problem;
 use super::quantity;
+use super::situation::{later, readable};
 use crate::api::reasons::Reason;
 use crate::api::{KindClusterSpec, kind_config::KindNode};
 
@@ -31,6 +34,9 @@ const EPHEMERAL_STORAGE: &str = "ephemeral-storage";
 
 /// Key of [`Policy::max_resources`] for the number of nodes.
 const NODES: &str = "nodes";
+
+/// The least [`Policy::max_lifetime`]. In less no cluster becomes ready.
+const LEAST_LIFETIME: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// What the operator's owner allows.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -48,6 +54,8 @@ pub struct Policy {
     pub allowed_runtime_classes: Vec<String>,
     /// The most of a resource that one cluster may have; besides resources of Kubernetes `storage` and `nodes`.
     pub max_resources: BTreeMap<String, Limit>,
+    /// How long a cluster may live, from its object's creation. One that sets no end of its own ends then.
+    pub max_lifetime: Option<Duration>,
 }
 
 /// What a spec reaches for, defaults filled in.
@@ -55,6 +63,8 @@ pub struct Policy {
 pub struct Reach<'a> {
     /// The spec.
     pub spec: &'a KindClusterSpec,
+    /// When the object was created.
+    pub created: Timestamp,
     /// The node image that it comes to.
     pub image: &'a str,
     /// The nodes that it comes to.
@@ -75,12 +85,16 @@ impl Policy {
         if policy.max_resources.contains_key(EPHEMERAL_STORAGE) {
             return Err(format!("maxResources.{EPHEMERAL_STORAGE} is called maxResources.{STORAGE}"));
         }
+        if policy.max_lifetime.is_some_and(|most| most < LEAST_LIFETIME) {
+            return Err(format!("maxLifetime must be at least {}", readable(LEAST_LIFETIME)));
+        }
         Ok(policy)
     }
 
     /// What is not allowed, all of it in one [`Reason::PolicyViolation`].
     pub fn violation(&self, reach: &Reach<'_>) -> Option<Problem> {
-        let found = [self.images(reach), self.node_selector(reach), self.tolerations(reach), self.classes(reach), self.resources(reach)].concat();
+        let found =
+            [self.images(reach), self.node_selector(reach), self.tolerations(reach), self.classes(reach), self.resources(reach), self.lifetime(reach)].concat();
         (!found.is_empty()).then(|| Problem::new(Reason::PolicyViolation, found.join("; ")))
     }
 
@@ -149,6 +163,19 @@ impl Policy {
                 format!("pod.{field}: {} is not allowed; allowed are {}", or_none(class), list(allowed.iter().map(|name| or_none(name).to_owned())))
             })
             .collect()
+    }
+
+    fn lifetime(&self, reach: &Reach<'_>) -> Vec<String> {
+        let (Some(max), Some(lifecycle)) = (self.max_lifetime, &reach.spec.lifecycle) else { return vec![] };
+        let allowed = readable(max.into());
+        let ttl = lifecycle.ttl.filter(|ttl| *ttl > max);
+        let end = lifecycle.expiration_time.as_ref().filter(|time| time.0 > later(reach.created, max.into()));
+        let found = [
+            ttl.map(|ttl| format!("lifecycle.ttl: {} is more than the allowed {allowed}", readable(ttl.into()))),
+            end.map(|time| format!("lifecycle.expirationTime: {} is more than the allowed {allowed} after the creation", time.0)),
+            lifecycle.deletion_protection.then(|| format!("lifecycle.deletionProtection: is not allowed; allowed are lifetimes of at most {allowed}")),
+        ];
+        found.into_iter().flatten().collect()
     }
 
     fn resources(&self, reach: &Reach<'_>) -> Vec<String> {
@@ -228,6 +255,9 @@ mod tests {
     #[case::classes(CLASSES, "pod: {priorityClassName: low, runtimeClassName: kata}")]
     #[case::no_priority_class(CLASSES, "pod: {runtimeClassName: kata}")]
     #[case::resources(RESOURCES, "{nodes: {workers: 2}, resources: {requests: {cpu: 1500m}, limits: {cpu: '2', memory: 4Gi}}, storage: {size: 12Gi}}")]
+    #[case::no_end("maxLifetime: 8h", "{}")]
+    #[case::an_end_in_time("maxLifetime: 8h", "lifecycle: {ttl: 8h, expirationTime: '1970-01-01T08:00:00Z'}")]
+    #[case::protection("{}", "lifecycle: {deletionProtection: true}")]
     #[case::defaults_stay_below("maxResources: {cpu: 250m, memory: 1536Mi, storage: 4Gi}", "{}")]
     fn what_is_allowed(#[case] policy: &str, #[case] spec: &str) {
         assert_eq!(said(policy, spec), None);
@@ -276,6 +306,13 @@ mod tests {
     #[case("maxResources: {nodes: 1}", "config: {nodes: [{}, {role: worker}]}", "nodes: 2 is more than the allowed 1")]
     #[case("maxResources: {nvidia.com/gpu: 0}", "resources: {limits: {nvidia.com/gpu: 1}}", "resources.limits.nvidia.com/gpu: 1 is more than the allowed 0")]
     #[case("maxResources: {cpu: 2}", "resources: {requests: {cpu: lots}}", "resources.requests.cpu: lots is more than the allowed 2")]
+    #[case("maxLifetime: 8h", "lifecycle: {ttl: 8h30m}", "lifecycle.ttl: 8h30m is more than the allowed 8h")]
+    #[case(
+        "maxLifetime: 8h",
+        "lifecycle: {ttl: 1h, expirationTime: '1970-01-01T08:00:01Z'}",
+        "lifecycle.expirationTime: 1970-01-01T08:00:01Z is more than the allowed 8h after the creation"
+    )]
+    #[case("maxLifetime: 8h", "lifecycle: {deletionProtection: true}", "lifecycle.deletionProtection: is not allowed; allowed are lifetimes of at most 8h")]
     fn what_is_not_allowed_is_named(#[case] policy: &str, #[case] spec: &str, #[case] message: &str) {
         let found = said(policy, spec).unwrap();
         assert!(found.contains(message), "{found}");
@@ -310,6 +347,9 @@ mod tests {
     #[case(json!({"allowedTolerations": [{"key": "a", "operator": "Like"}]}), "unknown variant `Like`")]
     #[case(json!({"maxResources": {"memory": "lots"}}), "lots is not a quantity")]
     #[case(json!({"maxResources": {"ephemeral-storage": "1Gi"}}), "is called maxResources.storage")]
+    #[case(json!({"maxLifetime": "soon"}), "invalid floating-point number")]
+    #[case(json!({"maxLifetime": "59s"}), "maxLifetime must be at least 1m")]
+    #[case(json!({"maxLifetime": "-8h"}), "maxLifetime must be at least 1m")]
     fn a_policy_that_cannot_be_meant_is_refused(#[case] policy: serde_json::Value, #[case] message: &str) {
         let error = Policy::parse(&policy.to_string()).unwrap_err();
         assert!(error.contains(message), "{error}");
