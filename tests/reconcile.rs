@@ -531,6 +531,10 @@ async fn a_volume_whose_end_cannot_be_seen_is_told() {
     assert!(stage.clusters.get_opt("crane").await.unwrap().is_some(), "the object went before its volume");
     hold(json!(null)).await;
     gone(&stage.clusters, "crane", SOON * 2).await;
+}
+
+/// An end by the clock, of one that is over when it is seen first, of one whose operator was away, and none of those that were given more time or paused.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_ends_when_its_time_is_over_unless_it_is_given_more() {
     let stage = Stage::set().await;
     let mut operator = stage.operator();

@@ -71,7 +71,7 @@ pub enum Step {
 
 impl Step {
     /// Every kind of step, for tests that stop the operator behind each.
-    pub const NAMES: [&'static str; 11] = [
+    pub const NAMES: [&'static str; 12] = [
         "AddFinalizer",
         "CreateKeys",
         "ApplyRegistries",
