@@ -32,6 +32,9 @@ const MOVING_SYSCTLS: &[(&str, &str)] = &[
     ("vm.panic_on_oom", "every kubelet sets it to 0 (container_manager_linux.go)"),
 ];
 
+/// Name of the kind of control groups.
+const CGROUP: &str = "cgroup";
+
 /// What there was at one moment: by kind, a set of names.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Snapshot {
@@ -46,7 +49,7 @@ impl Snapshot {
     pub fn take(docker: Option<&Docker>, nodes: &[String]) -> Result<Self> {
         let mut snapshot = Self::default();
         snapshot.put("mount", mounts(&fs::read_to_string("/proc/self/mountinfo")?));
-        snapshot.put("cgroup", cgroups());
+        snapshot.put(CGROUP, cgroups());
         snapshot.put("loop device", loop_devices());
         snapshot.put("network interface", names(Path::new("/sys/class/net")));
         snapshot.put("sysctl", sysctls(&output(Command::new("sysctl").arg("-a"))?));
@@ -66,7 +69,8 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// What is there now and was not before (`+`), and the other way round (`-`), one line each.
+    /// What is there now and was not before (`+`), and the other way round (`-`), one line each. Control groups only come: those of the machine's other
+    /// programs go when these end, and nobody can remove one that is in use.
     pub fn difference(&self, before: &Self) -> Vec<String> {
         let none = BTreeSet::new();
         let kinds: BTreeSet<&String> = self.kinds.keys().chain(before.kinds.keys()).collect();
@@ -74,7 +78,7 @@ impl Snapshot {
         for kind in kinds {
             let (now, then) = (self.kinds.get(kind).unwrap_or(&none), before.kinds.get(kind).unwrap_or(&none));
             lines.extend(now.difference(then).map(|name| format!("+ {kind}: {name}")));
-            lines.extend(then.difference(now).map(|name| format!("- {kind}: {name}")));
+            lines.extend(then.difference(now).filter(|_| kind != CGROUP).map(|name| format!("- {kind}: {name}")));
         }
         lines
     }
@@ -155,9 +159,11 @@ mod tests {
     fn what_came_and_what_went_is_told() {
         let mut before = Snapshot::default();
         before.put("mount", lines("/a\n/b"));
+        before.put(CGROUP, lines("/a\n/b"));
         let mut after = Snapshot::default();
         after.put("mount", lines("/b\n/c"));
-        assert_eq!(after.difference(&before), ["+ mount: /c", "- mount: /a"]);
+        after.put(CGROUP, lines("/b\n/c"));
+        assert_eq!(after.difference(&before), ["+ cgroup: /c", "+ mount: /c", "- mount: /a"]);
         assert_eq!(after.difference(&after.clone()), Vec::<String>::new());
     }
 
