@@ -7,6 +7,7 @@ pub mod desired;
 pub mod egress;
 pub mod findings;
 pub mod kind_config;
+pub mod milestones;
 pub mod mounts;
 pub mod names;
 pub mod objects;

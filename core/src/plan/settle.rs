@@ -237,7 +237,8 @@ fn endpoints(seen: &Observed) -> Vec<Endpoint> {
     std::iter::once(internal).chain(external).collect()
 }
 
-fn reason_of(failure: &LastFailure) -> Reason {
+/// The reason of a failure; one that is not known reads as [`Reason::KindFailed`].
+pub(super) fn reason_of(failure: &LastFailure) -> Reason {
     Reason::parse(&failure.reason).unwrap_or(Reason::KindFailed)
 }
 
