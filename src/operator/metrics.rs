@@ -283,9 +283,7 @@ mod tests {
         let cluster = |conditions: serde_json::Value| -> KindCluster {
             serde_json::from_value(serde_json::json!({"metadata": {"name": "crane"}, "spec": {}, "status": {"conditions": conditions}})).unwrap()
         };
-        let condition = |type_: &str, status: &str, reason: &str| {
-            serde_json::json!({"type": type_, "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"})
-        };
+        let condition = |type_: &str, status: &str, reason: &str| serde_json::json!({"type": type_, "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
         let mut now = Snapshot::new(0, 0, Duration::ZERO);
         now.count(None);
         now.count(Some(&cluster(serde_json::json!([]))));

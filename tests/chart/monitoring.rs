@@ -17,8 +17,7 @@ use super::{helm, kind, objects, root};
 const TARGET_LABELS: [&str; 2] = ["namespace", "service"];
 
 /// Both, with selectors as the ServiceMonitor makes them.
-const WANTED: [&str; 2] =
-    ["--set", "metrics.serviceMonitor.create=true,metrics.prometheusRule.create=true,metrics.dashboard.create=true"];
+const WANTED: [&str; 2] = ["--set", "metrics.serviceMonitor.create=true,metrics.prometheusRule.create=true,metrics.dashboard.create=true"];
 
 /// The values of each label, by the name of a sample.
 type Samples = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
