@@ -156,10 +156,10 @@ impl Metrics {
         registry.register("queue_longest_wait_seconds", "How long the cluster that has waited longest for its turn has waited", metrics.longest_wait.clone());
         registry.register("leader", "Whether this process is the leader", metrics.leader.clone());
         for result in ["ready", "failed"] {
-            metrics.attempts.get_or_create(&ResultLabel { result });
+            metrics.attempts.get_or_create(&ResultLabel { result }).inc_by(0);
         }
         for reason in LOSSES {
-            metrics.losses.get_or_create(&ReasonLabel { reason: reason.as_str().to_owned() });
+            metrics.losses.get_or_create(&ReasonLabel { reason: reason.as_str().to_owned() }).inc_by(0);
         }
         metrics
     }

@@ -150,7 +150,7 @@ fn what_does_not_fit_is_found() {
     for (expr, expected) in [
         (format!("sum(nestling_leader{{{of}}}) == 1"), ""),
         (format!("sum by (le) (rate(nestling_stage_duration_seconds_bucket{{{of},stage=\"Queued\"}}[1h]))"), ""),
-        (format!("sum(nestling_leader{{{of}}}"), "invalid promql query"),
+        (format!("sum(nestling_leader{{{of}}}"), "unclosed left parenthesis"),
         (format!("nestling_reconcile_errors{{{of}}}"), "no metric \"nestling_reconcile_errors\""),
         (format!("nestling_clusters{{{of},reason=\"NoSuch\"}}"), "nestling_clusters has no reason=\"NoSuch\""),
         (format!("nestling_clusters{{{of},reason!~\"Queued|NoSuch\"}}"), "nestling_clusters has no reason=\"Queued|NoSuch\""),
