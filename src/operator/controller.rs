@@ -1,6 +1,5 @@
 //! The loop: what asks for a pass, the pass itself, and what follows from how it ended.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,8 +11,9 @@ use kube::runtime::applier;
 use kube::runtime::controller::{Action, Config, Error as ControllerError, ReconcileRequest};
 use kube::{Client, Resource};
 use nestling_core::api::reasons::Reason;
-use nestling_core::api::{KindCluster, KindClusterStatus, conditions};
+use nestling_core::api::{KindCluster, KindClusterStatus};
 use nestling_core::plan::decide::{Step, decide, is_moving, takes_slot};
+use nestling_core::plan::milestones::{became_ready, failed};
 use nestling_core::plan::observed::{Observed, created_at};
 use nestling_core::plan::problem::Problem;
 use nestling_core::plan::settle::{notes, settle};
@@ -303,13 +303,11 @@ impl Context {
     /// Tells what has changed.
     async fn tell(&self, now: Timestamp, seen: &Observed, after: &KindClusterStatus) {
         let before = seen.status();
-        let is_ready = |status: &KindClusterStatus| conditions::is_true(&status.conditions, conditions::READY);
-        if is_ready(after) && !is_ready(&before) && before.ready_time.is_none() {
-            // A second attempt has its own clock: what came before it is on record as a failure.
-            let first = after.attempt.is_none_or(|attempt| attempt <= 1);
-            let pod = seen.children.current_pod().map(|pod| &pod.metadata).filter(|_| !first);
-            let since = created_at(pod.unwrap_or(&seen.cluster.metadata));
-            self.metrics.ready_after(now.duration_since(since).as_secs_f64());
+        if let Some(creation) = became_ready(now, seen, after) {
+            self.metrics.ready(&creation);
+        }
+        if let Some(failure) = failed(&before, after) {
+            self.metrics.failed(failure);
         }
         self.events.publish(&seen.cluster, notes(&before, after)).await;
     }
@@ -342,19 +340,12 @@ impl Context {
 
     /// The numbers of the moment.
     pub fn snapshot(&self) -> Snapshot {
-        let mut clusters: BTreeMap<String, i64> = BTreeMap::new();
-        for object in self.observer.caches.clusters.state() {
-            let reason = match &object.0 {
-                Err(_) => "Unreadable".to_owned(),
-                Ok(cluster) => {
-                    let ready = cluster.status.as_ref().and_then(|status| conditions::get(&status.conditions, conditions::READY));
-                    ready.map_or_else(|| Reason::Pending.as_str().to_owned(), |ready| ready.reason.clone())
-                }
-            };
-            *clusters.entry(reason).or_default() += 1;
-        }
         let (creating, queued) = self.slots.counts();
-        Snapshot { clusters, creating, queued }
+        let mut snapshot = Snapshot::new(creating, queued, self.slots.longest_wait());
+        for object in self.observer.caches.clusters.state() {
+            snapshot.count(object.0.as_ref().ok());
+        }
+        snapshot
     }
 }
 

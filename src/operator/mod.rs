@@ -18,7 +18,7 @@ mod key;
 mod kubeconfig;
 mod lead;
 mod lease;
-mod metrics;
+pub mod metrics;
 #[cfg(test)]
 mod mock;
 mod observe;

@@ -4,12 +4,14 @@
 //! told how many come first.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use nestling_core::plan::decide::takes_slot;
 use nestling_core::plan::observed::{Observed, Turn};
 use nestling_core::plan::situation::Situation;
+use tokio::time::Instant;
 
 use super::key::{Key, Triggers};
 
@@ -105,27 +107,38 @@ pub fn want(seen: &Observed, stands: &Situation<'_>) -> Want {
 #[derive(Debug)]
 pub struct SlotQueue {
     slots: Mutex<Slots>,
+    /// When each of those that wait was queued first. An operator that starts begins anew.
+    queued: Mutex<HashMap<Key, Instant>>,
     triggers: Triggers,
 }
 
 impl SlotQueue {
     /// `max` clusters at once.
     pub fn new(max: usize, triggers: Triggers) -> Self {
-        Self { slots: Mutex::new(Slots::new(max)), triggers }
+        Self { slots: Mutex::new(Slots::new(max)), queued: Mutex::default(), triggers }
     }
 
     /// See [`Slots::ask`].
     pub fn ask(&self, key: &Key, created: Timestamp) -> Turn {
-        self.with(|slots| slots.ask(key, created))
+        let turn = self.with(|slots| slots.ask(key, created));
+        match turn {
+            Turn::Queued { .. } => {
+                self.queued().entry(key.clone()).or_insert_with(Instant::now);
+            }
+            Turn::Granted => self.leaves(key),
+        }
+        turn
     }
 
     /// See [`Slots::hold`].
     pub fn hold(&self, key: &Key) {
+        self.leaves(key);
         self.with(|slots| slots.hold(key));
     }
 
     /// See [`Slots::release`].
     pub fn release(&self, key: &Key) {
+        self.leaves(key);
         for next in self.with(|slots| slots.release(key)) {
             self.triggers.fire(next);
         }
@@ -133,6 +146,7 @@ impl SlotQueue {
 
     /// A cluster that cannot be looked at does not hold up those behind it. What it holds it keeps.
     pub fn give_way(&self, key: &Key) {
+        self.leaves(key);
         for next in self.with(|slots| if slots.holders.contains(key) { Vec::new() } else { slots.release(key) }) {
             self.triggers.fire(next);
         }
@@ -141,6 +155,19 @@ impl SlotQueue {
     /// How many create and how many wait.
     pub fn counts(&self) -> (usize, usize) {
         self.with(|slots| slots.counts())
+    }
+
+    /// How long the one that has waited longest has waited.
+    pub fn longest_wait(&self) -> Duration {
+        self.queued().values().map(Instant::elapsed).max().unwrap_or_default()
+    }
+
+    fn leaves(&self, key: &Key) {
+        self.queued().remove(key);
+    }
+
+    fn queued(&self) -> MutexGuard<'_, HashMap<Key, Instant>> {
+        self.queued.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Slots) -> T) -> T {
@@ -185,6 +212,25 @@ mod tests {
         assert!(slots.release(&key(1)).is_empty(), "nothing has changed");
         slots.release(&key(0));
         assert_eq!(slots.ask(&key(2), at(2)), Turn::Granted);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_lasts_until_the_turn_comes() {
+        let (triggers, _keys) = Triggers::new();
+        let queue = SlotQueue::new(1, triggers);
+        queue.ask(&key(0), at(0));
+        assert_eq!(queue.longest_wait(), Duration::ZERO, "who is being created does not wait");
+        for number in [1, 2] {
+            queue.ask(&key(number), at(number));
+            tokio::time::advance(Duration::from_secs(10)).await;
+        }
+        queue.ask(&key(1), at(1));
+        assert_eq!(queue.longest_wait(), Duration::from_secs(20), "asking again does not begin a new wait");
+        queue.release(&key(0));
+        queue.ask(&key(1), at(1));
+        assert_eq!(queue.longest_wait(), Duration::from_secs(10));
+        queue.give_way(&key(2));
+        assert_eq!(queue.longest_wait(), Duration::ZERO);
     }
 
     #[test]

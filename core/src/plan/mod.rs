@@ -8,6 +8,7 @@ pub mod egress;
 pub mod expiry;
 pub mod findings;
 pub mod kind_config;
+pub mod milestones;
 pub mod mounts;
 pub mod names;
 pub mod objects;

@@ -246,7 +246,8 @@ fn endpoints(seen: &Observed) -> Vec<Endpoint> {
     std::iter::once(internal).chain(external).collect()
 }
 
-fn reason_of(failure: &LastFailure) -> Reason {
+/// The reason of a failure; one that is not known reads as [`Reason::KindFailed`].
+pub(super) fn reason_of(failure: &LastFailure) -> Reason {
     Reason::parse(&failure.reason).unwrap_or(Reason::KindFailed)
 }
 
@@ -510,6 +511,12 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     if became(conditions::READY, "True") {
         note(false, "Ready", "the cluster is ready".to_owned());
     }
+    // A failure, a deletion and what stalls a cluster have events of their own.
+    let told_otherwise = after.last_failure != before.last_failure || became(conditions::STALLED, "True") || became(conditions::DELETING, "True");
+    if conditions::is_true(&before.conditions, conditions::READY) && became(conditions::READY, "False") && !told_otherwise {
+        let reason = conditions::get(&after.conditions, conditions::READY).and_then(|condition| Reason::parse(&condition.reason));
+        note(true, reason.unwrap_or(Reason::Progressing).as_str(), message_of(conditions::READY));
+    }
     if became(conditions::STALLED, "True") && after.last_failure == before.last_failure {
         let reason = conditions::get(&after.conditions, conditions::STALLED).and_then(|condition| Reason::parse(&condition.reason));
         note(true, reason.unwrap_or(Reason::KindFailed).as_str(), message_of(conditions::STALLED));
@@ -765,6 +772,25 @@ mod tests {
         let told: Vec<&str> = notes(&status, &after).iter().map(|note| note.reason).collect();
         assert_eq!(told, ["Ready"]);
         assert_eq!(notes(&after, &after), []);
+    }
+
+    #[test]
+    fn a_cluster_that_is_ready_no_longer_says_so_once() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 20);
+        seen.report = Some(serving(true));
+        let plan = decide(now(), &seen);
+        let ready = settle(now(), &seen, &Outcome { done: plan.steps, ..Outcome::default() });
+        seen.cluster.status = Some(ready.clone());
+        let told = |before: &KindClusterStatus, after: &KindClusterStatus| -> Vec<(bool, &str)> {
+            notes(before, after).iter().map(|note| (note.warning, note.reason)).collect()
+        };
+        let mut deleted = seen.clone();
+        deleted.cluster.metadata.deletion_timestamp = Some(Time(now()));
+        assert_eq!(told(&ready, &settled(&deleted)), [(false, "Deleting")]);
+        seen.report = Some(serving(false));
+        let after = settled(&seen);
+        assert_eq!(told(&ready, &after), [(true, "WaitingForNodes")]);
+        assert_eq!(told(&after, &after), []);
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub fn page() -> String {
     let mut text = PAGE_NOTICE.to_owned();
     text += "# Conditions and reasons\n\n\
         Every condition is present from the operator's first look at an object. The message of a condition says what happened and, where there is\n\
-        something to do, what to do.\n\n\
+        something to do, what to do. What to do when many clusters fail is in [operations.md](../operations.md).\n\n\
         ## Conditions\n\n\
         | Type | True means |\n|---|---|\n";
     for (type_, meaning) in CONDITIONS {
@@ -40,7 +40,9 @@ pub fn page() -> String {
     }
     text += "\n## Reasons\n\n| Reason | Meaning | What to do |\n|---|---|---|\n";
     for reason in Reason::ALL {
-        let _ = writeln!(text, "| {} | {} | {} |", code(reason.as_str()), cell(reason.meaning()), cell(reason.remedy()));
+        // In lower case, as the anchors of headings are: alerts link to them.
+        let anchor = reason.as_str().to_lowercase();
+        let _ = writeln!(text, "| <a id=\"{anchor}\"></a>{} | {} | {} |", code(reason.as_str()), cell(reason.meaning()), cell(reason.remedy()));
     }
     text
 }
