@@ -226,7 +226,7 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
             .env("NESTLING_TEST_BARE_SECONDS", format!("{bare:.1}"));
     };
     stages.run("nested clusters", || {
-        let mut command = cargo_test(arguments, seed, &["--features", "fault-injection", "--test", "nested"], &["--test-threads", "4", "--nocapture"]);
+        let mut command = cargo_test(arguments, seed, &["--features", "fault-injection", "--test", "nested"], &["--test-threads", "3", "--nocapture"]);
         environment(&mut command);
         status(&mut command)
     })?;
