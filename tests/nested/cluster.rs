@@ -62,7 +62,7 @@ impl<'a> Cluster<'a> {
     /// Runs a script on the host's node that the pod is on.
     pub fn on_the_hosts_node(&self, script: &str) -> String {
         let node = self.pod.spec.as_ref().unwrap().node_name.clone().unwrap();
-        self.host.cluster.docker().run(&["exec", &node, "bash", "-c", script]).unwrap().trim().to_owned()
+        self.host.on_node(&node, script)
     }
 }
 

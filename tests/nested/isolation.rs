@@ -128,7 +128,7 @@ async fn nested_workloads_do_not_reach_the_host() {
     let external = host.kubeconfig("t-isolation", "subject", "external").await;
     nested_pods(&external, &host);
 
-    let api = host.kubectl(&["get", "service", "kubernetes", "-n", "default", "-o", "jsonpath={.spec.clusterIP}"]);
+    let api = host.api_address();
     let node = host.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}"]);
     let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
     let registry = host.cluster.docker().run(&["inspect", "--format", format, "nestling-lab-registry"]).unwrap().trim().to_owned();

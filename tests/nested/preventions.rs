@@ -67,7 +67,7 @@ async fn check(prevention: &str, cluster: &Cluster<'_>) {
 
 /// No NetworkPolicy is in the way here: the pod itself reaches the host's API.
 fn nodes_do_not_reach_the_hosts_api(cluster: &Cluster<'_>) {
-    let api = cluster.host.kubectl(&["get", "service", "kubernetes", "-n", "default", "-o", "jsonpath={.spec.clusterIP}"]);
+    let api = cluster.host.api_address();
     assert_eq!(cluster.pod(&attempt(&api, 443)), "yes", "the pod does not reach {api}");
     assert_eq!(cluster.node(&cluster.nodes[0], &attempt(&api, 443)), "no", "a node reaches {api}");
 }

@@ -76,7 +76,7 @@ spec:
     }
 
     fn on_the_hosts_node(&self, script: &str) -> String {
-        self.host.cluster.docker().run(&["exec", &self.node, "bash", "-c", script]).unwrap().trim().to_owned()
+        self.host.on_node(&self.node, script)
     }
 
     /// Files on the volume in which the nested cluster's own Secret can be read.

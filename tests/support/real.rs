@@ -181,6 +181,16 @@ impl Host {
         self.kubectl(&["exec", "-n", namespace, pod, "--", "docker", "exec", node, "bash", "-c", script]).trim().to_owned()
     }
 
+    /// Runs a script on a node of the host itself.
+    pub fn on_node(&self, node: &str, script: &str) -> String {
+        self.cluster.docker().run(&["exec", node, "bash", "-c", script]).unwrap().trim().to_owned()
+    }
+
+    /// The address of the host's own API Service.
+    pub fn api_address(&self) -> String {
+        self.kubectl(&["get", "service", "kubernetes", "-n", "default", "-o", "jsonpath={.spec.clusterIP}"])
+    }
+
     /// Runs a command in a pod of a nested cluster, on this node (any, if `None`), to its end; what it has said.
     pub fn run_nested(&self, kubeconfig: &str, node: Option<&str>, command: &[&str]) -> String {
         let image = format!("--image={TOOLS}");

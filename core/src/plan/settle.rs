@@ -59,6 +59,11 @@ impl Claims {
         }
     }
 
+    /// What there is of the cluster is not looked at: all that is said of it stays as it was seen last.
+    fn unseen(ready: Claim, reconciling: Claim, stalled: Claim) -> Self {
+        Self { ready, reconciling, stalled, host: None, control_plane: None, nodes: None, kubeconfig: None, policy: None, disk: None, up_to_date: None }
+    }
+
     /// Nothing will happen until somebody changes something.
     fn stalled(reason: Reason, message: &str) -> Self {
         Self { reconciling: Claim::no(reason, message), stalled: Claim::yes(reason, message), ..Self::idle(reason, message) }
@@ -306,18 +311,8 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
     let up_to_date = up_to_date(pod, desired);
     let Some(report) = &seen.report else {
         // Nothing new has been heard: what was said last stands, unless the pod itself says that it is not ready.
-        return Claims {
-            ready: kept(status, conditions::READY),
-            reconciling: kept(status, conditions::RECONCILING),
-            stalled: not_stalled(),
-            host: None,
-            control_plane: None,
-            nodes: None,
-            kubeconfig: None,
-            policy: None,
-            disk: None,
-            up_to_date: Some(up_to_date),
-        };
+        let (ready, reconciling) = (kept(status, conditions::READY), kept(status, conditions::RECONCILING));
+        return Claims { up_to_date: Some(up_to_date), ..Claims::unseen(ready, reconciling, not_stalled()) };
     };
     let control_plane = if report.control_plane_ready {
         Claim::yes(Reason::ApiServerReady, "")
@@ -394,35 +389,14 @@ fn up_to_date(pod: &Pod, desired: Result<&Desired, &Problem>) -> Claim {
 
 /// Until the object is deleted, all stays as it was seen last.
 fn expired(seen: &Observed) -> Claims {
-    Claims {
-        ready: kept(&seen.status(), conditions::READY),
-        reconciling: Claim::yes(Reason::Expired, Reason::Expired.explain("")),
-        stalled: not_stalled(),
-        host: None,
-        control_plane: None,
-        nodes: None,
-        kubeconfig: None,
-        policy: None,
-        disk: None,
-        up_to_date: None,
-    }
+    Claims::unseen(kept(&seen.status(), conditions::READY), Claim::yes(Reason::Expired, Reason::Expired.explain("")), not_stalled())
 }
 
 fn deleting(now: Timestamp, seen: &Observed) -> Claims {
     let Claim { reason, message, .. } = deletion(now, seen);
     let overdue = reason == Reason::CleanupUnverified;
-    Claims {
-        ready: Claim::no(reason, &message),
-        reconciling: Claim { status: Some(!overdue), reason, message: message.clone() },
-        stalled: if overdue { Claim::yes(reason, message) } else { not_stalled() },
-        host: None,
-        control_plane: None,
-        nodes: None,
-        kubeconfig: None,
-        policy: None,
-        disk: None,
-        up_to_date: None,
-    }
+    let reconciling = Claim { status: Some(!overdue), reason, message: message.clone() };
+    Claims::unseen(Claim::no(reason, &message), reconciling, if overdue { Claim::yes(reason, message) } else { not_stalled() })
 }
 
 /// How far a deletion is; one that takes too long says so, whatever follows from that.
