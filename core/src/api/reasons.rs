@@ -68,6 +68,8 @@ reasons! {
     InstallingStorageClass,
     /// kind: Joining worker nodes.
     JoiningWorkerNodes,
+    /// The cluster that a lost pod has left on its volume is being brought back.
+    Resuming,
     /// The API server is being waited for.
     WaitingForControlPlane,
     /// Not every node is ready yet.
@@ -228,6 +230,8 @@ reasons! {
     AgentCrashed => "See the evidence; if it comes again, please report it.",
     /// The agent does not answer.
     AgentUnreachable => "Check that the operator may reach the clusters namespace (NetworkPolicy, CNI).",
+    /// The cluster on the volume does not come back. Nothing of it was removed, and no empty one takes its place.
+    ResumeFailed => "See the evidence. The state is still on the volume: any change of the spec, such as lifecycle.backoffLimit, tries again; lifecycle.podLossPolicy Recreate gives it up for a new, empty cluster.",
     /// The attempt took longer than `lifecycle.creationTimeout`.
     CreationTimeout => "See what was being waited for; raise lifecycle.creationTimeout if the host is slow.",
     /// The Docker daemon did not start or died.
