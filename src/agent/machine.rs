@@ -113,7 +113,7 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
     let tls = server::tls(Path::new(KEYS_DIRECTORY)).map_err(|error| broken(error.to_string()))?;
     let operator = server::listen(port(AGENT_PORT)).await.map_err(|error| broken(error.to_string()))?;
     let kubelet = server::listen(port(HEALTH_PORT)).await.map_err(|error| broken(error.to_string()))?;
-    let _operator = AbortOnDropHandle::new(tokio::spawn(server::serve_operator(operator, tls, report.subscribe())));
+    let _operator = AbortOnDropHandle::new(tokio::spawn(server::serve_operator(operator, tls, report.clone())));
     let health = Health { report: report.subscribe(), alive: heartbeat };
     let _health = AbortOnDropHandle::new(tokio::spawn(server::serve_health(kubelet, health)));
 
@@ -143,7 +143,7 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
         machine.report.enter(Stage::Terminating);
         machine.report.update(|report| report.control_plane_ready = false);
         if let Some(dockerd) = machine.dockerd.get() {
-            teardown::run(&machine.kind, &machine.settings, dockerd).await;
+            teardown::run(&machine.kind, &machine.settings.cluster_name, machine.keeps(), dockerd).await;
         }
         failed
     };
@@ -274,6 +274,12 @@ impl Machine {
             never = self.registries.follow() => match never {},
             done = self.cluster(&docker, &ground) => done,
         }
+    }
+
+    /// Whether the cluster stays on its volume when the pod ends.
+    fn keeps(&self) -> bool {
+        let ordered = self.report.subscribe().borrow().orders.as_ref().and_then(|orders| orders.received.keep);
+        self.settings.persistent && ordered.unwrap_or(self.settings.keep)
     }
 
     /// Takes over a data-root that earlier pods may have worked on.

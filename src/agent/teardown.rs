@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
-use nestling_core::plan::wire::{AgentSettings, DATA_ROOT};
+use nestling_core::plan::wire::DATA_ROOT;
 use nix::mount::{MntFlags, umount2};
 use tokio::time::timeout;
 
@@ -30,13 +30,12 @@ const NODE_LIMIT: Duration = Duration::from_secs(25);
 /// Time for all of them, after which Docker ends them by force; state that is on the volume survives that, too.
 const STOP_LIMIT: Duration = Duration::from_mins(1);
 
-/// Takes the cluster and Docker down, within about 105 seconds at worst; the pod has 120. A cluster that is to stay on its volume is only stopped. Never fails:
-/// what cannot be removed is told in the log, and the rest goes on.
-pub async fn run(kind: &Kind, settings: &AgentSettings, dockerd: &Dockerd) {
+/// Takes the cluster and Docker down, within about 105 seconds at worst; the pod has 120. A cluster that is to stay on its volume (`keep`) is only
+/// stopped. Never fails: what cannot be removed is told in the log, and the rest goes on.
+pub async fn run(kind: &Kind, cluster: &str, keep: bool, dockerd: &Dockerd) {
     let devices = if disabled("loop-devices") { Vec::new() } else { loop_devices::find().await };
-    let cluster = &settings.cluster_name;
     if let Ok(Ok(docker)) = timeout(THAW_LIMIT, Docker::connect()).await {
-        if settings.persistent && settings.keep {
+        if keep {
             let stopped = timeout(STOP_LIMIT, nodes::stop(&docker, cluster, NODE_LIMIT)).await;
             tracing::info!(in_order = stopped.unwrap_or(false), "the cluster stays on its volume");
         } else {
