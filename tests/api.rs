@@ -81,7 +81,17 @@ fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
             Some("deletionProtection excludes ttl and expirationTime"),
         ),
         ("lifecycle: backoffLimit", json!({"lifecycle": {"backoffLimit": 11}}), Some("backoffLimit")),
-        ("lifecycle: not yet", json!({"lifecycle": {"podLossPolicy": "Resume"}}), Some("Unsupported value")),
+        (
+            "lifecycle: survival without a volume",
+            json!({"lifecycle": {"podLossPolicy": "Resume"}}),
+            Some("podLossPolicy: Resume needs storage.type: Persistent"),
+        ),
+        (
+            "lifecycle: survival on an emptyDir",
+            json!({"lifecycle": {"podLossPolicy": "Resume"}, "storage": {"type": "Ephemeral"}}),
+            Some("podLossPolicy: Resume needs storage.type: Persistent"),
+        ),
+        ("lifecycle: survival", json!({"lifecycle": {"podLossPolicy": "Resume"}, "storage": {"type": "Persistent"}}), None),
         ("lifecycle: no such policy", json!({"lifecycle": {"podLossPolicy": "Pray"}}), Some("Unsupported value")),
         ("resources", json!({"resources": {"requests": {"cpu": "500m"}, "limits": {"memory": "3Gi"}}}), None),
         ("storage", json!({"storage": {"type": "Ephemeral", "size": "20Gi"}}), None),

@@ -387,6 +387,52 @@ async fn a_lost_pod_is_replaced_and_announced_or_mourned() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_to_survive_comes_back_or_stays_on_its_volume() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    let spec = json!({"storage": {"type": "Persistent"}, "lifecycle": {"podLossPolicy": "Resume", "backoffLimit": 0}});
+    stage.create("salamander", spec).await;
+    let first = condition(&stage.clusters, "salamander", READY, "True", None, SOON).await.status.unwrap();
+    let pods: Api<Pod> = Api::namespaced(stage.plane.client.clone(), CLUSTERS_NAMESPACE);
+    let lose = async |grace: Option<u32>| {
+        let pod = pods.list(&ListParams::default()).await.unwrap().items.remove(0);
+        let how = grace.map_or_else(DeleteParams::default, |seconds| DeleteParams::default().grace_period(seconds));
+        pods.delete(&pod.name_any(), &how).await.unwrap();
+    };
+    for (attempt, grace) in [(2, Some(0)), (3, None)] {
+        lose(grace).await;
+        let back = until("the cluster to be back", SOON, async || {
+            let cluster = stage.clusters.get("salamander").await.unwrap();
+            let status = cluster.status.clone().unwrap();
+            let ready = nestling_core::api::conditions::is_true(&status.conditions, READY);
+            if status.attempt == Some(attempt) && ready { Ok(status) } else { Err(support::wait::describe(&cluster)) }
+        })
+        .await;
+        assert_eq!((&back.cluster_uid, back.cluster_attempt), (&first.cluster_uid, Some(attempt)));
+    }
+
+    // What does not come back is not replaced, and can be given up.
+    stage.host.set_luck("salamander", Luck::Fails(Reason::ResumeFailed, "etcd does not start".into()));
+    lose(Some(0)).await;
+    let stalled = condition(&stage.clusters, "salamander", STALLED, "True", Some("ResumeFailed"), SOON).await.status.unwrap();
+    assert_eq!(stalled.cluster_uid, first.cluster_uid);
+    assert!(stage.children().await.iter().any(|child| child.starts_with("PersistentVolumeClaim")));
+    stage.host.set_luck("salamander", Luck::Ready);
+    stage.patch("salamander", json!({"spec": {"lifecycle": {"podLossPolicy": "Recreate"}}})).await;
+    let replaced = condition(&stage.clusters, "salamander", READY, "True", None, SOON).await.status.unwrap();
+    assert_eq!(replaced.cluster_uid.as_deref(), Some("nested-5"));
+
+    let events: Api<Event> = Api::namespaced(stage.plane.client.clone(), "team");
+    let told = until("the events", SOON, async || {
+        let all = events.list(&ListParams::default()).await.unwrap();
+        let told: Vec<String> = all.into_iter().filter_map(|event| event.reason).filter(|reason| reason.starts_with("ClusterRe")).collect();
+        if told.iter().any(|reason| reason == "ClusterReplaced") { Ok(told) } else { Err(format!("{told:?}")) }
+    })
+    .await;
+    assert!(told.iter().any(|reason| reason == "ClusterResumed"), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_only_a_new_cluster_can_take_over_is_named() {
     let stage = Stage::set().await;
     let _operator = stage.operator();

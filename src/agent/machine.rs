@@ -253,7 +253,11 @@ impl Machine {
         if disabled("random-token") {
             KINDS_TOKEN.clone_into(&mut token);
         }
-        self.registries.write().map_err(|error| failure(Reason::PodStartFailed, error.to_string()))?;
+        self.registries.write().map_err(|error| match &self.made {
+            // The nodes mount what the list that they were made with refers to.
+            Some(_) if self.settings.resume => failure(Reason::ResumeFailed, format!("spec.registries lacks what the cluster was made with: {error}")),
+            _ => failure(Reason::PodStartFailed, error.to_string()),
+        })?;
         let ground = Ground { host: node_host(&facts, &pki, storage::is_own(&self.settings, &facts)), token, mtu: facts.mtu.unwrap_or(DEFAULT_MTU) };
 
         self.report.enter(Stage::Dockerd);

@@ -61,6 +61,8 @@ struct Agents {
     certificates: Mutex<HashMap<String, Arc<CertifiedKey>>>,
     /// The newest agent of each cluster, by UID.
     reports: Mutex<HashMap<String, watch::Sender<AgentReport>>>,
+    /// Nested UIDs of the clusters that are on volumes, by UID.
+    volumes: Mutex<HashMap<String, String>>,
 }
 
 impl std::fmt::Debug for Agents {
@@ -176,7 +178,7 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod,
             report.orders = Some(OrdersReport::default());
         });
     }
-    agents.reports.lock().unwrap().insert(uid, sender.clone());
+    agents.reports.lock().unwrap().insert(uid.clone(), sender.clone());
 
     let status = json!({"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}],
         "containerStatuses": [{"name": "cluster", "ready": false, "restartCount": 0, "image": "i", "imageID": "i", "state": {"running": {}}}]}});
@@ -188,7 +190,8 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod,
         });
     };
     tokio::time::sleep(Duration::from_millis(50)).await;
-    say(&|report| report.stage = Stage::StartingControlPlane);
+    let resumes = nestling_core::plan::objects::resumes(pod);
+    say(&|report| report.stage = if resumes { Stage::Resuming } else { Stage::StartingControlPlane });
     tokio::time::sleep(Duration::from_millis(100)).await;
     match luck {
         Luck::Hangs => {}
@@ -202,10 +205,17 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod,
             let _ = pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(terminated)).await;
         }
         Luck::Ready | Luck::ReadyButOutdated => {
+            let nested = {
+                let mut volumes = agents.volumes.lock().unwrap();
+                if !resumes {
+                    volumes.insert(uid.clone(), format!("nested-{attempt}"));
+                }
+                volumes.get(&uid).cloned().expect("a pod was told to bring back what has never been")
+            };
             say(&|report| {
                 report.stage = Stage::Serving;
                 report.control_plane_ready = true;
-                report.nested_uid = Some(format!("nested-{attempt}"));
+                report.nested_uid = Some(nested.clone());
                 report.server_version = Some("v1.34.4".into());
                 report.kind_version = Some("v0.33.0".into());
                 report.nodes = vec![NodeReport { name: "n-control-plane".into(), control_plane: true, ready: true }];
@@ -231,8 +241,9 @@ struct Poll {
 async fn take_orders(State(report): State<watch::Sender<AgentReport>>, Json(orders): Json<Orders>) -> Json<AgentReport> {
     report.send_modify(|report| {
         report.revision += 1;
-        report.control_plane_ready = false;
-        report.orders.get_or_insert_default().received = orders.clone();
+        let known = report.orders.get_or_insert_default();
+        known.received = orders.clone();
+        report.control_plane_ready &= known.carried_out.power == orders.power;
     });
     let carried_out = report.clone();
     tokio::spawn(async move {

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use proptest::prelude::*;
 
 use super::decide::{ChildKind, Step, decide, is_moving};
-use super::objects::attempt_of;
+use super::objects::{attempt_of, resumes};
 use super::observed::{Children, Observed, Turn, needs_live};
 use super::problem::Problem;
 use super::settle::{Outcome, settle};
@@ -17,7 +17,7 @@ use super::wire::{AgentReport, NodeReport, Orders, OrdersReport, Stage};
 use super::{names::Identity, testing};
 use crate::api::conditions::{self, READY, STALLED, SUSPENDED};
 use crate::api::reasons::Reason;
-use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, PowerState, Registry, StorageType};
+use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, PodLossPolicy, PowerState, Registry, StorageType};
 
 /// How the next pods turn out.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +43,8 @@ enum Happening {
     Seconds(i64),
     /// Somebody deletes the pod.
     LosePod,
+    /// The host's kubelet ends the pod.
+    EvictPod,
     /// The pod ends by itself.
     CrashPod,
     /// The user edits the spec.
@@ -70,6 +72,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         6 => (1..400_i64).prop_map(Happening::Seconds),
         1 => Just(Happening::LosePod),
         1 => Just(Happening::CrashPod),
+        1 => Just(Happening::EvictPod),
         1 => any::<bool>().prop_map(Happening::Edit),
         1 => any::<bool>().prop_map(Happening::Registries),
         1 => prop::option::of(1..6000_u64).prop_map(Happening::Ttl),
@@ -93,15 +96,32 @@ struct World {
     identity: Identity,
     /// The pod whose agent got orders, these, and when.
     orders: Option<(String, Orders, Timestamp)>,
+    /// Nested UID of the whole cluster on the volume.
+    on_volume: Option<String>,
 }
 
+/// What survives a pod.
+type Survival = (StorageType, PodLossPolicy);
+
 impl World {
-    fn new(storage: StorageType) -> Self {
-        let mut cluster = testing::cluster(&format!("{{storage: {{type: {storage:?}}}, lifecycle: {{creationTimeout: 2m, backoffLimit: 1}}}}"));
+    fn new((storage, policy): Survival) -> Self {
+        let mut cluster =
+            testing::cluster(&format!("{{storage: {{type: {storage:?}}}, lifecycle: {{creationTimeout: 2m, backoffLimit: 1, podLossPolicy: {policy:?}}}}}"));
         let identity = testing::identity(&cluster);
         let now = Timestamp::from_second(1_000_000).unwrap();
         cluster.metadata.creation_timestamp = Some(Time(now));
-        Self { now, cluster: Some(cluster), version: 0, children: Children::default(), history: vec![], luck: Luck::Ready, next_uid: 0, identity, orders: None }
+        Self {
+            now,
+            cluster: Some(cluster),
+            version: 0,
+            children: Children::default(),
+            history: vec![],
+            luck: Luck::Ready,
+            next_uid: 0,
+            identity,
+            orders: None,
+            on_volume: None,
+        }
     }
 
     fn changed(&mut self) {
@@ -126,7 +146,7 @@ impl World {
         if age >= 30 && luck == "Ready" {
             report.stage = Stage::Serving;
             report.control_plane_ready = true;
-            report.nested_uid = pod.metadata.uid.clone();
+            report.nested_uid = if resumes(pod) { self.on_volume.clone() } else { pod.metadata.uid.clone() };
             report.nodes = vec![NodeReport { name: "n".into(), control_plane: true, ready: true }];
         }
         if age >= 30 && luck == "KindFails" {
@@ -142,9 +162,9 @@ impl World {
             if self.now.duration_since(*since).as_secs() >= 5 {
                 said.carried_out = orders.clone();
             }
-            if orders.power != PowerState::Running || said.received != said.carried_out {
+            if orders.power != PowerState::Running || said.received.power != said.carried_out.power {
                 assert!(report.stage == Stage::Serving, "orders to an agent that serves no cluster");
-                report.control_plane_ready = said.carried_out.power == PowerState::Running && said.received == said.carried_out;
+                report.control_plane_ready = said.carried_out.power == PowerState::Running && said.received.power == said.carried_out.power;
             }
         }
         report.cgroup_v1 = Some(false);
@@ -186,6 +206,10 @@ impl World {
             return;
         }
         let status = settle(self.now, &seen, &outcome);
+        let policy = seen.cluster.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pod_loss_policy);
+        if let (Some(PodLossPolicy::Resume), Some(before)) = (policy, seen.status().cluster_uid) {
+            assert_eq!(status.cluster_uid, Some(before), "another cluster in the place of one that was to survive");
+        }
         // The write carries the version that was read.
         if version == self.version
             && let Some(cluster) = &mut self.cluster
@@ -244,6 +268,7 @@ impl World {
                 assert!(self.children.current_pod().is_none(), "two pods at work");
                 assert_eq!(mounts_registries(pod), self.secret(&self.identity.registries()).is_some(), "credentials where they are needed, and only there");
                 assert_eq!(mounts_claim(pod), !self.children.claims.is_empty(), "a volume where it is needed, and only there");
+                self.begin(pod);
                 let mut pod = (**pod).clone();
                 pod.metadata = self.meta(&pod.metadata);
                 pod.metadata.annotations.get_or_insert_default().insert("luck".into(), format!("{:?}", self.luck));
@@ -294,6 +319,17 @@ impl World {
         Ok(())
     }
 
+    /// A pod that is to bring a cluster back finds one; another one begins with an empty volume, on which nothing is that was to survive.
+    fn begin(&mut self, pod: &Pod) {
+        if resumes(pod) {
+            assert!(self.on_volume.is_some(), "nothing to come back to");
+            return;
+        }
+        let policy = self.cluster.as_ref().and_then(|cluster| cluster.spec.lifecycle.as_ref()?.pod_loss_policy);
+        assert!(policy != Some(PodLossPolicy::Resume) || self.status().cluster_uid.is_none(), "a cluster that was to survive is lost");
+        self.on_volume = None;
+    }
+
     fn release_claims(&mut self) {
         if self.children.pods.is_empty() {
             self.children.claims.retain(|claim| claim.metadata.deletion_timestamp.is_none());
@@ -311,6 +347,10 @@ impl World {
                 crash(pod);
             }
         }
+        let whole = |pod: &&Pod| self.report(Some(pod)).is_some_and(|report| report.stage == Stage::Serving && !resumes(pod) && mounts_claim(pod));
+        if let Some(pod) = self.children.pods.iter().find(whole) {
+            self.on_volume = pod.metadata.uid.clone();
+        }
         self.release_claims();
         if self.children.pods != before {
             self.changed();
@@ -327,6 +367,13 @@ impl World {
             Happening::LosePod => {
                 self.children.pods.clear();
                 self.release_claims();
+                self.changed();
+            }
+            Happening::EvictPod => {
+                for pod in &mut self.children.pods {
+                    crash(pod);
+                    pod.status.get_or_insert_default().reason = Some("Evicted".into());
+                }
                 self.changed();
             }
             Happening::CrashPod => {
@@ -392,6 +439,19 @@ impl World {
     }
 }
 
+/// What takes pods away, and passes that see it or not.
+fn losses() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        6 => Just(Happening::Pass),
+        2 => (1..4_usize).prop_map(Happening::StalePass),
+        2 => (0..4_usize).prop_map(Happening::FailedPass),
+        2 => (0..5_usize).prop_map(Happening::KilledPass),
+        6 => (1..100_i64).prop_map(Happening::Seconds),
+        3 => Just(Happening::LosePod),
+        2 => Just(Happening::EvictPod),
+    ]
+}
+
 fn registry() -> Registry {
     let credentials_secret_ref = Some(LocalReference { name: "login".into() });
     Registry { host: "r.example".into(), credentials_secret_ref, ..Registry::default() }
@@ -405,8 +465,12 @@ fn mounts_claim(pod: &Pod) -> bool {
     pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|volume| volume.persistent_volume_claim.is_some())
 }
 
-fn storage() -> impl Strategy<Value = StorageType> {
-    prop_oneof![Just(StorageType::Ephemeral), Just(StorageType::Persistent)]
+fn survival() -> impl Strategy<Value = Survival> {
+    prop_oneof![
+        Just((StorageType::Ephemeral, PodLossPolicy::Recreate)),
+        Just((StorageType::Persistent, PodLossPolicy::Recreate)),
+        Just((StorageType::Persistent, PodLossPolicy::Resume)),
+    ]
 }
 
 fn crash(pod: &mut Pod) {
@@ -424,8 +488,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
-    fn repeated_passes_converge(storage in storage(), happenings in prop::collection::vec(happening(), 0..60)) {
-        let mut world = World::new(storage);
+    fn repeated_passes_converge(survival in survival(), happenings in prop::collection::vec(happening(), 0..60)) {
+        let mut world = World::new(survival);
         for happening in &happenings {
             world.happen(happening);
         }
@@ -458,8 +522,26 @@ proptest! {
     }
 
     #[test]
-    fn at_rest_nothing_is_written(storage in storage(), happenings in prop::collection::vec(happening(), 0..40)) {
-        let mut world = World::new(storage);
+    fn losses_never_take_a_cluster_that_is_to_survive(happenings in prop::collection::vec(losses(), 1..60)) {
+        let mut world = World::new((StorageType::Persistent, PodLossPolicy::Resume));
+        world.calm();
+        let first = world.status();
+        prop_assert!(conditions::is_true(&first.conditions, READY));
+        let mut lost = false;
+        for happening in &happenings {
+            lost |= matches!(happening, Happening::LosePod | Happening::EvictPod);
+            world.happen(happening);
+        }
+        world.calm();
+        let last = world.status();
+        prop_assert!(conditions::is_true(&last.conditions, READY), "{last:#?}");
+        prop_assert_eq!(&last.cluster_uid, &first.cluster_uid);
+        prop_assert!(!lost || last.attempt > first.attempt);
+    }
+
+    #[test]
+    fn at_rest_nothing_is_written(survival in survival(), happenings in prop::collection::vec(happening(), 0..40)) {
+        let mut world = World::new(survival);
         for happening in &happenings {
             world.happen(happening);
         }
@@ -474,8 +556,8 @@ proptest! {
     }
 
     #[test]
-    fn an_expiry_always_comes(storage in storage(), happenings in prop::collection::vec(happening(), 0..60)) {
-        let mut world = World::new(storage);
+    fn an_expiry_always_comes(survival in survival(), happenings in prop::collection::vec(happening(), 0..60)) {
+        let mut world = World::new(survival);
         for happening in &happenings {
             world.happen(happening);
         }
@@ -486,8 +568,8 @@ proptest! {
     }
 
     #[test]
-    fn deletion_always_ends(storage in storage(), happenings in prop::collection::vec(happening(), 0..60)) {
-        let mut world = World::new(storage);
+    fn deletion_always_ends(survival in survival(), happenings in prop::collection::vec(happening(), 0..60)) {
+        let mut world = World::new(survival);
         for happening in &happenings {
             world.happen(happening);
         }

@@ -335,7 +335,9 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
     let Some(report) = &seen.report else {
         // Nothing new has been heard: what was said last stands, unless the pod itself says that it is not ready.
         let (ready, reconciling) = (kept(status, conditions::READY), kept(status, conditions::RECONCILING));
-        return Claims { up_to_date: Some(up_to_date), ..Claims::unseen(ready, reconciling, not_stalled()) };
+        // Only the agent knows what a cluster was made with that it has taken over.
+        let up_to_date = Some(up_to_date).filter(|_| !resumes(pod));
+        return Claims { up_to_date, ..Claims::unseen(ready, reconciling, not_stalled()) };
     };
     if let Some(hindrance) = power::hindrance(seen) {
         return suspended(report, hindrance, up_to_date);
@@ -966,6 +968,116 @@ mod tests {
             let replaced = KindClusterStatus { cluster_uid: Some("new".into()), cluster_attempt: Some(2), ..lost.clone() };
             assert_eq!(notes(&lost, &replaced)[0].reason, "ClusterReplaced");
         }
+    }
+
+    const RESUMES: &str = "{storage: {type: Persistent}, lifecycle: {podLossPolicy: Resume, backoffLimit: 0}}";
+
+    /// A cluster of attempt 1 whose pod is gone, with that on record.
+    fn lost() -> Observed {
+        let mut seen = testing::observed(testing::cluster(RESUMES));
+        let pod_ref = Some(PodRef { name: "gone".into(), ..PodRef::default() });
+        let (attempt, cluster_attempt, cluster_uid) = (Some(1), Some(1), Some("nested".into()));
+        seen.cluster.status = Some(KindClusterStatus { attempt, cluster_attempt, cluster_uid, pod_ref, ..KindClusterStatus::default() });
+        seen.cluster.status = Some(settled(&seen));
+        seen
+    }
+
+    /// The same with its next pod.
+    fn coming_back() -> Observed {
+        let mut seen = lost();
+        let pod = decide(now(), &seen).steps.into_iter().find_map(|step| if let Step::CreatePod(pod) = step { Some(*pod) } else { None });
+        let mut pod = pod.unwrap();
+        pod.metadata.uid = Some("second".into());
+        pod.metadata.creation_timestamp = Some(Time(Timestamp::from_second(NOW - 20).unwrap()));
+        let around = testing::with_pod(seen.clone(), 20).children;
+        seen.children = Children { pods: vec![pod], ..around };
+        seen
+    }
+
+    #[test]
+    fn a_cluster_that_is_to_survive_is_brought_back_and_announced() {
+        let seen = lost();
+        assert_eq!(seen.status().last_failure.unwrap().reason, "PodLost");
+        assert_eq!(claim(&settled(&seen), conditions::RECONCILING), "True Resuming");
+
+        let mut seen = coming_back();
+        assert!(resumes(&seen.children.pods[0]));
+        for stage in [None, Some(Stage::Preflight), Some(Stage::Resuming), Some(Stage::WaitingForControlPlane)] {
+            seen.report = stage.map(report);
+            let status = settled(&seen);
+            assert_eq!((claim(&status, conditions::RECONCILING), claim(&status, conditions::READY)), ("True Resuming".into(), "False Resuming".into()));
+            assert_eq!((status.attempt, status.cluster_attempt, status.cluster_uid.as_deref()), (Some(2), Some(1), Some("nested")));
+        }
+        let before = settled(&seen);
+        seen.report = Some(serving(true));
+        let plan = decide(now(), &seen);
+        let after = settle(now(), &seen, &Outcome { done: plan.steps, ..Outcome::default() });
+        assert_eq!(
+            (claim(&after, conditions::READY), after.cluster_attempt, after.cluster_uid.as_deref()),
+            ("True ClusterReady".into(), Some(2), Some("nested"))
+        );
+        let told: Vec<&str> = notes(&before, &after).iter().map(|note| note.reason).collect();
+        assert!(told.contains(&"ClusterResumed") && !told.contains(&"ClusterReplaced"), "{told:?}");
+    }
+
+    #[test]
+    fn what_hinders_a_return_keeps_its_name() {
+        let mut seen = coming_back();
+        seen.children.pods[0].status =
+            serde_json::from_str(r#"{"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/2 nodes are available"}]}"#).unwrap();
+        assert_eq!(claim(&settled(&seen), conditions::READY), "False Unschedulable");
+    }
+
+    #[test]
+    fn a_cluster_that_does_not_come_back_is_never_replaced() {
+        let mut seen = coming_back();
+        seen.report = Some(AgentReport {
+            failure: Some(AgentFailure { reason: Reason::ResumeFailed, message: "it does not come back".into(), log_tail: String::new() }),
+            ..report(Stage::Failed)
+        });
+        seen.cluster.status = Some(settled(&seen));
+        seen.children = Children { live: true, claims: seen.children.claims, ..Children::default() };
+        seen.report = None;
+        assert_eq!(steps(&seen), Vec::<&str>::new());
+        let status = settled(&seen);
+        assert_eq!(claim(&status, conditions::STALLED), "True ResumeFailed");
+        let message = &conditions::get(&status.conditions, conditions::STALLED).unwrap().message;
+        assert!(message.contains(Reason::ResumeFailed.remedy()) && message.ends_with("still on its volume."), "{message}");
+        let next = |seen: &Observed| decide(now(), seen).steps.into_iter().find_map(|step| if let Step::CreatePod(pod) = step { Some(pod) } else { None });
+        // A change tries again; only giving the cluster up begins anew.
+        seen.cluster.metadata.generation = Some(2);
+        assert!(resumes(&next(&seen).unwrap()));
+        seen.cluster.spec.lifecycle.as_mut().unwrap().pod_loss_policy = None;
+        let pod = next(&seen).unwrap();
+        assert!(!resumes(&pod));
+        seen.children.pods = vec![*pod];
+        let begun = settled(&seen);
+        assert_eq!((begun.attempt, begun.cluster_attempt), (Some(3), None), "there is nothing left to come back to");
+    }
+
+    #[test]
+    fn a_pod_that_is_taken_away_while_it_brings_a_cluster_back_is_not_counted() {
+        let mut seen = coming_back();
+        seen.cluster.status = Some(settled(&seen));
+        seen.children = Children { live: true, claims: seen.children.claims, ..Children::default() };
+        let failure = settled(&seen).last_failure.unwrap();
+        assert_eq!((failure.reason.as_str(), failure.attempt, failure.count), ("PodLost", 2, 0));
+        seen.cluster.status = Some(settled(&seen));
+        let plan = decide(now(), &seen);
+        assert_eq!((plan.steps.len(), plan.wake_at), (0, Some(Timestamp::from_second(NOW + 10).unwrap())));
+    }
+
+    #[test]
+    fn what_a_cluster_that_came_back_was_not_made_with_is_still_named() {
+        let mut seen = coming_back();
+        seen.report = Some(AgentReport { outdated: vec!["image".into()], ..serving(true) });
+        let status = settled(&seen);
+        assert_eq!(claim(&status, conditions::UP_TO_DATE), "False RecreateRequired");
+        assert!(conditions::get(&status.conditions, conditions::UP_TO_DATE).unwrap().message.contains("image"));
+        // Until it is heard again, that stands.
+        seen.cluster.status = Some(status);
+        seen.report = None;
+        assert_eq!(claim(&settled(&seen), conditions::UP_TO_DATE), "False RecreateRequired");
     }
 
     #[test]
