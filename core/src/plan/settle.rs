@@ -189,6 +189,9 @@ fn record_facts(seen: &Observed, done: &Outcome, stands: &Situation<'_>, status:
             status.ready_time = None;
             status.nodes_ready = None;
             status.power_state = None;
+            if let Some(pod) = seen.children.current_pod() {
+                record_beginning(pod, status);
+            }
         }
         Situation::Creating { pod, .. } | Situation::Running { pod, .. } => record_pod(pod, seen.report.as_ref(), status),
         _ => {}
@@ -225,6 +228,13 @@ fn record_facts(seen: &Observed, done: &Outcome, stands: &Situation<'_>, status:
     }
 }
 
+/// An attempt that brings nothing back begins with an empty volume: there is nothing left that a later one could bring back.
+fn record_beginning(pod: &Pod, status: &mut KindClusterStatus) {
+    if !resumes(pod) && is_resuming(status, attempt_of(pod)) {
+        status.cluster_attempt = None;
+    }
+}
+
 fn record_pod(pod: &Pod, report: Option<&AgentReport>, status: &mut KindClusterStatus) {
     let attempt = attempt_of(pod);
     if status.attempt != Some(attempt) {
@@ -235,10 +245,7 @@ fn record_pod(pod: &Pod, report: Option<&AgentReport>, status: &mut KindClusterS
         status.workers = None;
         status.stages.clear();
     }
-    if !resumes(pod) && is_resuming(status, attempt) {
-        // It begins with an empty volume: there is nothing left that could come back.
-        status.cluster_attempt = None;
-    }
+    record_beginning(pod, status);
     status.attempt = Some(attempt);
     status.pod_ref = Some(PodRef {
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),
@@ -1051,8 +1058,11 @@ mod tests {
         let pod = next(&seen).unwrap();
         assert!(!resumes(&pod));
         seen.children.pods = vec![*pod];
-        let begun = settled(&seen);
-        assert_eq!((begun.attempt, begun.cluster_attempt), (Some(3), None), "there is nothing left to come back to");
+        for created in [NOW - 20, NOW - 3600] {
+            seen.children.pods[0].metadata.creation_timestamp = Some(Time(Timestamp::from_second(created).unwrap()));
+            let begun = settled(&seen);
+            assert_eq!((begun.attempt, begun.cluster_attempt), (Some(3), None), "there is nothing left to come back to");
+        }
     }
 
     #[test]
