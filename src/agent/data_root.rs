@@ -5,6 +5,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nestling_core::api::reasons::Reason;
 use nestling_core::plan::classify::classify;
@@ -22,6 +24,12 @@ const UNFINISHED: &str = "nestling-owner.unfinished";
 
 /// What `mkfs` makes.
 const LOST_AND_FOUND: &str = "lost+found";
+
+/// How long a pod before this one may take to let go: where somebody has removed it by force, its processes outlive it for a moment.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Pause between two tries.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Most names of foreign files that are told.
 const NAMED: usize = 3;
@@ -66,13 +74,22 @@ enum Verdict {
 /// # Errors
 /// [`Reason::DataRootInUse`], [`Reason::DataRootForeign`], [`Reason::ResumeFailed`] if there is nothing to resume, or what the file system says.
 pub fn take_over(root: &Path, owner: &Owner, resume: bool) -> Result<File, AgentFailure> {
+    take_over_within(PATIENCE, root, owner, resume)
+}
+
+fn take_over_within(patience: Duration, root: &Path, owner: &Owner, resume: bool) -> Result<File, AgentFailure> {
     let broken = |error: io::Error| failure(classify(&error.to_string(), Reason::DataRootUnsupported), format!("the volume cannot be taken over: {error}"));
     // The directory itself: a file of ours would change a volume that may be another's.
     let lock = File::open(root).map_err(broken)?;
-    lock.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => failure(Reason::DataRootInUse, "another pod holds the lock on the volume"),
-        TryLockError::Error(error) => broken(error),
-    })?;
+    let end = Instant::now() + patience;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if Instant::now() < end => sleep(PAUSE),
+            Err(TryLockError::WouldBlock) => return Err(failure(Reason::DataRootInUse, "another pod holds the lock on the volume")),
+            Err(TryLockError::Error(error)) => return Err(broken(error)),
+        }
+    }
     match judge(look(root).map_err(broken)?, owner, resume).map_err(|problem| from_problem(&problem))? {
         Verdict::Keep => {}
         Verdict::Inherit => mark(root, owner).map_err(broken)?,
@@ -235,10 +252,15 @@ mod tests {
     fn two_never_work_on_one_volume() {
         let directory = tempfile::tempdir().unwrap();
         let first = take_over(directory.path(), &owner("crane", 1), false).unwrap();
-        assert_eq!(take_over(directory.path(), &owner("crane", 2), false).unwrap_err().reason, Reason::DataRootInUse);
+        let refused = take_over_within(PAUSE, directory.path(), &owner("crane", 2), false).unwrap_err();
+        assert_eq!(refused.reason, Reason::DataRootInUse);
         assert_eq!(look(directory.path()).unwrap(), Content::Of(owner("crane", 1)));
-        drop(first);
-        assert!(take_over(directory.path(), &owner("crane", 2), false).is_ok());
+        let ending = std::thread::spawn(move || {
+            sleep(PAUSE);
+            drop(first);
+        });
+        assert!(take_over(directory.path(), &owner("crane", 2), false).is_ok(), "one that ends is waited for");
+        ending.join().unwrap();
     }
 
     #[test]

@@ -9,10 +9,12 @@ mod losses;
 mod newer;
 mod preventions;
 mod registries;
+mod resume;
 mod secrets;
 mod storage;
 #[path = "../support/mod.rs"]
 mod support;
+mod volume;
 
 use std::time::Duration;
 

@@ -6,6 +6,7 @@ use crate::job;
 use crate::support::operator::CLUSTERS_NAMESPACE;
 use crate::support::real::{CREATED, Host, spec};
 use crate::support::wait::{condition, describe, until};
+use crate::volume::Volume;
 use kube::api::DeleteParams;
 use nestling_core::api::KindClusterStatus;
 use nestling_core::api::conditions::{DISK_PRESSURE, READY, is_true};
@@ -17,79 +18,8 @@ const NAME: &str = "stork";
 const NODE: &str = "stork-control-plane";
 const SOON: Duration = Duration::from_mins(1);
 
-/// Where the host's node has the volume, and the file behind it.
-const DIRECTORY: &str = "/var/nestling-test-volume";
-const IMAGE: &str = "/var/nestling-test-volume.img";
-
 /// In a Secret of the nested cluster, and nowhere else on the machine.
 const MARKER: &str = "stork-stands-on-one-leg-2290";
-
-/// A volume of 6 GiB that exactly one claim can have.
-struct Volume<'a> {
-    host: &'a Host,
-    node: String,
-}
-
-impl<'a> Volume<'a> {
-    fn attach(host: &'a Host) -> Self {
-        // The first one may be kept free of pods.
-        let volume = Self { host, node: host.nodes().pop().unwrap() };
-        volume.detach();
-        // A container has the device nodes that its host had when it began.
-        volume.on_the_hosts_node(&format!(
-            "set -e; truncate -s 6G {IMAGE}; mkfs.ext4 -q -m 0 {IMAGE}; device=$(losetup --find); [ -e $device ] || mknod $device b 7 ${{device#/dev/loop}}; \
-             losetup $device {IMAGE}; mkdir -p {DIRECTORY}; mount $device {DIRECTORY}"
-        ));
-        host.apply(&format!(
-            r"
-apiVersion: storage.k8s.io/v1
-kind: StorageClass
-metadata: {{name: {NAMESPACE}}}
-provisioner: kubernetes.io/no-provisioner
-volumeBindingMode: WaitForFirstConsumer
----
-apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: {NAMESPACE}}}
-spec:
-  capacity: {{storage: 6Gi}}
-  accessModes: [ReadWriteOncePod]
-  persistentVolumeReclaimPolicy: Retain
-  storageClassName: {NAMESPACE}
-  local: {{path: {DIRECTORY}}}
-  nodeAffinity: {{required: {{nodeSelectorTerms: [{{matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{}]}}]}}]}}}}
-",
-            volume.node
-        ));
-        volume
-    }
-
-    /// Takes everything away that there may be of it. A device whose file system is still in use goes with its last user.
-    fn detach(&self) {
-        let kubectl = ["delete", "persistentvolume,storageclass", NAMESPACE, "--ignore-not-found", "--wait=false"];
-        let _ = self.host.cluster.kubectl().args(kubectl).output();
-        let script = format!(
-            "umount {DIRECTORY} 2>/dev/null || umount --lazy {DIRECTORY} 2>/dev/null; losetup --associated {IMAGE} --noheadings --output NAME 2>/dev/null | \
-             xargs -r losetup --detach; rm -f {IMAGE}; rmdir {DIRECTORY} 2>/dev/null; true"
-        );
-        let _ = self.host.cluster.docker().run(&["exec", &self.node, "bash", "-c", &script]);
-    }
-
-    fn on_the_hosts_node(&self, script: &str) -> String {
-        self.host.on_node(&self.node, script)
-    }
-
-    /// Files on the volume in which the nested cluster's own Secret can be read.
-    fn files_with_the_marker(&self) -> String {
-        self.on_the_hosts_node(&format!("find {DIRECTORY} -path '*/etcd/member/*' -type f -exec grep -l {MARKER} {{}} + 2>/dev/null || true"))
-    }
-}
-
-impl Drop for Volume<'_> {
-    fn drop(&mut self) {
-        self.detach();
-    }
-}
 
 async fn status(host: &Host) -> KindClusterStatus {
     host.clusters(NAMESPACE).get(NAME).await.unwrap().status.unwrap_or_default()
@@ -97,6 +27,11 @@ async fn status(host: &Host) -> KindClusterStatus {
 
 async fn pressure(host: &Host, status: &str) {
     condition(&host.clusters(NAMESPACE), NAME, DISK_PRESSURE, status, None, Duration::from_mins(4)).await;
+}
+
+/// Files on the volume in which the nested cluster's own Secret can be read.
+fn files_with_the_marker(volume: &Volume<'_>) -> String {
+    volume.run(&format!("find {} -path '*/etcd/member/*' -type f -exec grep -l {MARKER} {{}} + 2>/dev/null || true", volume.directory()))
 }
 
 /// Fills the disk that a nested pod sees to this many percent.
@@ -108,7 +43,7 @@ fn fill(percent: u32) -> String {
 async fn a_volume_bounds_the_cluster_begins_empty_and_goes_with_it() {
     let host = Host::find().await;
     host.namespace(NAMESPACE).await;
-    let volume = Volume::attach(&host);
+    let volume = Volume::attach(&host, NAMESPACE);
     host.create(NAMESPACE, NAME, spec(&format!("{{storage: {{type: Persistent, storageClassName: {NAMESPACE}}}, access: {{service: {{type: NodePort}}}}}}")))
         .await;
     let first = host.ready(NAMESPACE, NAME).await.status.unwrap().pod_ref.unwrap().name;
@@ -128,19 +63,20 @@ async fn a_volume_bounds_the_cluster_begins_empty_and_goes_with_it() {
     })
     .await;
     // Retained, as its class wants; but a cluster that ends in order leaves nothing of its nodes.
-    assert_eq!(volume.files_with_the_marker(), "");
-    assert!(volume.on_the_hosts_node(&format!("ls -A {DIRECTORY}/volumes {DIRECTORY}/containers")).lines().all(|line| line.len() < 64));
+    assert_eq!(files_with_the_marker(&volume), "");
+    let directory = volume.directory();
+    assert!(volume.run(&format!("ls -A {directory}/volumes {directory}/containers")).lines().all(|line| line.len() < 64));
     host.delete_namespace(NAMESPACE).await;
 }
 
 fn nodes_see_the_volume(volume: &Volume<'_>, pod: &str) {
     let size = |path: &str| format!("df -B1 --output=size {path} | tail -n 1");
-    assert_eq!(volume.host.in_node(pod, NODE, &size("/var")), volume.on_the_hosts_node(&size(DIRECTORY)));
-    let threshold = volume.host.in_node(pod, NODE, "grep -c 'nodefs.available: 10%' /var/lib/kubelet/config.yaml");
+    assert_eq!(volume.host().in_node(pod, NODE, &size("/var")), volume.run(&size(&volume.directory())));
+    let threshold = volume.host().in_node(pod, NODE, "grep -c 'nodefs.available: 10%' /var/lib/kubelet/config.yaml");
     assert_eq!(threshold, "1");
     // What is not on the volume is still bounded.
     let limit = ["get", "pod", "-n", CLUSTERS_NAMESPACE, pod, "-o", "jsonpath={.spec.containers[0].resources.limits.ephemeral-storage}"];
-    assert_eq!(volume.host.kubectl(&limit), "1Gi");
+    assert_eq!(volume.host().kubectl(&limit), "1Gi");
 }
 
 /// Nobody takes the cluster's pod away for it.
@@ -172,12 +108,12 @@ async fn a_full_disk_is_told_and_cleaned_inside(host: &Host, external: &str) {
 
 /// etcd keeps it in plain text: that it is found now is what makes its absence later worth something.
 async fn hides_its_marker(volume: &Volume<'_>, external: &str) {
-    volume.host.kubectl_outside(external, &["create", "secret", "generic", "marker", &format!("--from-literal=marker={MARKER}")]).unwrap();
-    until("the marker to reach the volume", SOON, async || if volume.files_with_the_marker().is_empty() { Err("not there".to_owned()) } else { Ok(()) }).await;
+    volume.host().kubectl_outside(external, &["create", "secret", "generic", "marker", &format!("--from-literal=marker={MARKER}")]).unwrap();
+    until("the marker to reach the volume", SOON, async || if files_with_the_marker(volume).is_empty() { Err("not there".to_owned()) } else { Ok(()) }).await;
 }
 
 async fn a_new_attempt_finds_nothing_of_the_last_one(volume: &Volume<'_>, first: &str) {
-    let host = volume.host;
+    let host = volume.host();
     let claim = || {
         host.kubectl(&[
             "get",
@@ -201,8 +137,9 @@ async fn a_new_attempt_finds_nothing_of_the_last_one(volume: &Volume<'_>, first:
     })
     .await;
     assert_eq!(claim(), before, "the volume is the same");
-    let owner: serde_json::Value = serde_json::from_str(&volume.on_the_hosts_node(&format!("cat {DIRECTORY}/nestling-owner.json"))).unwrap();
+    let directory = volume.directory();
+    let owner: serde_json::Value = serde_json::from_str(&volume.run(&format!("cat {directory}/nestling-owner.json"))).unwrap();
     assert_eq!(owner["attempt"], json!(2));
-    assert_eq!(volume.on_the_hosts_node(&format!("ls {DIRECTORY}/left-behind 2>/dev/null || true")), "");
-    assert_eq!(volume.files_with_the_marker(), "");
+    assert_eq!(volume.run(&format!("ls {directory}/left-behind 2>/dev/null || true")), "");
+    assert_eq!(files_with_the_marker(volume), "");
 }

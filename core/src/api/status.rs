@@ -36,7 +36,7 @@ pub struct KindClusterStatus {
     #[serde(default, rename = "clusterUID", skip_serializing_if = "Option::is_none")]
     pub cluster_uid: Option<String>,
 
-    /// The attempt that `clusterUID` belongs to.
+    /// The attempt that `clusterUID` belongs to. With `podLossPolicy: Resume` later attempts bring that cluster back; gone once one has begun anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_attempt: Option<i64>,
 

@@ -423,6 +423,12 @@ mod tests {
     }
 
     #[test]
+    fn what_somebody_can_come_back_to_is_written_for_good() {
+        let composed = |persistent| yaml(&compose(&AgentSettings { persistent, ..settings(None) }, &host(true), V1_34, "a.b").unwrap());
+        assert!(composed(false).contains("unsafe-no-fsync") && !composed(true).contains("unsafe-no-fsync"));
+    }
+
+    #[test]
     fn kubelets_clean_a_disk_that_is_the_clusters_own_unless_the_user_knows_better() {
         let theirs = "kubeadmConfigPatches: ['{kind: KubeletConfiguration, evictionHard: {nodefs.available: 2%}}']";
         for own_disk in [false, true] {

@@ -25,7 +25,7 @@ pub struct Creation {
 pub enum Failure {
     /// Of an attempt that had not become a cluster.
     Attempt(Reason),
-    /// Of a cluster: its pod, and with it all that it held, is lost.
+    /// Of a cluster: its pod is lost, and with it all that it held, unless that is on a volume from which it comes back.
     Cluster(Reason),
 }
 

@@ -5,7 +5,9 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use nestling_core::api::kind_config::{KindConfig, KindNetworking, KindNode, KindRole};
-use nestling_core::api::{Access, AccessService, KindCluster, KindClusterSpec, LocalReference, Nodes, Registry, ServiceType, Storage, StorageType};
+use nestling_core::api::{
+    Access, AccessService, KindCluster, KindClusterSpec, Lifecycle, LocalReference, Nodes, PodLossPolicy, Registry, ServiceType, Storage, StorageType,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -23,7 +25,11 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
         ("registries", one("A mirror of Docker Hub, and a registry that wants a login and has an authority of its own.", "registries", registries())?),
         (
             "persistent",
-            one("On a volume of its own. It goes with the object, and a cluster that is lost does not come back from it.", "persistent", persistent())?,
+            one(
+                "On a volume of its own, which goes with the object. When the pod is lost, the next one brings the cluster back from it.",
+                "persistent",
+                persistent(),
+            )?,
         ),
         ("job-owned", job_owned()?),
     ])
@@ -77,7 +83,8 @@ fn no_cni() -> KindClusterSpec {
 
 fn persistent() -> KindClusterSpec {
     let storage = Storage { type_: StorageType::Persistent, size: Some("20Gi".to_owned()), ..Storage::default() };
-    KindClusterSpec { storage: Some(storage), ..spec() }
+    let lifecycle = Lifecycle { pod_loss_policy: Some(PodLossPolicy::Resume), ..Lifecycle::default() };
+    KindClusterSpec { storage: Some(storage), lifecycle: Some(lifecycle), ..spec() }
 }
 
 fn one(about: &str, name: &str, spec: KindClusterSpec) -> Result<String> {
