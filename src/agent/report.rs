@@ -130,6 +130,8 @@ pub mod tests {
             registries: vec![],
             egress: EgressPlan::default(),
             persistent: false,
+            resume: false,
+            keep: false,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
-use nestling_core::plan::wire::DATA_ROOT;
+use nestling_core::plan::wire::{AgentSettings, DATA_ROOT};
 use nix::mount::{MntFlags, umount2};
 use tokio::time::timeout;
 
@@ -13,6 +13,7 @@ use super::fault::disabled;
 use super::kind::Kind;
 use super::loop_devices;
 use super::mountinfo::{self, Mount};
+use super::nodes;
 
 /// Time for thawing all containers.
 const THAW_LIMIT: Duration = Duration::from_secs(5);
@@ -23,12 +24,29 @@ const DELETE_LIMIT: Duration = Duration::from_secs(45);
 /// Time for removing what kind left.
 const REMOVE_LIMIT: Duration = Duration::from_secs(15);
 
-/// Takes the cluster and Docker down, within about 105 seconds at worst; the pod has 120. Never fails: what cannot be removed is
-/// told in the log, and the rest goes on.
-pub async fn run(kind: &Kind, cluster: &str, dockerd: &Dockerd) {
+/// Time for a node of a cluster that stays to end its work and to write down its state. Workers and control planes end one after the other.
+const NODE_LIMIT: Duration = Duration::from_secs(25);
+
+/// Time for all of them, after which Docker ends them by force; state that is on the volume survives that, too.
+const STOP_LIMIT: Duration = Duration::from_mins(1);
+
+/// Takes the cluster and Docker down, within about 105 seconds at worst; the pod has 120. A cluster that is to stay on its volume is only stopped. Never fails:
+/// what cannot be removed is told in the log, and the rest goes on.
+pub async fn run(kind: &Kind, settings: &AgentSettings, dockerd: &Dockerd) {
+    let cluster = &settings.cluster_name;
+    let docker = timeout(THAW_LIMIT, Docker::connect()).await;
+    if let Ok(Ok(docker)) = &docker {
+        // Before anything else: on cgroup v1 a frozen process cannot be killed, and a pod that is deleted by force has two seconds.
+        let _ = timeout(THAW_LIMIT, thaw(cluster, docker)).await;
+    }
     let devices = if disabled("loop-devices") { Vec::new() } else { loop_devices::find().await };
-    if let Ok(Ok(docker)) = timeout(THAW_LIMIT, Docker::connect()).await {
-        remove_cluster(kind, cluster, &docker).await;
+    if let Ok(Ok(docker)) = docker {
+        if settings.persistent && settings.keep {
+            let stopped = timeout(STOP_LIMIT, nodes::stop(&docker, cluster, NODE_LIMIT)).await;
+            tracing::info!(in_order = stopped.unwrap_or(false), "the cluster stays on its volume");
+        } else {
+            remove_cluster(kind, cluster, &docker).await;
+        }
     }
     dockerd.stop().await;
     unmount();
@@ -37,8 +55,6 @@ pub async fn run(kind: &Kind, cluster: &str, dockerd: &Dockerd) {
 }
 
 async fn remove_cluster(kind: &Kind, cluster: &str, docker: &Docker) {
-    // On cgroup v1 a frozen process cannot be killed.
-    let _ = timeout(THAW_LIMIT, thaw(cluster, docker)).await;
     if timeout(DELETE_LIMIT, kind.delete()).await.unwrap_or(false) {
         return;
     }
@@ -52,10 +68,11 @@ async fn remove_containers(cluster: &str, docker: &Docker) -> Result<(), Error> 
     try_join_all(left.iter().map(|container| docker.remove(&container.name))).await.map(drop)
 }
 
-/// Thaws every frozen container of a cluster.
+/// Thaws every frozen container of a cluster. Also those that do not look frozen yet: one that is just being frozen has Docker's lock until it is, and
+/// the others only refuse.
 async fn thaw(cluster: &str, docker: &Docker) {
     let containers = docker.containers(cluster).await.unwrap_or_default();
-    join_all(containers.iter().filter(|container| container.paused).map(|container| docker.thaw(&container.name))).await;
+    join_all(containers.iter().filter(|container| container.running).map(|container| docker.thaw(&container.name))).await;
 }
 
 /// Detaches what is still mounted below the data-root: the kubelet cannot remove a volume with a mount in it.

@@ -45,6 +45,8 @@ use super::status::KindClusterStatus;
         .message("nodes and config.nodes exclude each other"),
     validation = Rule::new("!(has(self.networking) && has(self.config) && has(self.config.networking))")
         .message("networking and config.networking exclude each other"),
+    validation = Rule::new("!(has(self.lifecycle) && has(self.lifecycle.podLossPolicy) && self.lifecycle.podLossPolicy == 'Resume') || (has(self.storage) && has(self.storage.type) && self.storage.type == 'Persistent')")
+        .message("podLossPolicy: Resume needs storage.type: Persistent"),
     validation = Rule::new("(has(self.storage) && has(self.storage.type) ? self.storage.type : 'Ephemeral') == (has(oldSelf.storage) && has(oldSelf.storage.type) ? oldSelf.storage.type : 'Ephemeral')")
         .message("storage.type cannot be changed; delete the object and create it anew"),
     validation = Rule::new("(has(self.storage) && has(self.storage.storageClassName) ? self.storage.storageClassName : '') == (has(oldSelf.storage) && has(oldSelf.storage.storageClassName) ? oldSelf.storage.storageClassName : '')")
@@ -310,6 +312,9 @@ pub enum PodLossPolicy {
     /// A new, empty cluster takes its place: new `status.clusterUID`, event `ClusterReplaced`.
     #[default]
     Recreate,
+    /// The next pod brings the same cluster back from its volume, on whichever node can have it: same `status.clusterUID`, event `ClusterResumed`. Needs
+    /// `storage.type: Persistent`. A cluster that does not come back is never replaced by an empty one: the object becomes `Stalled`, and the state stays.
+    Resume,
     /// The object becomes `Stalled`; what ran in the cluster is gone and nothing pretends otherwise.
     Fail,
 }

@@ -68,6 +68,8 @@ reasons! {
     InstallingStorageClass,
     /// kind: Joining worker nodes.
     JoiningWorkerNodes,
+    /// The nodes of a cluster are being brought back: from the volume on which a lost pod has left them, or because `spec.powerState` says so.
+    Resuming,
     /// The API server is being waited for.
     WaitingForControlPlane,
     /// Not every node is ready yet.
@@ -128,8 +130,6 @@ reasons! {
     Stopping,
     /// The cluster's nodes are stopped: they use neither CPU nor memory, and connections are refused.
     Stopped => "Set spec.powerState to Running to go on.",
-    /// The cluster's nodes are being brought back, as `spec.powerState` says.
-    Resuming,
     /// The cluster's time is about to be over; then the object is deleted.
     ExpiresSoon => "Raise spec.lifecycle.ttl or spec.lifecycle.expirationTime as far as the operator's owner allows, or save what you need.",
     /// The cluster's time is over; the operator deletes the object.
@@ -250,6 +250,8 @@ reasons! {
     AgentCrashed => "See the evidence; if it comes again, please report it.",
     /// The agent does not answer.
     AgentUnreachable => "Check that the operator may reach the clusters namespace (NetworkPolicy, CNI).",
+    /// The cluster on the volume does not come back. Nothing of it was removed, and no empty one takes its place.
+    ResumeFailed => "See the evidence. The state is still on the volume: any change of the spec, such as lifecycle.backoffLimit, tries again; lifecycle.podLossPolicy Recreate gives it up for a new, empty cluster.",
     /// The attempt took longer than `lifecycle.creationTimeout`.
     CreationTimeout => "See what was being waited for; raise lifecycle.creationTimeout if the host is slow.",
     /// The Docker daemon did not start or died.

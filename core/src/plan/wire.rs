@@ -124,6 +124,12 @@ pub struct AgentSettings {
     /// Whether the data-root is a volume that outlives the pod.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub persistent: bool,
+    /// Whether the cluster on the volume is to be brought back. Never a new one instead.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resume: bool,
+    /// Whether the cluster stays on the volume when the pod ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
 }
 
 /// A registry that needs something said. What it wants to see is not here but in [`REGISTRIES_DIRECTORY`].
@@ -279,6 +285,9 @@ pub struct AgentReport {
     /// What has become of the orders; `None` from an agent that takes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orders: Option<OrdersReport>,
+    /// Parts of the spec that the cluster was not made with, where the pod has taken it over from an earlier one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outdated: Vec<String>,
 }
 
 /// What came of a connection from the pod to the host's API server, which its NetworkPolicy forbids.
@@ -372,6 +381,8 @@ stages! {
     Network => PreparingNetwork,
     /// The Docker daemon.
     Dockerd => StartingDocker,
+    /// The nodes of a cluster that was there before start again.
+    Resuming => Resuming,
     /// Node image present in Docker.
     NodeImage => LoadingNodeImage,
     /// kind: Ensuring node image.
