@@ -5,7 +5,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use nestling_core::api::kind_config::{KindConfig, KindNetworking, KindNode, KindRole};
-use nestling_core::api::{Access, AccessService, KindCluster, KindClusterSpec, LocalReference, Nodes, Registry, ServiceType, Storage, StorageType};
+use nestling_core::api::{Access, AccessService, KindCluster, KindClusterSpec, LocalReference, Nodes, PowerState, Registry, ServiceType, Storage, StorageType};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -25,6 +25,7 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
             "persistent",
             one("On a volume of its own. It goes with the object, and a cluster that is lost does not come back from it.", "persistent", persistent())?,
         ),
+        ("stopped", one("Becomes ready, then stops and keeps its disks until powerState is Running.", "stopped", stopped())?),
         ("job-owned", job_owned()?),
     ])
 }
@@ -35,6 +36,10 @@ fn spec() -> KindClusterSpec {
 
 fn three_nodes() -> KindClusterSpec {
     KindClusterSpec { nodes: Some(Nodes { control_planes: 1, workers: 2 }), ..spec() }
+}
+
+fn stopped() -> KindClusterSpec {
+    KindClusterSpec { power_state: Some(PowerState::Stopped), ..spec() }
 }
 
 fn node_port() -> KindClusterSpec {
