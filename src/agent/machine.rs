@@ -1,5 +1,6 @@
 //! The machine: one stage after the other, from the checks of the host to the running cluster.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -32,6 +33,7 @@ use super::fault::disabled;
 use super::kind::Kind;
 use super::nested::{Connector, Nested};
 use super::nodes::{self, Landing};
+use super::power::{self, Hands};
 use super::registries::Registries;
 use super::relay::{Relay, Resolve};
 use super::report::Report;
@@ -56,6 +58,9 @@ const RETURN_LIMIT: Duration = Duration::from_mins(5);
 
 /// Time for a node to stop.
 const NODE_STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// Time for freezing all nodes, which takes a fraction of a second.
+const FREEZE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Pause between two looks at a server that is up, and at one that is down.
 const PROBE_PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
@@ -318,7 +323,10 @@ impl Machine {
         if self.settings.persistent && !storage::is_own(&self.settings, &facts) {
             warnings.push(storage::SHARED.to_owned());
         }
-        self.report.update(|report| report.warnings = warnings);
+        self.report.update(|report| {
+            report.warnings = warnings;
+            report.cgroup_v1 = Some(facts.cgroup == cgroup::Version::V1);
+        });
         Ok(facts)
     }
 
@@ -509,20 +517,37 @@ impl Machine {
         }
     }
 
-    /// Serves the cluster; what its nodes have said `since` counts.
+    /// Serves the cluster, or keeps it suspended, as ordered. What its nodes have said `since` counts.
     async fn serve(&self, docker: &Docker, nested: Nested, ground: &Ground, since: Timestamp) -> Result<Infallible, AgentFailure> {
+        let nodes = NodesHere { machine: self, docker, ground };
+        let as_ordered = async {
+            let (mut nested, mut since) = (nested, since);
+            loop {
+                self.serve_until_suspended(docker, &nested, since).await?;
+                let back = power::keep(&nodes, &self.report).await;
+                nested = back.nested;
+                since = back.since.unwrap_or(since);
+            }
+        };
+        tokio::select! {
+            ended = as_ordered => ended,
+            never = storage::watch(ground.host.own_disk, self.settings.limits.storage_bytes, &self.report) => match never {},
+        }
+    }
+
+    async fn serve_until_suspended(&self, docker: &Docker, nested: &Nested, since: Timestamp) -> Result<(), AgentFailure> {
         // The load balancer, where there is one, stands before all control planes.
         let names = [self.kind.load_balancer(), self.kind.control_plane()];
         let relay = Relay::open(port(API_PORT), Container { docker: docker.clone(), names }).await;
         let relay = relay.map_err(|error| failure(Reason::AgentCrashed, format!("the front door cannot be opened: {error}")))?;
-        self.report.update(|report| report.control_plane_ready = true);
+        power::runs(&self.report);
         self.report.enter(Stage::Serving);
         tokio::select! {
             never = relay.run() => match never {},
             () = nested.follow_nodes(&self.report, since) => Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
-            never = self.probe(&nested) => match never {},
-            never = storage::watch(ground.host.own_disk, self.settings.limits.storage_bytes, &self.report) => match never {},
-            never = forget_tokens(&nested) => match never {},
+            never = self.probe(nested) => match never {},
+            never = forget_tokens(nested) => match never {},
+            () = power::is_due(&self.report) => Ok(()),
         }
     }
 
@@ -540,6 +565,46 @@ impl Machine {
             }
             sleep(if failed == 0 { PROBE_PAUSE.0 } else { PROBE_PAUSE.1 }).await;
         }
+    }
+}
+
+/// The nodes of the cluster that this machine serves.
+struct NodesHere<'a> {
+    machine: &'a Machine,
+    docker: &'a Docker,
+    ground: &'a Ground,
+}
+
+/// A cluster that is back.
+struct Back {
+    nested: Nested,
+    /// Since when the word of its nodes counts, if that has changed.
+    since: Option<Timestamp>,
+}
+
+impl Hands for NodesHere<'_> {
+    type Cluster = Back;
+
+    async fn freeze(&self) -> Result<(), AgentFailure> {
+        nodes::freeze(self.docker, &self.machine.settings.cluster_name, FREEZE_LIMIT).await
+    }
+
+    async fn stop(&self) -> Result<(), AgentFailure> {
+        let stopped = nodes::stop(self.docker, &self.machine.settings.cluster_name, NODE_STOP_LIMIT).await;
+        if stopped { Ok(()) } else { Err(failure(Reason::DockerFailed, "not all nodes could be stopped")) }
+    }
+
+    async fn bring_back(&self) -> Result<Back, AgentFailure> {
+        let Self { machine, docker, ground } = self;
+        let cluster = &machine.settings.cluster_name;
+        let since = Timestamp::now();
+        // Nodes that were only frozen need not say again that they are ready, and kubelets would do so within minutes only.
+        let started = docker.containers(cluster).await.is_ok_and(|containers| containers.iter().any(|container| !container.running));
+        let made = made::read(Path::new(DATA_ROOT));
+        let made = made.unwrap_or_else(|| Made::new(machine.settings.clone(), ground.host.cgroup_v2, BTreeMap::new()));
+        nodes::bring_back(docker, cluster, &machine.landing(ground, &made)).await?;
+        let nested = machine.open(docker, RETURN_LIMIT).await?;
+        Ok(Back { nested, since: started.then_some(since) })
     }
 }
 

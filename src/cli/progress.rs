@@ -4,9 +4,10 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use nestling_core::api::conditions::{self, CONTROL_PLANE_READY, READY, STALLED};
+use nestling_core::api::conditions::{self, CONTROL_PLANE_READY, READY, STALLED, SUSPENDED};
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{KindCluster, KindClusterStatus};
+use nestling_core::plan::power;
 
 use super::Goal;
 
@@ -44,7 +45,7 @@ pub fn verdict(cluster: &KindCluster, goal: Goal) -> Verdict {
     let holds = |type_: &str| current(cluster, type_).is_some_and(|condition| condition.status == "True");
     if holds(goal.condition()) {
         Verdict::Reached
-    } else if holds(STALLED) {
+    } else if holds(STALLED) || asleep(cluster).is_some() {
         Verdict::Stalled
     } else {
         Verdict::Underway
@@ -54,6 +55,11 @@ pub fn verdict(cluster: &KindCluster, goal: Goal) -> Verdict {
 fn current<'a>(cluster: &'a KindCluster, type_: &str) -> Option<&'a Condition> {
     let condition = conditions::get(&cluster.status.as_ref()?.conditions, type_)?;
     (condition.observed_generation == cluster.metadata.generation).then_some(condition)
+}
+
+/// The condition of a cluster that is suspended and stays so until somebody wants it to run.
+fn asleep(cluster: &KindCluster) -> Option<&Condition> {
+    current(cluster, SUSPENDED).filter(|_| cluster.status.as_ref().is_some_and(power::rests))
 }
 
 /// What is going on, in one line without a time: two equal ones are no news.
@@ -121,6 +127,9 @@ pub fn success(cluster: &KindCluster, goal: Goal, elapsed: Duration) -> String {
 /// The last words on a stalled cluster: reason, what happened, remedy, evidence.
 pub fn stalled(cluster: &KindCluster) -> String {
     let name = cluster.metadata.name.as_deref().unwrap_or_default();
+    if let Some(condition) = asleep(cluster) {
+        return format!("{name} is suspended: {}\n{}\n", condition.reason, condition.message.trim());
+    }
     let Some(condition) = current(cluster, STALLED) else { return format!("{name} is stalled") };
     let mut text = format!("{name} is stalled: {}\n", condition.reason);
     if !condition.message.trim().is_empty() {
@@ -209,6 +218,20 @@ mod tests {
         ready.status.as_mut().unwrap().conditions = vec![serde_json::from_value(condition(READY, "True", "ClusterReady", "")).unwrap()];
         insta::assert_snapshot!(screen(&ready, Goal::Ready, Duration::from_secs(83), SEEN).join("\n"));
         insta::assert_snapshot!(success(&ready, Goal::Ready, Duration::from_secs(83)));
+    }
+
+    #[test]
+    fn who_waits_for_a_cluster_that_sleeps_is_told() {
+        let told = |status: &str, reason: &str| {
+            let message = "Set spec.powerState to Running to go on.";
+            let asleep = cluster(json!({}), &[condition(READY, "False", reason, message), condition(SUSPENDED, status, reason, message)]);
+            (verdict(&asleep, Goal::Ready), stalled(&asleep))
+        };
+        let text = "crane is suspended: Frozen\nSet spec.powerState to Running to go on.\n".to_owned();
+        assert_eq!(told("True", "Frozen"), (Verdict::Stalled, text));
+        for (status, reason) in [("True", "Resuming"), ("False", "SuspendsWhenReady")] {
+            assert_eq!(told(status, reason).0, Verdict::Underway, "{reason}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod inside;
 mod isolation;
 mod losses;
 mod newer;
+mod power;
 mod preventions;
 mod registries;
 mod resume;

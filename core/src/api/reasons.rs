@@ -68,6 +68,8 @@ reasons! {
     InstallingStorageClass,
     /// kind: Joining worker nodes.
     JoiningWorkerNodes,
+    /// The nodes of a cluster are being brought back: from the volume on which a lost pod has left them, or because `spec.powerState` says so.
+    Resuming,
     /// The API server is being waited for.
     WaitingForControlPlane,
     /// Not every node is ready yet.
@@ -128,8 +130,6 @@ reasons! {
     Stopping,
     /// The cluster's nodes are stopped: they use neither CPU nor memory, and connections are refused.
     Stopped => "Set spec.powerState to Running to go on.",
-    /// The cluster's nodes are being brought back: as `spec.powerState` says, or from the volume on which a lost pod has left them.
-    Resuming,
     /// The cluster's time is about to be over; then the object is deleted.
     ExpiresSoon => "Raise spec.lifecycle.ttl or spec.lifecycle.expirationTime as far as the operator's owner allows, or save what you need.",
     /// The cluster's time is over; the operator deletes the object.

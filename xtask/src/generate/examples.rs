@@ -6,7 +6,8 @@ use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use nestling_core::api::kind_config::{KindConfig, KindNetworking, KindNode, KindRole};
 use nestling_core::api::{
-    Access, AccessService, KindCluster, KindClusterSpec, Lifecycle, LocalReference, Nodes, PodLossPolicy, Registry, ServiceType, Storage, StorageType,
+    Access, AccessService, KindCluster, KindClusterSpec, Lifecycle, LocalReference, Nodes, PodLossPolicy, PowerState, Registry, ServiceType, Storage,
+    StorageType,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -31,6 +32,7 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
                 persistent(),
             )?,
         ),
+        ("stopped", one("Becomes ready, then stops and keeps its disks until powerState is Running.", "stopped", stopped())?),
         ("job-owned", job_owned()?),
     ])
 }
@@ -41,6 +43,10 @@ fn spec() -> KindClusterSpec {
 
 fn three_nodes() -> KindClusterSpec {
     KindClusterSpec { nodes: Some(Nodes { control_planes: 1, workers: 2 }), ..spec() }
+}
+
+fn stopped() -> KindClusterSpec {
+    KindClusterSpec { power_state: Some(PowerState::Stopped), ..spec() }
 }
 
 fn node_port() -> KindClusterSpec {
