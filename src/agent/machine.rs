@@ -400,7 +400,9 @@ impl Machine {
 
     /// Why the cluster is not back, with what its nodes say about it.
     async fn not_back(&self, docker: &Docker, failed: AgentFailure) -> AgentFailure {
-        let logs: Vec<String> = std::iter::once(failed.log_tail).chain(self.kind.evidence(docker).await).collect();
+        let nodes = self.kind.evidence(docker).await;
+        let own = if failed.log_tail.is_empty() { nodes.join("\n") } else { failed.log_tail };
+        let logs: Vec<String> = std::iter::once(own).chain(nodes).collect();
         let (reason, log) = judge(&logs, Reason::ResumeFailed);
         evident(reason, format!("the cluster does not come back: {}", failed.message), log)
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, nodes_offer_what_the_pod_has};
 use crate::support::operator::CLUSTERS_NAMESPACE;
-use crate::support::real::{CREATED, Host, TOOLS, spec};
+use crate::support::real::{Host, TOOLS, spec};
 use crate::support::wait::{describe, until};
 use crate::volume::Volume;
 use kube::api::{DeleteParams, EvictParams};
@@ -18,7 +18,7 @@ const NAME: &str = "newt";
 const SOON: Duration = Duration::from_mins(1);
 
 /// On an idle machine a cluster with two nodes is back within one; here others are created on the same two cores.
-const BACK: Duration = Duration::from_mins(5);
+const BACK: Duration = Duration::from_mins(6);
 
 /// What is in the nested cluster: a word, and a program that runs on each node.
 fn content() -> String {
@@ -142,7 +142,7 @@ async fn workload_runs(host: &Host, external: &str) {
 /// The cluster is the same again: its identity, what it held, its nodes at their addresses, the kubeconfig that was published first. The name of its pod.
 async fn is_back(host: &Host, external: &str, after: &str, attempt: i64, before: &State) -> String {
     let start = Instant::now();
-    let status = until("the cluster to be back", BACK.max(CREATED), async || {
+    let status = until("the cluster to be back", BACK, async || {
         let cluster = host.clusters(NAMESPACE).get(NAME).await.map_err(|error| error.to_string())?;
         let status = cluster.status.clone().unwrap_or_default();
         if status.attempt == Some(attempt) && is_true(&status.conditions, READY) { Ok(status) } else { Err(describe(&cluster)) }

@@ -527,7 +527,10 @@ proptest! {
     #[test]
     fn losses_never_take_a_cluster_that_is_to_survive(happenings in prop::collection::vec(losses(), 1..60)) {
         let mut world = World::new((StorageType::Persistent, PodLossPolicy::Resume));
-        world.calm();
+        while world.status().ready_time.is_none() {
+            world.pass(0, None, None);
+            world.seconds(5);
+        }
         let first = world.status();
         prop_assert!(conditions::is_true(&first.conditions, READY));
         let mut lost = false;
