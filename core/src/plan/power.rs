@@ -52,7 +52,7 @@ pub fn needs_no_pod(seen: &Observed) -> bool {
     let status = seen.status();
     let stopped = status.power_state == Some(PowerState::Stopped) && rests(&status);
     // Its agent may have news.
-    let agrees = orders(seen).is_none_or(|orders| orders.carried_out.power == PowerState::Stopped && orders.received == orders.carried_out);
+    let agrees = orders(seen).is_none_or(|orders| orders.carried_out.power == PowerState::Stopped && orders.received.power == PowerState::Stopped);
     asked(seen) == PowerState::Stopped && persistent && resumes && stopped && agrees
 }
 
@@ -265,6 +265,8 @@ mod tests {
         let spec = "{powerState: Stopped, storage: {type: Persistent}, lifecycle: {podLossPolicy: Resume}}";
         let mut seen = seen(STOPPED, STOPPED, STOPPED);
         seen.cluster.spec = testing::cluster(spec).spec;
+        let received = crate::plan::orders::wanted(&seen).unwrap();
+        seen.report.as_mut().unwrap().orders = Some(OrdersReport { carried_out: received.clone(), received, failures: vec![] });
         let steps = |seen: &Observed| {
             decide(now(), seen).steps.iter().map(Step::name).filter(|name| ["Delete", "CreatePod", "Order"].contains(name)).collect::<Vec<_>>()
         };
