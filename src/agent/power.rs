@@ -210,6 +210,9 @@ mod tests {
         (done, report)
     }
 
+    /// Orders as in [`history`], what is done, and the state at the end.
+    type Row<'a> = (&'a [(PowerState, u64)], &'a [&'a str], PowerState);
+
     fn state(report: &Report) -> (bool, PowerState, bool) {
         let report = report.subscribe().borrow().clone();
         (report.control_plane_ready, report.orders.as_ref().unwrap().carried_out.power, has_failed(&report))
@@ -218,7 +221,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn orders_are_carried_out() {
         use PowerState::{Frozen, Running, Stopped};
-        let table: [(&[(PowerState, u64)], &[&str], PowerState); 8] = [
+        let table: [Row<'_>; 8] = [
             (&[(Frozen, 0)], &["freeze"], Frozen),
             (&[(Frozen, 0), (Frozen, 5)], &["freeze"], Frozen),
             (&[(Frozen, 0), (Running, 5)], &["freeze", "bring back"], Running),
