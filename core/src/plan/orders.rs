@@ -12,6 +12,13 @@ pub fn wanted(seen: &Observed) -> Option<Orders> {
     Some(Orders { power: power::wanted(seen), keep: keep(seen) })
 }
 
+/// What the agent is to be told now: `None` if it knows all.
+pub fn due(seen: &Observed) -> Option<Orders> {
+    let wanted = wanted(seen)?;
+    let known = seen.report.as_ref()?.orders.as_ref()?;
+    (known.received != wanted).then_some(wanted)
+}
+
 /// Whether the cluster is to survive its pod. The policy may have changed since the pod was made.
 fn keep(seen: &Observed) -> Option<bool> {
     let spec = &seen.cluster.spec;
@@ -40,11 +47,4 @@ mod tests {
         seen.report = Some(AgentReport { orders: Some(OrdersReport { received, ..OrdersReport::default() }), ..AgentReport::default() });
         assert_eq!(due(&seen), None);
     }
-}
-
-/// What the agent is to be told now: `None` if it knows all.
-pub fn due(seen: &Observed) -> Option<Orders> {
-    let wanted = wanted(seen)?;
-    let known = seen.report.as_ref()?.orders.as_ref()?;
-    (known.received != wanted).then_some(wanted)
 }

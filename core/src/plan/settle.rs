@@ -984,7 +984,7 @@ mod tests {
         let mut seen = testing::observed(testing::cluster(RESUMES));
         let pod_ref = Some(PodRef { name: "gone".into(), ..PodRef::default() });
         let (attempt, cluster_attempt, cluster_uid) = (Some(1), Some(1), Some("nested".into()));
-        seen.cluster.status = Some(KindClusterStatus { attempt, cluster_attempt, cluster_uid, pod_ref, ..KindClusterStatus::default() });
+        seen.cluster.status = Some(KindClusterStatus { cluster_uid, cluster_attempt, attempt, pod_ref, ..KindClusterStatus::default() });
         seen.cluster.status = Some(settled(&seen));
         seen
     }
