@@ -6,7 +6,8 @@ use crate::serves_by_name;
 use crate::support::operator::CLUSTERS_NAMESPACE;
 use crate::support::plane;
 use crate::support::real::{CREATED, Host, spec};
-use crate::support::wait::{condition, describe, until};
+use crate::support::wait::{condition, describe, gone, until};
+use crate::volume::Volume;
 use nestling_core::api::conditions::{READY, SUSPENDED};
 use nestling_core::api::{KindCluster, PowerState};
 use serde_json::json;
@@ -52,9 +53,32 @@ async fn clusters_sleep_and_come_back_with_all_they_held() {
         assert!(start.elapsed() < Duration::from_mins(1));
         power(&host, "wren", PowerState::Stopped).await;
         host.delete(NAMESPACE, "wren").await;
+        without_a_pod(&host).await;
     };
     tokio::join!(large, small);
     host.delete_namespace(NAMESPACE).await;
+}
+
+/// On a volume from which a cluster comes back, it sleeps without a pod.
+async fn without_a_pod(host: &Host) {
+    let volume = Volume::attach(host, NAMESPACE);
+    let storage = json!({"type": "Persistent", "storageClassName": NAMESPACE});
+    host.create(NAMESPACE, "teal", json!({"storage": storage, "lifecycle": {"podLossPolicy": "Resume"}, "access": {"service": {"type": "NodePort"}}})).await;
+    let before = host.ready(NAMESPACE, "teal").await;
+    let external = host.kubeconfig(NAMESPACE, "teal", "external").await;
+    host.apply_outside(&external, &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "marker"}}).to_string());
+    power(host, "teal", PowerState::Stopped).await;
+    gone(&host.pods(CLUSTERS_NAMESPACE), &pod_of(&before), STOPPED).await;
+    let asleep = condition(&host.clusters(NAMESPACE), "teal", SUSPENDED, "True", Some("Stopped"), SOON).await.status.unwrap();
+    assert!(asleep.pod_ref.is_none() && asleep.last_failure.is_none(), "{asleep:?}");
+    let start = Instant::now();
+    host.patch(NAMESPACE, "teal", json!({"spec": {"powerState": "Running"}})).await;
+    let after = condition(&host.clusters(NAMESPACE), "teal", READY, "True", None, CREATED).await.status.unwrap();
+    println!("a cluster without a pod is Ready after {:.1} s", start.elapsed().as_secs_f64());
+    assert_eq!((after.cluster_uid, after.attempt), (before.status.unwrap().cluster_uid, Some(2)));
+    host.kubectl_outside(&external, &["get", "configmap", "marker"]).unwrap();
+    host.delete(NAMESPACE, "teal").await;
+    drop(volume);
 }
 
 /// Orders a state that suspends, and waits until it is there.

@@ -112,8 +112,9 @@ pub struct KindClusterSpec {
     pub pod: Option<PodOptions>,
 
     /// `Running`; `Frozen`: the nodes use no CPU, keep their memory and are back within a second; `Stopped`: they use neither CPU nor memory, keep
-    /// their disks, and boot again. Either way connections are refused at once, and the pod keeps what it requests of the host. A cluster first becomes
-    /// ready, then it is suspended. Only with one control plane.
+    /// their disks, and boot again. Either way connections are refused at once, and the pod keeps what it requests of the host; only a cluster that
+    /// stops, with `storage.type: Persistent` and `lifecycle.podLossPolicy: Resume`, gives its pod up as well. A cluster first becomes ready, then it is
+    /// suspended. Only with one control plane.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_state: Option<PowerState>,
 

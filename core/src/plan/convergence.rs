@@ -510,7 +510,10 @@ proptest! {
                     prop_assert_eq!(suspended, asked != PowerState::Running);
                     prop_assert!(!is_moving(&status, true), "at rest nobody is asked: {status:#?}");
                 }
-                if ready || suspended {
+                if asked == PowerState::Stopped && survival == (StorageType::Persistent, PodLossPolicy::Resume) && suspended {
+                    prop_assert!(world.children.pods.is_empty(), "it needs no pod");
+                    prop_assert!(world.on_volume.is_some(), "and can come back");
+                } else if ready || suspended {
                     prop_assert_eq!(world.children.pods.len(), 1);
                     let copied = world.secret(&world.identity.registries()).is_some();
                     prop_assert_eq!(mounts_registries(&world.children.pods[0]), copied, "a pod has the Secret that it mounts, and no other is left");

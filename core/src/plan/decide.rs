@@ -168,7 +168,9 @@ pub fn decide(now: Timestamp, seen: &Observed) -> Plan {
 fn plan(now: Timestamp, seen: &Observed) -> Plan {
     let rest = Some(later(now, REST + Duration::from_secs(spread(&seen.identity.uid))));
     match situation(now, seen) {
-        Situation::Paused | Situation::Refused(_) | Situation::Stalled(_) | Situation::Queued { .. } => Plan { steps: vec![], wake_at: rest },
+        Situation::Paused | Situation::Refused(_) | Situation::Stalled(_) | Situation::Asleep | Situation::Queued { .. } => {
+            Plan { steps: vec![], wake_at: rest }
+        }
         // Settle puts the failure on record, observe takes a live look; the next pass acts on it.
         Situation::Failed(_) | Situation::Unsure => Plan { steps: vec![], wake_at: Some(now) },
         Situation::Unfinalized => Plan { steps: vec![Step::AddFinalizer], wake_at: rest },
@@ -197,6 +199,9 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
                 steps.extend(registries(now, seen, &desired, Some(pod)));
             }
             Plan { steps, wake_at: Some(deadline) }
+        }
+        Situation::Running { pod, .. } if power::needs_no_pod(seen) => {
+            Plan { steps: delete(ChildKind::Pod, &pod.metadata).into_iter().collect(), wake_at: rest }
         }
         Situation::Running { pod, desired } => {
             let mut steps = surroundings(seen, attempt_of(pod));

@@ -5,7 +5,7 @@ use super::situation::is_established;
 use super::wire::OrdersReport;
 use crate::api::conditions::{self, Claim};
 use crate::api::reasons::Reason;
-use crate::api::{KindClusterStatus, PowerState};
+use crate::api::{KindClusterStatus, PodLossPolicy, PowerState, StorageType};
 
 /// What the spec asks for.
 fn asked(seen: &Observed) -> PowerState {
@@ -44,6 +44,18 @@ fn orders(seen: &Observed) -> Option<&OrdersReport> {
     seen.report.as_ref()?.orders.as_ref()
 }
 
+/// Whether a cluster has stopped, as asked for and on record, and comes back from its volume: then its pod is of no use.
+pub fn needs_no_pod(seen: &Observed) -> bool {
+    let spec = &seen.cluster.spec;
+    let persistent = spec.storage.as_ref().is_some_and(|storage| storage.type_ == StorageType::Persistent);
+    let resumes = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pod_loss_policy) == Some(PodLossPolicy::Resume);
+    let status = seen.status();
+    let stopped = status.power_state == Some(PowerState::Stopped) && rests(&status);
+    // Its agent may have news.
+    let agrees = orders(seen).is_none_or(|orders| orders.carried_out.power == PowerState::Stopped && orders.received.power == PowerState::Stopped);
+    asked(seen) == PowerState::Stopped && persistent && resumes && stopped && agrees
+}
+
 /// What the condition `Suspended` says of a cluster that runs or did; `None`: as it was said last.
 pub fn claim(seen: &Observed) -> Option<Claim> {
     let report = seen.report.as_ref()?;
@@ -79,6 +91,11 @@ pub fn claim(seen: &Observed) -> Option<Claim> {
 /// What the condition says of a cluster that is not there.
 pub fn claim_without_cluster(seen: &Observed) -> Claim {
     if asked(seen) == PowerState::Running { not_suspended() } else { not_ready_yet() }
+}
+
+/// What the condition says of a cluster that has stopped and has no pod.
+pub fn claim_asleep() -> Claim {
+    Claim::yes(Reason::Stopped, Reason::Stopped.explain("the cluster is on its volume, without a pod"))
 }
 
 fn not_suspended() -> Claim {
@@ -241,6 +258,52 @@ mod tests {
         seen.report.as_mut().unwrap().orders =
             Some(OrdersReport { received: Orders { power: FROZEN, keep: None }, carried_out: Orders { power: FROZEN, keep: None }, failures: vec![] });
         assert_eq!(ordered(&seen), (!freezes).then_some(RUNNING));
+    }
+
+    #[test]
+    fn a_cluster_that_comes_back_from_its_volume_sleeps_without_a_pod() {
+        let spec = "{powerState: Stopped, storage: {type: Persistent}, lifecycle: {podLossPolicy: Resume}}";
+        let mut seen = seen(STOPPED, STOPPED, STOPPED);
+        seen.cluster.spec = testing::cluster(spec).spec;
+        let received = crate::plan::orders::wanted(&seen).unwrap();
+        seen.report.as_mut().unwrap().orders = Some(OrdersReport { carried_out: received.clone(), received, failures: vec![] });
+        let steps = |seen: &Observed| {
+            decide(now(), seen).steps.iter().map(Step::name).filter(|name| ["Delete", "CreatePod", "Order"].contains(name)).collect::<Vec<_>>()
+        };
+        let pass = |seen: &mut Observed| {
+            let before = seen.status();
+            let after = settle(now(), seen, &Outcome { done: decide(now(), seen).steps, ..Outcome::default() });
+            let warned = notes(&before, &after).iter().any(|note| note.warning);
+            assert!(!warned && said(&after, conditions::STALLED) == "False NotStalled", "{after:#?}");
+            seen.cluster.status = Some(after);
+        };
+        // It goes on record first.
+        assert_eq!(steps(&seen), Vec::<&str>::new());
+        pass(&mut seen);
+        assert_eq!(steps(&seen), ["Delete"]);
+        pass(&mut seen);
+        assert_eq!(seen.status().pod_ref, None);
+        for killed_before_the_status in [false, true] {
+            let mut seen = seen.clone();
+            seen.children.pods.clear();
+            seen.report = None;
+            if killed_before_the_status {
+                seen.cluster.status.as_mut().unwrap().pod_ref = Some(crate::api::PodRef::default());
+            }
+            for _ in 0..2 {
+                assert_eq!(steps(&seen), Vec::<&str>::new());
+                pass(&mut seen);
+                let status = seen.status();
+                assert_eq!((said(&status, conditions::SUSPENDED).as_str(), said(&status, conditions::READY).as_str()), ("True Stopped", "False Stopped"));
+                assert_eq!((status.power_state, &status.pod_ref, &status.last_failure), (Some(STOPPED), &None, &None));
+            }
+            seen.cluster.spec.power_state = None;
+            assert_eq!(steps(&seen), ["CreatePod"]);
+            assert_eq!(said(&settled(&seen), conditions::SUSPENDED), "False NotSuspended");
+        }
+        // Another wish keeps the pod.
+        seen.cluster.spec.power_state = Some(FROZEN);
+        assert_eq!(steps(&seen), ["Order"]);
     }
 
     #[test]

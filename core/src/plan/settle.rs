@@ -60,6 +60,12 @@ impl Claims {
         }
     }
 
+    /// Nothing runs, and nothing is to.
+    fn asleep() -> Self {
+        let Claim { reason, message, .. } = power::claim_asleep();
+        Self { reconciling: Claim::no(Reason::Settled, ""), ..Self::idle(reason, &message) }
+    }
+
     /// What there is of the cluster is not looked at: all that is said of it stays as it was seen last.
     fn unseen(ready: Claim, reconciling: Claim, stalled: Claim) -> Self {
         Self { ready, reconciling, stalled, host: None, control_plane: None, nodes: None, kubeconfig: None, policy: None, disk: None, up_to_date: None }
@@ -96,6 +102,7 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
             Claims::stalled(reason_of(failure), &format!("{} No further attempt is made (attempt {}).{kept}", failure.message, failure.attempt))
         }
         Situation::BackingOff { failure, until } => Claims::idle(reason_of(failure), &format!("{} The next attempt is made at {until}.", failure.message)),
+        Situation::Asleep => Claims::asleep(),
         Situation::Queued { before } => Claims::idle(Reason::Queued, &format!("{before} cluster(s) are created first")),
         Situation::Create { desired, attempt } => {
             let reason = if desired.agent.resume { Reason::Resuming } else { Reason::PodPending };
@@ -127,6 +134,7 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
     }
     let suspended = match &stands {
         Situation::Running { .. } => power::claim(seen),
+        Situation::Asleep => Some(power::claim_asleep()),
         Situation::Deleting | Situation::Expired => None,
         _ => Some(power::claim_without_cluster(seen)),
     };
@@ -194,6 +202,8 @@ fn record_facts(seen: &Observed, done: &Outcome, stands: &Situation<'_>, status:
             }
         }
         Situation::Creating { pod, .. } | Situation::Running { pod, .. } => record_pod(pod, seen.report.as_ref(), status),
+        // Whoever took it away.
+        Situation::Asleep => status.pod_ref = None,
         _ => {}
     }
     if matches!(stands, Situation::Running { .. }) && seen.report.is_some() {

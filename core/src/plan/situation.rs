@@ -10,6 +10,7 @@ use super::desired::{DEFAULT_CREATION_TIMEOUT, Desired, desire};
 use super::expiry::expiry;
 use super::objects::{attempt_of, digests_of};
 use super::observed::{Observed, Turn, created_at};
+use super::power;
 use super::problem::Problem;
 use super::volume;
 use super::wire::{AgentFailure, AgentReport, Stage};
@@ -51,6 +52,8 @@ pub enum Situation<'a> {
         /// What the last one failed of.
         failure: LastFailure,
     },
+    /// The cluster has stopped, and waits on its volume until it is to run; there is no pod.
+    Asleep,
     /// Others are created first.
     Queued {
         /// How many.
@@ -160,6 +163,10 @@ fn with_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, 
 fn without_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, desired: Result<Desired, Problem>) -> Situation<'a> {
     let last = status.attempt.unwrap_or(0).max(seen.children.newest_attempt());
     let recorded = status.last_failure.as_ref().filter(|failure| failure.attempt == last);
+    // Whoever took the pod away: nothing was lost with it.
+    if recorded.is_none() && is_established(status, last) && power::needs_no_pod(seen) {
+        return Situation::Asleep;
+    }
     // A pod that we took away ourselves leaves no reference behind.
     if recorded.is_none() && status.pod_ref.is_some() && status.attempt == Some(last) {
         let failure = AgentFailure { reason: Reason::PodLost, message: "the pod is gone".to_owned(), log_tail: String::new() };
