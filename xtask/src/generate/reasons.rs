@@ -8,7 +8,7 @@ use nestling_core::api::reasons::Reason;
 use super::{PAGE_NOTICE, cell, code};
 
 /// Conditions and what they mean, in the order of [`conditions::ALL`].
-const CONDITIONS: [(&str, &str); 13] = [
+const CONDITIONS: [(&str, &str); conditions::ALL.len()] = [
     (conditions::READY, "The published kubeconfig reaches a healthy API server, and all nodes are ready."),
     (conditions::RECONCILING, "The operator is at work on this generation of the spec (kstatus)."),
     (conditions::STALLED, "Nothing more will happen until somebody changes something; the reason says what (kstatus)."),
@@ -23,6 +23,7 @@ const CONDITIONS: [(&str, &str); 13] = [
     (conditions::DISK_PRESSURE, "The volume of the cluster is about to be full; beyond its size the host ends the pod. `Ready` does not depend on it."),
     (conditions::UP_TO_DATE, "What runs is what the spec says. `False` with `RecreateRequired` names what only a new cluster can take over."),
     (conditions::EXPIRING, "The cluster is about to be deleted because its time is over; the message says when. `False` if that is far or never."),
+    (conditions::SUSPENDED, "The nodes are frozen or stopped because `spec.powerState` says so. `False` while they run or are on their way."),
     (conditions::PAUSED, "`spec.paused` is set."),
     (conditions::DELETING, "The object is being deleted; the message says what is left."),
 ];
