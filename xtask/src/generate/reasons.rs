@@ -22,8 +22,8 @@ const CONDITIONS: [(&str, &str); conditions::ALL.len()] = [
     ),
     (conditions::DISK_PRESSURE, "The volume of the cluster is about to be full; beyond its size the host ends the pod. `Ready` does not depend on it."),
     (conditions::UP_TO_DATE, "What runs is what the spec says. `False` with `RecreateRequired` names what only a new cluster can take over."),
-    (conditions::EXPIRING, "The cluster is about to be deleted because its time is over; the message says when. `False` if that is far or never."),
     (conditions::SUSPENDED, "The nodes are frozen or stopped because `spec.powerState` says so. `False` while they run or are on their way."),
+    (conditions::EXPIRING, "The cluster is about to be deleted because its time is over; the message says when. `False` if that is far or never."),
     (conditions::PAUSED, "`spec.paused` is set."),
     (conditions::DELETING, "The object is being deleted; the message says what is left."),
 ];
