@@ -1,5 +1,7 @@
 //! Every decision: from what was seen to what is to be done, and to what is to be said about it.
 
+pub mod certificates;
+pub mod changes;
 pub mod cidr;
 pub mod classify;
 pub mod decide;
@@ -16,6 +18,7 @@ pub mod observed;
 pub mod policy;
 pub mod problem;
 pub mod quantity;
+pub mod recreation;
 pub mod registries;
 pub mod settings;
 pub mod settle;

@@ -6,6 +6,7 @@ use std::net::SocketAddrV4;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use super::certificates::NodeCertificates;
 use crate::api::kind_config::KindConfig;
 use crate::api::reasons::Reason;
 
@@ -224,6 +225,9 @@ pub struct AgentReport {
     /// Set while the volume is about to be full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_pressure: Option<StoragePressure>,
+    /// The certificates on the control plane's nodes; `None` until they have been looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificates: Option<NodeCertificates>,
     /// Facts about the host that are fit to run but worth knowing.
     #[serde(default)]
     pub warnings: Vec<String>,
