@@ -12,7 +12,8 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use nestling_core::api::reasons::Reason;
-use nestling_core::api::{FIELD_MANAGER, KindCluster};
+use nestling_core::api::{FIELD_MANAGER, KindCluster, annotations};
+use nestling_core::plan::certificates::CHANNEL_LIFE;
 use nestling_core::plan::decide::{Child, ChildKind, KubeconfigPlan, Step};
 use nestling_core::plan::objects::kubeconfig_secret;
 use nestling_core::plan::observed::Observed;
@@ -21,21 +22,23 @@ use nestling_core::plan::registries::{self, RegistriesPlan};
 use nestling_core::plan::settle::Outcome;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::watch;
 use tracing::info;
 
 use super::backoff::Held;
 use super::call::{CallError, Trouble, call};
 use super::metrics::Metrics;
 use super::observe::owner_uid;
-use super::pki::{Authority, PkiError, cluster_keys};
+use super::pki::{Authority, PkiError, channel_keys, cluster_keys};
 use super::{fault, kubeconfig, patches};
 
 /// Writes.
 pub struct Actor {
     /// Towards the host cluster.
     pub client: Client,
-    /// The authority behind the agents' certificates.
-    pub agents: Authority,
+    /// The authority behind the agents' certificates; another one follows in time.
+    pub agents: watch::Receiver<Authority>,
     /// Counts steps.
     pub metrics: Arc<Metrics>,
 }
@@ -144,6 +147,7 @@ impl Actor {
                 }
             }
             Step::CreateKeys => self.create_keys(seen).await?,
+            Step::RenewChannel { uid } => self.renew_channel(seen, uid).await?,
             Step::ApplyRegistries(plan) => self.apply_registries(seen, plan).await?,
             Step::ApplyNetworkPolicy(policy) => self.apply::<NetworkPolicy>(seen, "apply the network policy", policy).await?,
             Step::ApplyService(service) => self.apply::<Service>(seen, "apply the Service", service).await?,
@@ -200,10 +204,15 @@ impl Actor {
     /// Made once: a Secret that is there already is kept, whatever the caches say.
     async fn create_keys(&self, seen: &Observed) -> Result<(), StepError> {
         let identity = &seen.identity;
+        let (agents, now) = (self.agents.borrow().clone(), Timestamp::now());
         let secret = Secret {
-            metadata: ObjectMeta { name: Some(identity.keys()), labels: Some(identity.labels(&seen.settings.install)), ..ObjectMeta::default() },
-            data: Some(cluster_keys(identity, &self.agents, Timestamp::now())?),
-            immutable: Some(true),
+            metadata: ObjectMeta {
+                name: Some(identity.keys()),
+                labels: Some(identity.labels(&seen.settings.install)),
+                annotations: Some(BTreeMap::from([renewal(&agents, now)?])),
+                ..ObjectMeta::default()
+            },
+            data: Some(cluster_keys(identity, &agents, now)?),
             ..Secret::default()
         };
         let api = self.children::<Secret>(seen);
@@ -213,6 +222,21 @@ impl Actor {
                 let existing = call("read the Secret with the cluster's keys", api.get_metadata_opt(&identity.keys())).await?;
                 expect_ours(seen, "Secret", existing.map(|secret| secret.metadata)).map(|_| ())
             }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes the keys of the channel to the agent anew; all others in the Secret stay. The kubelet brings them into the pod.
+    async fn renew_channel(&self, seen: &Observed, uid: &str) -> Result<(), StepError> {
+        let (agents, now) = (self.agents.borrow().clone(), Timestamp::now());
+        let (annotation, at) = renewal(&agents, now)?;
+        // The UID is a precondition.
+        let patch = json!({"metadata": {"uid": uid, "annotations": {annotation: at}}, "data": channel_keys(&seen.identity, &agents, now)?});
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let api = self.children::<Secret>(seen);
+        match call("renew the keys of the channel to the agent", api.patch_metadata(&seen.identity.keys(), &params, &Patch::Merge(patch))).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_gone() => Err(STALE),
             Err(error) => Err(error.into()),
         }
     }
@@ -289,7 +313,7 @@ impl Actor {
         if owner_uid(&keys.metadata) != Some(&plan.identity.uid) {
             return Err(taken("Secret", &plan.identity.keys()));
         }
-        let (credentials, expires) = kubeconfig::mint(&keys, Timestamp::now())?;
+        let (credentials, expires) = kubeconfig::mint(&keys, Timestamp::now(), plan.lifetime)?;
         let secret = kubeconfig_secret(plan, &credentials);
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &plan.identity.namespace);
         match call("create the Secret with the kubeconfig", api.create(&params(), &secret)).await {
@@ -344,6 +368,11 @@ where
     }
 }
 
+/// The annotation that says when the keys of the channel, made now, are to be made anew.
+fn renewal(agents: &Authority, now: Timestamp) -> Result<(String, String), PkiError> {
+    Ok((annotations::RENEW_AT.to_owned(), agents.issued_validity(now, CHANNEL_LIFE)?.renew_at().to_string()))
+}
+
 fn params() -> PostParams {
     PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
 }
@@ -378,7 +407,7 @@ mod tests {
     use nestling_core::plan::decide::Plan;
     use nestling_core::plan::observed::{Children, Turn, identity};
     use nestling_core::plan::settings::Settings;
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
     use crate::operator::mock::{Answer, Mock};
 
@@ -400,7 +429,7 @@ mod tests {
         let (client, mock) = Mock::new();
         let server = tokio::spawn(script(mock));
         let agents = Authority::new("agents", Timestamp::now()).unwrap();
-        let actor = Actor { client, agents, metrics: Arc::new(Metrics::new()) };
+        let actor = Actor { client, agents: watch::channel(agents).1, metrics: Arc::new(Metrics::new()) };
         let plan = Plan { steps: vec![step], wake_at: None };
         let acted = tokio::time::timeout(std::time::Duration::from_secs(20), actor.act(seen, plan.steps, None)).await.expect("act is bounded");
         server.await.unwrap();
@@ -697,7 +726,8 @@ mod tests {
     #[tokio::test]
     async fn a_held_step_is_not_tried_but_its_problem_stands() {
         let (client, mock) = Mock::new();
-        let actor = Actor { client, agents: Authority::new("agents", Timestamp::now()).unwrap(), metrics: Arc::new(Metrics::new()) };
+        let agents = Authority::new("agents", Timestamp::now()).unwrap();
+        let actor = Actor { client, agents: watch::channel(agents).1, metrics: Arc::new(Metrics::new()) };
         let held = Held { step: "CreatePod", generation: 1, problem: Problem::new(Reason::PodSecurity, "no") };
         let acted = actor.act(&seen(&[]), vec![pod()], Some(&held)).await;
         assert!(acted.held && acted.outcome.failed.is_some_and(|(_, problem)| problem == held.problem));
@@ -712,7 +742,7 @@ mod tests {
             mock.done().await;
         });
         let agents = Authority::new("agents", Timestamp::now()).unwrap();
-        let actor = Actor { client, agents, metrics: Arc::new(Metrics::new()) };
+        let actor = Actor { client, agents: watch::channel(agents).1, metrics: Arc::new(Metrics::new()) };
         let acted = actor.act(&seen(&[]), vec![pod(), Step::CreateKeys], None).await;
         assert_eq!(acted.outcome.failed.unwrap().1.reason, Reason::PodSecurity);
         server.await.unwrap();

@@ -17,7 +17,7 @@ use super::wire::{AgentReport, NodeReport, Stage};
 use super::{names::Identity, testing};
 use crate::api::conditions::{self, READY, STALLED};
 use crate::api::reasons::Reason;
-use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, Registry, StorageType};
+use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, Registry, StorageType, annotations};
 
 /// How the next pods turn out.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +51,8 @@ enum Happening {
     Registries(bool),
     /// The user lets the cluster live for so many seconds, or for ever.
     Ttl(Option<u64>),
+    /// The user asks for a new cluster in the place of this one.
+    Recreate(u8),
     /// The user pauses or resumes.
     Pause(bool),
     /// The user deletes the object.
@@ -71,6 +73,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Edit),
         1 => any::<bool>().prop_map(Happening::Registries),
         1 => prop::option::of(1..6000_u64).prop_map(Happening::Ttl),
+        1 => (0..3_u8).prop_map(Happening::Recreate),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
         2 => prop_oneof![Just(Luck::Ready), Just(Luck::KindFails), Just(Luck::Crashes), Just(Luck::Hangs)].prop_map(Happening::Luck),
@@ -196,6 +199,7 @@ impl World {
                     self.children.keys.push(meta);
                 }
             }
+            Step::RenewChannel { uid } => assert!(self.children.keys.iter().any(|keys| keys.uid.as_ref() == Some(uid))),
             Step::ApplyRegistries(plan) => {
                 let meta = self.meta(&plan.metadata);
                 self.children.keys.retain(|have| have.name != meta.name);
@@ -314,6 +318,12 @@ impl World {
             Happening::Ttl(seconds) => self.edit(|cluster| {
                 cluster.spec.lifecycle.get_or_insert_default().ttl = seconds.map(|seconds| std::time::Duration::from_secs(seconds).into());
             }),
+            Happening::Recreate(value) => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.metadata.annotations.get_or_insert_default().insert(annotations::RECREATE.to_owned(), value.to_string());
+                }
+                self.changed();
+            }
             Happening::Pause(paused) => self.edit(|cluster| cluster.spec.paused = paused),
             Happening::Delete => {
                 let now = self.now;
@@ -415,6 +425,10 @@ proptest! {
                 prop_assert_eq!(status.conditions.len(), conditions::ALL.len());
                 if ready {
                     prop_assert_eq!(world.children.pods.len(), 1);
+                    let asked = cluster.metadata.annotations.as_ref().and_then(|annotations| annotations.get(annotations::RECREATE));
+                    prop_assert_eq!(status.recreation.as_ref().map(|recreation| &recreation.value), asked);
+                    let over = status.recreation.as_ref().map_or(0, |recreation| recreation.attempt);
+                    prop_assert!(attempt_of(&world.children.pods[0]) > over, "a cluster that was to be replaced is still there");
                     let copied = world.secret(&world.identity.registries()).is_some();
                     prop_assert_eq!(mounts_registries(&world.children.pods[0]), copied, "a pod has the Secret that it mounts, and no other is left");
                 } else {
