@@ -104,7 +104,7 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
     let tls = server::tls(Path::new(KEYS_DIRECTORY)).map_err(|error| broken(error.to_string()))?;
     let operator = server::listen(port(AGENT_PORT)).await.map_err(|error| broken(error.to_string()))?;
     let kubelet = server::listen(port(HEALTH_PORT)).await.map_err(|error| broken(error.to_string()))?;
-    let _operator = AbortOnDropHandle::new(tokio::spawn(server::serve_operator(operator, tls, report.subscribe())));
+    let _operator = AbortOnDropHandle::new(tokio::spawn(server::serve_operator(operator, tls, report.clone())));
     let health = Health { report: report.subscribe(), alive: heartbeat };
     let _health = AbortOnDropHandle::new(tokio::spawn(server::serve_health(kubelet, health)));
 

@@ -30,6 +30,8 @@ pub const DISK_PRESSURE: &str = "DiskPressure";
 pub const CERTIFICATES_VALID: &str = "CertificatesValid";
 /// What runs is what the spec says; `False` with `RecreateRequired` names what only a new cluster can take over.
 pub const UP_TO_DATE: &str = "UpToDate";
+/// `spec.powerState` has frozen or stopped the cluster.
+pub const SUSPENDED: &str = "Suspended";
 /// The cluster is about to be deleted because its time is over; the message says when. `False` if that is far or never.
 pub const EXPIRING: &str = "Expiring";
 /// `spec.paused` is set.
@@ -50,6 +52,7 @@ pub const ALL: [&str; 14] = [
     DISK_PRESSURE,
     CERTIFICATES_VALID,
     UP_TO_DATE,
+    SUSPENDED,
     EXPIRING,
     PAUSED,
     DELETING,

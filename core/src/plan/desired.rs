@@ -151,7 +151,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
 }
 
 /// The names in the API server's certificate: ours, and those that the spec adds.
-fn cert_sans(cluster: &KindCluster, identity: &Identity, settings: &Settings) -> Vec<String> {
+pub(super) fn cert_sans(cluster: &KindCluster, identity: &Identity, settings: &Settings) -> Vec<String> {
     let (child, namespace) = (identity.child(), &settings.clusters_namespace);
     let mut names = vec![
         "localhost".to_owned(),

@@ -10,8 +10,10 @@ use super::desired::{Desired, desire};
 use super::expiry;
 use super::objects::{attempt_of, changed_since};
 use super::observed::Observed;
+use super::power;
 use super::problem::Problem;
 use super::recreation;
+use super::serving_names;
 use super::situation::{Situation, progress, readable, situation};
 use super::wire::{AgentReport, PolicyProbe};
 use crate::api::conditions::{self, Claim};
@@ -125,6 +127,13 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
     if !matches!(stands, Situation::Deleting) || conditions::get(&status.conditions, conditions::EXPIRING).is_none() {
         conditions::set(&mut status.conditions, now, generation, conditions::EXPIRING, &expiry::claim(now, seen));
     }
+    let suspended = match &stands {
+        Situation::Running { .. } => power::claim(seen),
+        Situation::Deleting | Situation::Expired => None,
+        _ => Some(power::claim_without_cluster(seen)),
+    };
+    let suspended = suspended.unwrap_or_else(|| kept(&status, conditions::SUSPENDED));
+    conditions::set(&mut status.conditions, now, generation, conditions::SUSPENDED, &suspended);
     conditions::set(&mut status.conditions, now, generation, conditions::PAUSED, &Claim::no(Reason::NotPaused, ""));
     conditions::set(&mut status.conditions, now, generation, conditions::DELETING, &deleting);
     status
@@ -182,14 +191,19 @@ fn record_facts(now: Timestamp, seen: &Observed, done: &Outcome, stands: &Situat
             status.attempt = Some(failure.attempt);
             status.ready_time = None;
             status.nodes_ready = None;
+            status.power_state = None;
         }
         Situation::Recreate(recreation) => {
             status.recreation = Some(recreation.clone());
             status.ready_time = None;
             status.nodes_ready = None;
+            status.power_state = None;
         }
         Situation::Creating { pod, .. } | Situation::Running { pod, .. } => record_pod(pod, seen.report.as_ref(), status),
         _ => {}
+    }
+    if matches!(stands, Situation::Running { .. }) && seen.report.is_some() {
+        status.power_state = Some(power::actual(seen).unwrap_or_default());
     }
     if let Situation::Running { pod, .. } = stands
         && let Some(report) = seen.report.as_ref().filter(|report| report.control_plane_ready)
@@ -226,6 +240,7 @@ fn record_pod(pod: &Pod, report: Option<&AgentReport>, status: &mut KindClusterS
     if status.attempt != Some(attempt) {
         status.ready_time = None;
         status.nodes_ready = None;
+        status.power_state = None;
         status.control_planes = None;
         status.workers = None;
         status.stages.clear();
@@ -327,6 +342,9 @@ fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired,
         let (ready, reconciling) = (kept(status, conditions::READY), kept(status, conditions::RECONCILING));
         return Claims { up_to_date: Some(up_to_date), ..Claims::unseen(ready, reconciling, not_stalled()) };
     };
+    if let Some(hindrance) = power::hindrance(seen) {
+        return suspended(report, hindrance, up_to_date);
+    }
     let control_plane = if report.control_plane_ready {
         Claim::yes(Reason::ApiServerReady, "")
     } else {
@@ -370,6 +388,24 @@ fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired,
     }
 }
 
+/// The cluster does not run, by wish of its user; or is on its way there or back.
+fn suspended(report: &AgentReport, hindrance: Claim, up_to_date: Claim) -> Claims {
+    let at_rest = matches!(hindrance.reason, Reason::Frozen | Reason::Stopped);
+    Claims {
+        reconciling: if at_rest { Claim::no(Reason::Settled, "") } else { Claim::yes(hindrance.reason, hindrance.message.clone()) },
+        stalled: not_stalled(),
+        host: Some(Claim::yes(Reason::HostFit, report.warnings.join(" "))),
+        control_plane: Some(hindrance.clone()),
+        nodes: Some(hindrance.clone()),
+        kubeconfig: None,
+        policy: Some(policy(Some(report))),
+        disk: Some(disk(Some(report))),
+        certificates: None,
+        up_to_date: Some(up_to_date),
+        ready: hindrance,
+    }
+}
+
 fn kept(status: &KindClusterStatus, type_: &str) -> Claim {
     match conditions::get(&status.conditions, type_) {
         Some(old) => Claim {
@@ -393,6 +429,8 @@ fn up_to_date(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desir
             let changed = changed_since(pod, desired);
             if !changed.is_empty() {
                 required(&format!("changed since the cluster was made: {}", changed.join(", ")))
+            } else if let Some(claim) = serving_names::claim(seen) {
+                claim
             } else if let Some(end) = certificates::authorities_end(seen).filter(|_| certificates::authorities_are_old(now, seen)) {
                 required(&format!("the cluster's authorities end at {end}, and all that they have signed with them"))
             } else {
@@ -505,8 +543,25 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     if became(conditions::READY, "True") {
         note(false, "Ready", "the cluster is ready".to_owned());
     }
-    // A failure, a deletion and what stalls a cluster have events of their own.
-    let told_otherwise = after.last_failure != before.last_failure || became(conditions::STALLED, "True") || became(conditions::DELETING, "True");
+    let said = |status: &KindClusterStatus| {
+        conditions::get(&status.conditions, conditions::SUSPENDED).and_then(|have| Some((have.status.clone(), Reason::parse(&have.reason)?)))
+    };
+    let suspension = said(after).filter(|now_said| said(before).as_ref() != Some(now_said));
+    if let Some((_, reason)) = &suspension {
+        match reason {
+            Reason::FreezeUnsupported | Reason::AgentOutdated | Reason::PowerChangeFailed => note(true, reason.as_str(), message_of(conditions::SUSPENDED)),
+            reason if power::is_wanted(*reason) => note(false, reason.as_str(), message_of(conditions::SUSPENDED)),
+            _ if became(conditions::SUSPENDED, "False") && conditions::is_true(&before.conditions, conditions::SUSPENDED) => {
+                note(false, "Resumed", "the cluster runs again".to_owned());
+            }
+            _ => {}
+        }
+    }
+    // A failure, a deletion, a change of power and what stalls a cluster have events of their own.
+    let told_otherwise = after.last_failure != before.last_failure
+        || became(conditions::STALLED, "True")
+        || became(conditions::DELETING, "True")
+        || suspension.is_some_and(|(_, reason)| power::is_wanted(reason) || reason == Reason::PowerChangeFailed);
     if conditions::is_true(&before.conditions, conditions::READY) && became(conditions::READY, "False") && !told_otherwise {
         let reason = conditions::get(&after.conditions, conditions::READY).and_then(|condition| Reason::parse(&condition.reason));
         note(true, reason.unwrap_or(Reason::Progressing).as_str(), message_of(conditions::READY));
