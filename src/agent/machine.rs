@@ -21,6 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::certificates::{KUBEADM_CONF, Place};
 use super::data_root::{self, Owner};
 use super::docker::Docker;
 use super::dockerd::{self, Dockerd};
@@ -34,7 +35,9 @@ use super::relay::{Relay, Resolve};
 use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
-use super::{RUN_DIRECTORY, cgroup, egress, image, init, keys, network, node_files, output, policy_probe, preflight, storage, store, teardown};
+use super::{
+    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keys, network, node_files, output, policy_probe, preflight, serving_names, storage, store, teardown,
+};
 
 /// How long a failed agent stays to be asked, in the end nobody came.
 const LINGER: Duration = Duration::from_mins(10);
@@ -56,9 +59,6 @@ const PROBE_PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::fr
 
 /// Failed looks in a row after which the API server, and after which Docker, counts as gone.
 const PATIENCE: (u32, u32) = (3, 12);
-
-/// Where kind leaves the configuration that kubeadm gets (`pkg/cluster/internal/create/actions/config`).
-const KUBEADM_CONF: &str = "/kind/kubeadm.conf";
 
 /// The token of every cluster that kind makes on its own (`pkg/cluster/internal/kubeadm/const.go`).
 const KINDS_TOKEN: &str = "abcdef.0123456789abcdef";
@@ -104,7 +104,9 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
     let tls = server::tls(Path::new(KEYS_DIRECTORY)).map_err(|error| broken(error.to_string()))?;
     let operator = server::listen(port(AGENT_PORT)).await.map_err(|error| broken(error.to_string()))?;
     let kubelet = server::listen(port(HEALTH_PORT)).await.map_err(|error| broken(error.to_string()))?;
+    let (renewed, tls) = watch::channel(tls);
     let _operator = AbortOnDropHandle::new(tokio::spawn(server::serve_operator(operator, tls, report.clone())));
+    let _keys = AbortOnDropHandle::new(tokio::spawn(async move { server::reload(Path::new(KEYS_DIRECTORY), &renewed).await }));
     let health = Health { report: report.subscribe(), alive: heartbeat };
     let _health = AbortOnDropHandle::new(tokio::spawn(server::serve_health(kubelet, health)));
 
@@ -452,12 +454,31 @@ impl Machine {
         let relay = relay.map_err(|error| failure(Reason::AgentCrashed, format!("the front door cannot be opened: {error}")))?;
         self.report.update(|report| report.control_plane_ready = true);
         self.report.enter(Stage::Serving);
+        let authority = Path::new(&ground.host.keys_directory).join("ca.crt");
+        let place = Place { docker, cluster: &self.settings.cluster_name, authority: &authority };
         tokio::select! {
             never = relay.run() => match never {},
-            () = nested.follow_nodes(&self.report) => Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
-            never = self.probe(&nested) => match never {},
+            failed = self.look_after(nested, &place) => failed,
             never = storage::watch(ground.host.own_disk, self.settings.limits.storage_bytes, &self.report) => match never {},
-            never = forget_tokens(&nested) => match never {},
+            never = serving_names::follow(&place, &self.settings.cert_sans, &self.report) => match never {},
+        }
+    }
+
+    /// Follows the cluster with the node's own credentials, and with new ones when they are renewed.
+    async fn look_after(&self, mut nested: Nested, place: &Place<'_>) -> Result<Infallible, AgentFailure> {
+        loop {
+            tokio::select! {
+                () = nested.follow_nodes(&self.report) => return Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
+                never = self.probe(&nested) => match never {},
+                never = forget_tokens(&nested) => match never {},
+                () = certificates::keep(place, &self.report) => {}
+            }
+            // The earlier ones hold for a while yet.
+            if let Some(pid) = place.docker.pid(&self.kind.control_plane()).await
+                && let Some(renewed) = Connector::default().connect(pid).await
+            {
+                nested = renewed;
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! What others may ask the agent: the operator over mTLS for the report and to take orders, the kubelet in the clear for its health.
 
+use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +34,9 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// Life of a connection; a client comes back. Bounds what a client that never ends can hold.
 const CONNECTION_LIMIT: Duration = Duration::from_mins(10);
+
+/// How often the agent looks whether its own keys have changed.
+const RELOAD_EVERY: Duration = Duration::from_mins(1);
 
 /// Most bytes of a request's head.
 const HEAD_LIMIT: usize = 16 << 10;
@@ -96,8 +100,40 @@ pub fn tls(keys_directory: &Path) -> Result<TlsAcceptor, Error> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
+/// Keeps up with the files: the operator makes them anew from time to time, and the kubelet brings them here. What does not do is left out.
+pub async fn reload(keys_directory: &Path, tls: &watch::Sender<TlsAcceptor>) -> Infallible {
+    let mut files = channel_files(keys_directory);
+    loop {
+        sleep(RELOAD_EVERY).await;
+        refresh(keys_directory, &mut files, tls);
+    }
+}
+
+/// One look at the files.
+fn refresh(keys_directory: &Path, last: &mut Option<[Vec<u8>; 3]>, sender: &watch::Sender<TlsAcceptor>) {
+    let files = channel_files(keys_directory);
+    if files.is_none() || files == *last {
+        return;
+    }
+    match tls(keys_directory) {
+        Ok(acceptor) => {
+            tracing::info!("the keys of the channel to the operator have changed");
+            sender.send_replace(acceptor);
+            *last = files;
+        }
+        // Perhaps one was read before and another after a change: there is a next time.
+        Err(error) => tracing::warn!("the new keys of the channel to the operator cannot be used: {error}"),
+    }
+}
+
+/// The content of the files, for comparison only.
+fn channel_files(keys_directory: &Path) -> Option<[Vec<u8>; 3]> {
+    let read = |name: &str| std::fs::read(keys_directory.join(name)).ok();
+    Some([read(keys::AGENT_AUTHORITY)?, read(keys::AGENT_CERTIFICATE)?, read(keys::AGENT_KEY)?])
+}
+
 /// Serves the report to the operator and takes its orders, for ever.
-pub async fn serve_operator(listener: TcpListener, tls: TlsAcceptor, report: Report) {
+pub async fn serve_operator(listener: TcpListener, tls: watch::Receiver<TlsAcceptor>, report: Report) {
     let router = router(report);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -106,7 +142,7 @@ pub async fn serve_operator(listener: TcpListener, tls: TlsAcceptor, report: Rep
             continue;
         };
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let (tls, router) = (tls.clone(), router.clone());
+        let (tls, router) = (tls.borrow().clone(), router.clone());
         tokio::spawn(async move {
             if let Err(error) = timeout(CONNECTION_LIMIT, serve(stream, tls, router)).await.unwrap_or(Ok(())) {
                 tracing::debug!(%peer, "agent channel: {error}");
@@ -320,7 +356,8 @@ mod tests {
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve_operator(listener, tls(directory.path()).unwrap(), Report::new(&settings())));
+        let (sender, acceptor) = watch::channel(tls(directory.path()).unwrap());
+        tokio::spawn(serve_operator(listener, acceptor, Report::new(&settings())));
 
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ours.certificate.as_bytes()).unwrap()).unwrap();

@@ -12,8 +12,9 @@ use nestling_core::plan::situation::later;
 use nestling_core::plan::wire::{OPERATOR_NAME, keys};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
-use x509_parser::pem::parse_x509_pem;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+
+use crate::x509::validity;
 
 /// Certificates begin to hold a little earlier, because clocks differ.
 const EARLIER: Duration = Duration::from_mins(5);
@@ -183,14 +184,6 @@ fn set_validity(params: &mut CertificateParams, begins: Timestamp, ends: Timesta
     params.not_after = epoch + Duration::from_secs(seconds(ends));
 }
 
-/// From when until when a certificate (PEM) holds; `None` if it is none.
-fn validity(pem: &str) -> Option<Validity> {
-    let (_, pem) = parse_x509_pem(pem.as_bytes()).ok()?;
-    let validity = pem.parse_x509().ok()?.validity().clone();
-    let time = |second: i64| Timestamp::from_second(second).ok();
-    Some(Validity { begins: time(validity.not_before.timestamp())?, ends: time(validity.not_after.timestamp())? })
-}
-
 /// The operator's own certificate towards agents. It lives in memory only.
 pub fn operator_certificate(agents: &Authority, now: Timestamp) -> Result<Issued, PkiError> {
     let names = [OPERATOR_NAME.to_owned()];
@@ -251,6 +244,7 @@ fn random_text(length: usize) -> Result<String, PkiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use x509_parser::pem::parse_x509_pem;
     use x509_parser::prelude::*;
 
     fn identity() -> Identity {

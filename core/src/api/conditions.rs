@@ -40,7 +40,7 @@ pub const PAUSED: &str = "Paused";
 pub const DELETING: &str = "Deleting";
 
 /// Every type, in the order in which `kubectl describe` shows them.
-pub const ALL: [&str; 14] = [
+pub const ALL: [&str; 15] = [
     READY,
     RECONCILING,
     STALLED,

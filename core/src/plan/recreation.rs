@@ -83,9 +83,8 @@ mod tests {
             assert_eq!((steps, ready.as_str(), told.len()), (vec!["Delete"], "False Recreating", 0));
             seen.children = Children { live: true, pods: vec![], ..seen.children };
             seen.report = None;
-            assert_eq!(pass(&mut seen).0, ["CreatePod"]);
-            let made = testing::with_pod(testing::observed(testing::cluster("{}")), 5).children.pods.remove(0);
-            let mut made = made;
+            assert_eq!(pass(&mut seen).0, ["ApplyService", "CreatePod"]);
+            let mut made = testing::with_pod(testing::observed(testing::cluster("{}")), 5).children.pods.remove(0);
             made.metadata.labels.get_or_insert_default().insert(crate::api::labels::ATTEMPT.to_owned(), "2".to_owned());
             seen.children.pods.push(made);
             seen.report = Some(serving("second"));
@@ -110,7 +109,7 @@ mod tests {
         seen.children = Children { live: true, pods: vec![], ..seen.children };
         seen.report = None;
         assert!(seen.status().pod_ref.is_some());
-        assert_eq!(pass(&mut seen).0, ["CreatePod"]);
+        assert_eq!(pass(&mut seen).0, ["ApplyService", "CreatePod"]);
         assert_eq!(seen.status().last_failure, None);
     }
 
