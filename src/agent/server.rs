@@ -356,7 +356,7 @@ mod tests {
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (sender, acceptor) = watch::channel(tls(directory.path()).unwrap());
+        let (_sender, acceptor) = watch::channel(tls(directory.path()).unwrap());
         tokio::spawn(serve_operator(listener, acceptor, Report::new(&settings())));
 
         let mut roots = RootCertStore::empty();
@@ -374,6 +374,36 @@ mod tests {
         let mut text = Vec::new();
         let _ = stream.read_to_end(&mut text).await;
         String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn new_keys_are_taken_over_when_they_are_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| std::fs::write(directory.path().join(file), text).unwrap();
+        let (ours, next) = (authority(), authority());
+        let (certificate, key) = ours.issue("agent", &["uid.agent.nestling"]);
+        for (file, text) in [(keys::AGENT_AUTHORITY, &ours.certificate), (keys::AGENT_CERTIFICATE, &certificate.pem()), (keys::AGENT_KEY, &key.serialize_pem())]
+        {
+            write(file, text);
+        }
+        let (sender, mut acceptor) = watch::channel(tls(directory.path()).unwrap());
+        let mut files = channel_files(directory.path());
+        let mut changed = || {
+            refresh(directory.path(), &mut files, &sender);
+            let changed = acceptor.has_changed().unwrap();
+            acceptor.mark_unchanged();
+            changed
+        };
+        assert!(!changed());
+        let (certificate, key) = next.issue("agent", &["uid.agent.nestling"]);
+        write(keys::AGENT_CERTIFICATE, &certificate.pem());
+        assert!(!changed(), "a certificate without its key");
+        write(keys::AGENT_KEY, &key.serialize_pem());
+        assert!(changed() && !changed());
+        write(keys::AGENT_AUTHORITY, &(next.certificate + &ours.certificate));
+        assert!(changed());
+        std::fs::remove_file(directory.path().join(keys::AGENT_KEY)).unwrap();
+        assert!(!changed());
     }
 
     #[tokio::test]

@@ -423,6 +423,7 @@ mod tests {
     use super::*;
     use std::future::Future;
 
+    use nestling_core::plan::certificates::KUBECONFIG_LIFE;
     use nestling_core::plan::decide::Plan;
     use nestling_core::plan::observed::{Children, Turn, identity};
     use nestling_core::plan::settings::Settings;
@@ -517,6 +518,7 @@ mod tests {
             secret: "crane-kubeconfig".into(),
             internal: "https://c.clusters.svc:6443".into(),
             external: None,
+            lifetime: KUBECONFIG_LIFE,
             tls_server_name: "c.clusters.svc".into(),
             digest: "d".into(),
             install: "reed".into(),

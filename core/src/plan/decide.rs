@@ -185,7 +185,9 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
         Situation::Expired => Plan { steps: vec![Step::Expire], wake_at: rest },
         Situation::Deleting => Plan { steps: deletion(now, seen), wake_at: Some(next_look(now, seen)) },
         Situation::BackingOff { until, .. } => Plan { steps: vec![], wake_at: Some(until) },
-        Situation::Discard(pod) | Situation::Replaced(pod) | Situation::Outdated(pod) => Plan { steps: delete(ChildKind::Pod, &pod.metadata).into_iter().collect(), wake_at: rest },
+        Situation::Discard(pod) | Situation::Replaced(pod) | Situation::Outdated(pod) => {
+            Plan { steps: delete(ChildKind::Pod, &pod.metadata).into_iter().collect(), wake_at: rest }
+        }
         // Somebody has deleted the claim: the next one has its name, so this one has to be gone.
         Situation::Create { .. } if seen.children.claims.iter().any(|claim| claim.metadata.deletion_timestamp.is_some()) => {
             Plan { steps: vec![], wake_at: Some(later(now, DELETION_LOOK)) }

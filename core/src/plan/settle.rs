@@ -67,7 +67,19 @@ impl Claims {
 
     /// What there is of the cluster is not looked at: all that is said of it stays as it was seen last.
     fn unseen(ready: Claim, reconciling: Claim, stalled: Claim) -> Self {
-        Self { ready, reconciling, stalled, host: None, control_plane: None, nodes: None, kubeconfig: None, policy: None, disk: None, certificates: None, up_to_date: None }
+        Self {
+            ready,
+            reconciling,
+            stalled,
+            host: None,
+            control_plane: None,
+            nodes: None,
+            kubeconfig: None,
+            policy: None,
+            disk: None,
+            certificates: None,
+            up_to_date: None,
+        }
     }
 
     /// Nothing will happen until somebody changes something.
