@@ -121,6 +121,9 @@ pub fn channel_is_due(now: Timestamp, seen: &Observed) -> bool {
 mod tests {
     use super::*;
     use crate::api::KubeconfigSecretRef;
+    use crate::api::conditions;
+    use crate::plan::decide::{Step, decide};
+    use crate::plan::settle::{Outcome, settle};
     use crate::plan::testing::{self, NOW};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use rstest::rstest;
@@ -195,5 +198,21 @@ mod tests {
             seen.children.keys.iter_mut().for_each(|keys| keys.annotations = Some([annotation.clone()].into()));
             assert_eq!(channel_is_due(at(NOW), &seen), due);
         }
+    }
+
+    #[test]
+    fn old_authorities_ask_for_a_new_cluster_which_gets_new_ones() {
+        let steps = |seen: &Observed| decide(at(NOW), seen).steps.iter().map(Step::name).collect::<Vec<_>>();
+        let mut seen = with_keys(AUTHORITY_LIFE - AUTHORITY_NOTICE);
+        seen.cluster.status.get_or_insert_default().cluster_attempt = Some(1);
+        let status = settle(at(NOW), &seen, &Outcome::default());
+        let condition = conditions::get(&status.conditions, conditions::UP_TO_DATE).unwrap();
+        assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("False", "RecreateRequired"));
+        assert!(!steps(&seen).contains(&"CreateKeys"), "not under a cluster that runs");
+        seen.children.pods.clear();
+        seen.cluster.status = None;
+        assert_eq!(steps(&seen), ["Delete", "CreateKeys", "CreatePod"]);
+        seen.children.keys.iter_mut().for_each(|keys| keys.creation_timestamp = Some(Time(at(NOW))));
+        assert!(!steps(&seen).contains(&"CreateKeys"));
     }
 }
