@@ -53,6 +53,8 @@ enum Happening {
     Ttl(Option<u64>),
     /// The user freezes or stops the cluster, or lets it run.
     Power(PowerState),
+    /// The user names the API server otherwise, or not.
+    Names(bool),
     /// The user asks for a new cluster in the place of this one.
     Recreate(u8),
     /// The user pauses or resumes.
@@ -76,6 +78,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Registries),
         1 => prop::option::of(1..6000_u64).prop_map(Happening::Ttl),
         2 => prop_oneof![Just(PowerState::Running), Just(PowerState::Frozen), Just(PowerState::Stopped)].prop_map(Happening::Power),
+        1 => any::<bool>().prop_map(Happening::Names),
         1 => (0..3_u8).prop_map(Happening::Recreate),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
@@ -344,6 +347,9 @@ impl World {
                 cluster.spec.lifecycle.get_or_insert_default().ttl = seconds.map(|seconds| std::time::Duration::from_secs(seconds).into());
             }),
             Happening::Power(power) => self.edit(|cluster| cluster.spec.power_state = Some(power)),
+            Happening::Names(some) => self.edit(|cluster| {
+                cluster.spec.access.get_or_insert_default().cert_sans = if some { vec!["a.example".to_owned()] } else { vec![] };
+            }),
             Happening::Recreate(value) => {
                 if let Some(cluster) = &mut self.cluster {
                     cluster.metadata.annotations.get_or_insert_default().insert(annotations::RECREATE.to_owned(), value.to_string());
