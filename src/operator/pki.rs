@@ -244,6 +244,7 @@ fn random_text(length: usize) -> Result<String, PkiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nestling_core::plan::certificates::Validity;
     use x509_parser::pem::parse_x509_pem;
     use x509_parser::prelude::*;
 

@@ -571,6 +571,7 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     }
     // A failure, a deletion, a change of power and what stalls a cluster have events of their own.
     let told_otherwise = after.last_failure != before.last_failure
+        || after.recreation != before.recreation
         || became(conditions::STALLED, "True")
         || became(conditions::DELETING, "True")
         || suspension.is_some_and(|(_, reason)| power::is_wanted(reason) || reason == Reason::PowerChangeFailed);
