@@ -163,6 +163,17 @@ pub async fn keep(place: &Place<'_>, report: &Report) {
     }
 }
 
+/// The first look, before anybody is told of the cluster: later ones are heard of only when somebody asks.
+pub async fn note(place: &Place<'_>, report: &Report) {
+    let seen = first_to_end(gather(place).await, None);
+    report.update(|report| report.certificates = seen);
+}
+
+fn first_to_end(found: Vec<Found>, failure: Option<String>) -> Option<NodeCertificates> {
+    let first = found.into_iter().min_by_key(|found| found.validity.ends)?;
+    Some(NodeCertificates { first: first.name, ends: first.validity.ends, failure })
+}
+
 /// One look, and a renewal if it is time or `asked` for. `None`: no node runs. Tells also whether anything was renewed.
 async fn look(place: &Place<'_>, asked: bool) -> (Option<NodeCertificates>, bool) {
     let mut found = gather(place).await;
@@ -181,8 +192,7 @@ async fn look(place: &Place<'_>, asked: bool) -> (Option<NodeCertificates>, bool
         }
     }
     let renewed = (asked || first.is_some()) && failure.is_none() && !found.is_empty();
-    let ends_first = found.into_iter().min_by_key(|found| found.validity.ends);
-    (ends_first.map(|found| NodeCertificates { first: found.name, ends: found.validity.ends, failure }), renewed)
+    (first_to_end(found, failure), renewed)
 }
 
 /// All certificates of the nodes that run.

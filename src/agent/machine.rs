@@ -453,10 +453,11 @@ impl Machine {
         let names = [self.kind.load_balancer(), self.kind.control_plane()];
         let relay = Relay::open(port(API_PORT), Container { docker: docker.clone(), names }).await;
         let relay = relay.map_err(|error| failure(Reason::AgentCrashed, format!("the front door cannot be opened: {error}")))?;
-        self.report.update(|report| report.control_plane_ready = true);
-        self.report.enter(Stage::Serving);
         let authority = Path::new(&ground.host.keys_directory).join("ca.crt");
         let place = Place { docker, cluster: &self.settings.cluster_name, authority: &authority };
+        certificates::note(&place, &self.report).await;
+        self.report.update(|report| report.control_plane_ready = true);
+        self.report.enter(Stage::Serving);
         tokio::select! {
             never = relay.run() => match never {},
             failed = self.look_after(nested, &place) => failed,

@@ -52,7 +52,7 @@ impl Changes<'_> {
             .collect();
         let kubeconfig = lines.join("\n");
         assert!(kubeconfig.contains(name));
-        self.host.kubectl_outside(&kubeconfig, &["get", "--raw", "/readyz"])
+        self.host.kubectl_outside(&kubeconfig, &["get", "--raw", "/readyz"]).map(|said| said.trim().to_owned())
     }
 
     /// The serial number of the certificate that the API server shows at this moment.
