@@ -186,9 +186,10 @@ async fn look(place: &Place<'_>, asked: bool) -> (Option<NodeCertificates>, bool
         found = gather(place).await;
         // Otherwise it would be tried again without a pause.
         failure = failure.or_else(|| due(&found).map(|name| format!("kubeadm has not renewed {name}")));
-        match &failure {
-            Some(failure) => tracing::error!("the certificates of the nodes could not be renewed: {failure}"),
-            None => tracing::info!("the certificates of the nodes were renewed"),
+        if let Some(failure) = &failure {
+            tracing::error!("the certificates of the nodes could not be renewed: {failure}");
+        } else {
+            tracing::info!("the certificates of the nodes were renewed");
         }
     }
     let renewed = (asked || first.is_some()) && failure.is_none() && !found.is_empty();

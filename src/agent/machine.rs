@@ -460,9 +460,9 @@ impl Machine {
         self.report.enter(Stage::Serving);
         tokio::select! {
             never = relay.run() => match never {},
-            failed = self.look_after(nested, &place) => failed,
+            failed = Box::pin(self.look_after(nested, &place)) => failed,
             never = storage::watch(ground.host.own_disk, self.settings.limits.storage_bytes, &self.report) => match never {},
-            never = serving_names::follow(&place, &self.settings.cert_sans, &self.report) => match never {},
+            never = Box::pin(serving_names::follow(&place, &self.settings.cert_sans, &self.report)) => match never {},
         }
     }
 
@@ -473,7 +473,7 @@ impl Machine {
                 () = nested.follow_nodes(&self.report) => return Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
                 never = self.probe(&nested) => match never {},
                 never = forget_tokens(&nested) => match never {},
-                () = certificates::keep(place, &self.report) => {}
+                () = Box::pin(certificates::keep(place, &self.report)) => {}
             }
             // The earlier ones hold for a while yet.
             if let Some(pid) = place.docker.pid(&self.kind.control_plane()).await

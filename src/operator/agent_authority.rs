@@ -40,16 +40,15 @@ pub async fn load_or_create(client: &Client, namespace: &str, install: &str, now
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let mut newest: Option<Authority> = None;
     for name in SECRETS {
-        let authority = match call("read the agents' authority", api.get_opt(name)).await? {
-            Some(secret) => read(&secret)?,
-            None => {
-                let made = match &newest {
-                    None => Authority::new("nestling-agents", now)?,
-                    // Another name, so that people can tell them apart.
-                    Some(before) => before.successor(name, now)?,
-                };
-                create(&api, name, made, install).await?
-            }
+        let authority = if let Some(secret) = call("read the agents' authority", api.get_opt(name)).await? {
+            read(&secret)?
+        } else {
+            let made = match &newest {
+                None => Authority::new("nestling-agents", now)?,
+                // Another name, so that people can tell them apart.
+                Some(before) => before.successor(name, now)?,
+            };
+            create(&api, name, made, install).await?
         };
         let due = authority.validity()?.is_due(now);
         newest = Some(authority);

@@ -155,6 +155,11 @@ mod tests {
         assert_eq!(claim(at(NOW), None).status, None);
     }
 
+    /// The age at which authorities become old.
+    fn old() -> Duration {
+        AUTHORITY_LIFE.saturating_sub(AUTHORITY_NOTICE)
+    }
+
     fn with_keys(age: Duration) -> Observed {
         let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 5);
         let created = earlier(at(NOW), age);
@@ -164,8 +169,8 @@ mod tests {
 
     #[test]
     fn authorities_are_old_a_year_before_their_end() {
-        assert!(!authorities_are_old(at(NOW), &with_keys(AUTHORITY_LIFE - AUTHORITY_NOTICE - DAY)));
-        assert!(authorities_are_old(at(NOW), &with_keys(AUTHORITY_LIFE - AUTHORITY_NOTICE)));
+        assert!(!authorities_are_old(at(NOW), &with_keys(old().saturating_sub(DAY))));
+        assert!(authorities_are_old(at(NOW), &with_keys(old())));
         let mut seen = with_keys(AUTHORITY_LIFE);
         seen.children.keys.clear();
         assert!(!authorities_are_old(at(NOW), &seen));
@@ -174,7 +179,7 @@ mod tests {
     #[test]
     fn a_kubeconfig_is_renewed_unless_its_authority_ends_first() {
         let published = |ends: i64, renewed: Option<i64>| {
-            let mut seen = with_keys(AUTHORITY_LIFE - 100 * DAY);
+            let mut seen = with_keys(AUTHORITY_LIFE.saturating_sub(100 * DAY));
             seen.cluster.status.get_or_insert_default().kubeconfig_secret_ref = Some(KubeconfigSecretRef {
                 name: "s".into(),
                 digest: None,
@@ -203,7 +208,7 @@ mod tests {
     #[test]
     fn old_authorities_ask_for_a_new_cluster_which_gets_new_ones() {
         let steps = |seen: &Observed| decide(at(NOW), seen).steps.iter().map(Step::name).collect::<Vec<_>>();
-        let mut seen = with_keys(AUTHORITY_LIFE - AUTHORITY_NOTICE);
+        let mut seen = with_keys(old());
         seen.cluster.status.get_or_insert_default().cluster_attempt = Some(1);
         let status = settle(at(NOW), &seen, &Outcome::default());
         let condition = conditions::get(&status.conditions, conditions::UP_TO_DATE).unwrap();

@@ -150,10 +150,10 @@ evictionHard:
     }
 
     /// What is told to the agent, and what the condition says.
-    fn pass(seen: &mut Observed) -> (Option<Option<Vec<String>>>, String) {
+    fn pass(seen: &mut Observed) -> (Option<Orders>, String) {
         let now = Timestamp::from_second(NOW).unwrap();
         let plan = decide(now, seen);
-        let told = plan.steps.iter().find_map(|step| if let Step::Order(orders) = step { Some(orders.cert_sans.clone()) } else { None });
+        let told = plan.steps.iter().find_map(|step| if let Step::Order(orders) = step { Some(orders.clone()) } else { None });
         let status = settle(now, seen, &Outcome { done: plan.steps, ..Outcome::default() });
         let condition = conditions::get(&status.conditions, conditions::UP_TO_DATE).unwrap();
         let said = format!("{} {}", condition.status, condition.reason);
@@ -168,7 +168,7 @@ evictionHard:
         assert_eq!(pass(&mut seen), (None, "True InSync".into()));
         seen.cluster.spec.access.as_mut().unwrap().cert_sans = names(&["second.example", "localhost"]);
         let (told, said) = pass(&mut seen);
-        let told = told.unwrap().unwrap();
+        let told = told.unwrap().cert_sans.unwrap();
         assert!(told.contains(&"second.example".to_owned()) && told.contains(&"localhost".to_owned()) && !told.contains(&"first.example".to_owned()));
         assert_eq!((told.len(), said.as_str()), (7, "False ChangingCertificate"));
 
@@ -182,7 +182,7 @@ evictionHard:
         assert_eq!(pass(&mut seen), (None, "True InSync".into()));
 
         seen.cluster.spec.access.as_mut().unwrap().cert_sans = names(&["first.example"]);
-        assert_eq!(pass(&mut seen), (Some(None), "False ChangingCertificate".into()), "as the pod was made");
+        assert_eq!(pass(&mut seen), (Some(Orders::default()), "False ChangingCertificate".into()), "as the pod was made");
     }
 
     #[test]

@@ -39,7 +39,7 @@ fn three_nodes() -> KindClusterSpec {
 
 fn node_port() -> KindClusterSpec {
     let service = AccessService { type_: ServiceType::NodePort, ..AccessService::default() };
-    KindClusterSpec { access: Some(Access { service: Some(service) }), ..spec() }
+    KindClusterSpec { access: Some(Access { service: Some(service), ..Access::default() }), ..spec() }
 }
 
 fn config() -> KindClusterSpec {

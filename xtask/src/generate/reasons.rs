@@ -8,7 +8,7 @@ use nestling_core::api::reasons::Reason;
 use super::{PAGE_NOTICE, cell, code};
 
 /// Conditions and what they mean, in the order of [`conditions::ALL`].
-const CONDITIONS: [(&str, &str); 13] = [
+const CONDITIONS: [(&str, &str); 15] = [
     (conditions::READY, "The published kubeconfig reaches a healthy API server, and all nodes are ready."),
     (conditions::RECONCILING, "The operator is at work on this generation of the spec (kstatus)."),
     (conditions::STALLED, "Nothing more will happen until somebody changes something; the reason says what (kstatus)."),
@@ -21,8 +21,13 @@ const CONDITIONS: [(&str, &str); 13] = [
         "The pod cannot reach what its NetworkPolicy forbids: the host's CNI enforces policies. `Unknown` where the pod cannot tell. `Ready` does not depend on it.",
     ),
     (conditions::DISK_PRESSURE, "The volume of the cluster is about to be full; beyond its size the host ends the pod. `Ready` does not depend on it."),
+    (
+        conditions::CERTIFICATES_VALID,
+        "The certificates of the cluster's nodes are renewed in time. `False` says which one is not, some four months before it ends. `Ready` does not depend on it.",
+    ),
     (conditions::UP_TO_DATE, "What runs is what the spec says. `False` with `RecreateRequired` names what only a new cluster can take over."),
     (conditions::EXPIRING, "The cluster is about to be deleted because its time is over; the message says when. `False` if that is far or never."),
+    (conditions::SUSPENDED, "The cluster is frozen or stopped, by wish of its user (`spec.powerState`)."),
     (conditions::PAUSED, "`spec.paused` is set."),
     (conditions::DELETING, "The object is being deleted; the message says what is left."),
 ];
