@@ -26,8 +26,8 @@ const CONDITIONS: [(&str, &str); 15] = [
         "The certificates of the cluster's nodes are renewed in time. `False` says which one is not, some four months before it ends. `Ready` does not depend on it.",
     ),
     (conditions::UP_TO_DATE, "What runs is what the spec says. `False` with `RecreateRequired` names what only a new cluster can take over."),
-    (conditions::EXPIRING, "The cluster is about to be deleted because its time is over; the message says when. `False` if that is far or never."),
     (conditions::SUSPENDED, "The cluster is frozen or stopped, by wish of its user (`spec.powerState`)."),
+    (conditions::EXPIRING, "The cluster is about to be deleted because its time is over; the message says when. `False` if that is far or never."),
     (conditions::PAUSED, "`spec.paused` is set."),
     (conditions::DELETING, "The object is being deleted; the message says what is left."),
 ];
