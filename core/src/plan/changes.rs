@@ -30,7 +30,7 @@ pub const FIELDS: &[(&str, Effect, &str)] = &[
     ("config", Effect::Recreate, ""),
     ("networking", Effect::Recreate, ""),
     ("access.service", Effect::InPlace, "the kubeconfig follows"),
-    ("access.certSANs", Effect::InPlace, "the API server takes up a new certificate without a restart; one that an earlier release made needs a new cluster"),
+    ("access.certSANs", Effect::InPlace, "the API server takes up a new certificate without a restart; with an agent of an earlier release, a new cluster"),
     ("powerState", Effect::InPlace, ""),
     ("kubeconfig.secretName", Effect::InPlace, "the earlier Secret goes"),
     ("kubeconfig.lifetime", Effect::InPlace, "new credentials at once; the earlier ones hold to their end"),
