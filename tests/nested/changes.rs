@@ -19,7 +19,7 @@ const NEW_NAME: &str = "api.chameleon.example";
 const GAP: Duration = Duration::from_secs(20);
 
 /// Longest until a change of the names is carried out, on a machine that does other things as well.
-const NAMED: Duration = Duration::from_secs(60);
+const NAMED: Duration = Duration::from_mins(1);
 
 /// Longest until everything is renewed.
 const RENEWED: Duration = Duration::from_mins(3);
