@@ -55,7 +55,6 @@ fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
         ("access: port of a ClusterIP", json!({"access": {"service": {"type": "ClusterIP", "nodePort": 31000}}}), Some("nodePort needs type: NodePort")),
         ("access: no such type", json!({"access": {"service": {"type": "Ingress"}}}), Some("Unsupported value")),
         ("access: no such port", json!({"access": {"service": {"type": "NodePort", "nodePort": 70000}}}), Some("nodePort")),
-        ("kubeconfig", json!({"kubeconfig": {"secretName": "my.config"}}), None),
         ("kubeconfig: no name for a Secret", json!({"kubeconfig": {"secretName": "My_Config"}}), Some("secretName must be a valid Secret name")),
         ("lifecycle", json!({"lifecycle": {"creationTimeout": "20m", "backoffLimit": 0, "podLossPolicy": "Fail"}}), None),
         ("lifecycle: a Go duration", json!({"lifecycle": {"creationTimeout": "1h30m"}}), None),
@@ -133,6 +132,28 @@ fn table_of_sleep_and_survival() -> Vec<(&'static str, Value, Option<&'static st
     ]
 }
 
+/// As [`table`], of what changes in place.
+fn table_of_access() -> Vec<(&'static str, Value, Option<&'static str>)> {
+    vec![
+        ("access: names", json!({"access": {"certSANs": ["api.example", "*.api.example", "a", "192.0.2.7", "2001:db8::7"]}}), None),
+        ("access: a name that is none", json!({"access": {"certSANs": ["-a.example"]}}), Some("certSANs must hold DNS names")),
+        ("access: a name in capitals", json!({"access": {"certSANs": ["API.example"]}}), Some("certSANs must hold DNS names")),
+        ("access: a wildcard within", json!({"access": {"certSANs": ["a.*.example"]}}), Some("certSANs must hold DNS names")),
+        ("access: a URL", json!({"access": {"certSANs": ["https://api.example"]}}), Some("certSANs must hold DNS names")),
+        ("access: a name with a port", json!({"access": {"certSANs": ["api.example:6443"]}}), Some("certSANs must hold DNS names")),
+        ("access: an address that is none", json!({"access": {"certSANs": ["999.0.2.7"]}}), Some("certSANs must hold DNS names")),
+        ("access: a range", json!({"access": {"certSANs": ["192.0.2.0/24"]}}), Some("certSANs must hold DNS names")),
+        ("access: no name", json!({"access": {"certSANs": [""]}}), Some("certSANs")),
+        ("access: a long name", json!({"access": {"certSANs": ["a".repeat(254)]}}), Some("certSANs")),
+        ("access: a name twice", json!({"access": {"certSANs": ["a", "a"]}}), Some("Duplicate value")),
+        ("access: too many names", json!({"access": {"certSANs": (0..33).map(|i| format!("a{i}")).collect::<Vec<_>>()}}), Some("certSANs")),
+        ("kubeconfig", json!({"kubeconfig": {"secretName": "my.config", "lifetime": "12h"}}), None),
+        ("kubeconfig: a short life", json!({"kubeconfig": {"lifetime": "59m"}}), Some("lifetime must be a duration between 1h and 87600h")),
+        ("kubeconfig: a long life", json!({"kubeconfig": {"lifetime": "87601h"}}), Some("lifetime must be a duration between 1h and 87600h")),
+        ("kubeconfig: no duration", json!({"kubeconfig": {"lifetime": "1y"}}), Some("lifetime")),
+    ]
+}
+
 /// As [`table`], of `registries`.
 fn table_of_registries() -> Vec<(&'static str, Value, Option<&'static str>)> {
     vec![
@@ -196,7 +217,7 @@ async fn every_rule_of_the_crd_refuses_and_allows_what_it_should() {
     let plane = Plane::start().await;
     let api: Api<DynamicObject> = Api::default_namespaced_with(plane.client.clone(), &kube::api::ApiResource::erase::<KindCluster>(&()));
     let mut wrong = Vec::new();
-    for (what, spec, refusal) in table().into_iter().chain(table_of_sleep_and_survival()).chain(table_of_registries()) {
+    for (what, spec, refusal) in table().into_iter().chain(table_of_sleep_and_survival()).chain(table_of_access()).chain(table_of_registries()) {
         let made = api.create(&PostParams::default(), &object("probe", &spec)).await;
         match (made, refusal) {
             (Ok(made), None) => {

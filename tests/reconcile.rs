@@ -60,6 +60,15 @@ impl Stage {
         Some(config["auths"]["r.example"]["auth"].as_str().unwrap().to_owned())
     }
 
+    /// Lets the keys of the channel to this cluster's agent be due.
+    async fn age_the_channel(&self, name: &str) {
+        let secrets: Api<Secret> = Api::namespaced(self.plane.client.clone(), CLUSTERS_NAMESPACE);
+        let of_cluster = ListParams::default().labels(&format!("nestling.dev/cluster-name={name}"));
+        let keys = secrets.list(&of_cluster).await.unwrap().into_iter().map(|secret| secret.name_any()).find(|name| name.ends_with("-keys")).unwrap();
+        let due = json!({"metadata": {"annotations": {"nestling.dev/renew-at": "2020-01-01T00:00:00Z"}}});
+        secrets.patch(&keys, &PatchParams::default(), &Patch::Merge(due)).await.unwrap();
+    }
+
     fn operator(&self) -> Operator {
         self.operator_that_dies(None)
     }
@@ -342,6 +351,98 @@ async fn logins_of_registries_come_and_go_with_their_cluster() {
     assert!(stage.secrets().get_opt("login").await.unwrap().is_some(), "the user's own Secret stays");
 }
 
+/// Names of the pods of this cluster, and the number of the newest attempt.
+async fn pods_of(stage: &Stage) -> Vec<String> {
+    let pods: Api<Pod> = Api::namespaced(stage.plane.client.clone(), CLUSTERS_NAMESPACE);
+    pods.list(&ListParams::default()).await.unwrap().iter().map(|pod| format!("{} {}", pod.name_any(), pod.uid().unwrap())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_annotation_replaces_a_cluster_once_whatever_state_it_is_in() {
+    let stage = Stage::set().await;
+    let operator = stage.operator();
+    stage.create("crane", json!({"lifecycle": {"podLossPolicy": "Fail"}})).await;
+    let before = condition(&stage.clusters, "crane", READY, "True", None, SOON).await.status.unwrap();
+    let keys = stage.children().await.into_iter().filter(|child| child.starts_with("Secret")).collect::<Vec<_>>();
+    // Killed between its record and the deletion of the pod, and between that and the next pod.
+    drop(operator);
+    stage.patch("crane", json!({"metadata": {"annotations": {"nestling.dev/recreate": "monday"}}})).await;
+    for step in ["Delete", "CreatePod"] {
+        let mut doomed = stage.operator_that_dies(Some((step.to_owned(), 1)));
+        assert!(doomed.ended(SOON).await, "{step} was never reached");
+    }
+    let _operator = stage.operator();
+    let after = until("the new cluster", SOON, async || {
+        let status = stage.clusters.get("crane").await.unwrap().status.unwrap();
+        let ready = get(&status.conditions, READY).is_some_and(|ready| ready.status == "True");
+        if ready && status.cluster_uid != before.cluster_uid { Ok(status) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    assert_eq!((after.attempt, after.last_failure, after.endpoints), (Some(2), None, before.endpoints));
+    assert_eq!(after.recreation.map(|recreation| (recreation.value, recreation.attempt)), Some(("monday".to_owned(), 1)));
+    assert_eq!(stage.children().await.into_iter().filter(|child| child.starts_with("Secret")).collect::<Vec<_>>(), keys);
+    let events: Api<Event> = Api::namespaced(stage.plane.client.clone(), "team");
+    until("the event", SOON, async || {
+        let told = events.list(&ListParams::default()).await.unwrap();
+        let replaced = told.iter().find(|event| event.reason.as_deref() == Some("ClusterReplaced")).and_then(|event| event.type_.clone());
+        if replaced.as_deref() == Some("Normal") { Ok(()) } else { Err(format!("{replaced:?}")) }
+    })
+    .await;
+
+    // A stalled one begins anew.
+    stage.host.set_luck("heron", Luck::Fails(Reason::KubeadmInitFailed, "no".into()));
+    stage.create("heron", json!({"lifecycle": {"backoffLimit": 0}})).await;
+    condition(&stage.clusters, "heron", STALLED, "True", Some("KubeadmInitFailed"), SOON).await;
+    stage.host.set_luck("heron", Luck::Ready);
+    stage.patch("heron", json!({"metadata": {"annotations": {"nestling.dev/recreate": ""}}})).await;
+    condition(&stage.clusters, "heron", READY, "True", None, SOON).await;
+    assert_eq!(pods_of(&stage).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_and_lifetimes_change_in_place() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    stage.create("crane", json!({"access": {"certSANs": ["first.example"]}})).await;
+    let before = condition(&stage.clusters, "crane", READY, "True", None, SOON).await.status.unwrap();
+    let pods = pods_of(&stage).await;
+    stage.patch("crane", json!({"spec": {"access": {"certSANs": ["second.example"]}, "kubeconfig": {"lifetime": "3h"}}})).await;
+    let after = until("the names to be carried out", SOON, async || {
+        let status = stage.clusters.get("crane").await.unwrap().status.unwrap();
+        let is = |type_: &str| get(&status.conditions, type_).is_some_and(|condition| condition.status == "True" && condition.observed_generation == Some(2));
+        let renewed = status.kubeconfig_secret_ref != before.kubeconfig_secret_ref;
+        if is(READY) && is(UP_TO_DATE) && renewed { Ok(status) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    let published = after.kubeconfig_secret_ref.unwrap();
+    let left = |time: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Time| time.0.duration_since(Timestamp::now()).as_mins();
+    assert!((175..=180).contains(&left(published.expiration_time.as_ref().unwrap())), "{published:?}");
+    assert!((115..=120).contains(&left(published.renewal_time.as_ref().unwrap())), "{published:?}");
+    assert_eq!((after.attempt, pods_of(&stage).await), (Some(1), pods));
+}
+
+/// The operator makes the keys of the channel anew when the Secret says so, and only those.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_keys_of_the_channel_are_renewed_in_place() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    stage.create("crane", json!({})).await;
+    condition(&stage.clusters, "crane", READY, "True", None, SOON).await;
+    let secrets: Api<Secret> = Api::namespaced(stage.plane.client.clone(), CLUSTERS_NAMESPACE);
+    let before = secrets.list(&ListParams::default()).await.unwrap().items.remove(0);
+    stage.age_the_channel("crane").await;
+    let after = until("the keys to be renewed", SOON, async || {
+        let secret = secrets.get(&before.name_any()).await.unwrap();
+        if secret.data.as_ref().unwrap()["agent.crt"] == before.data.as_ref().unwrap()["agent.crt"] { Err("the same".to_owned()) } else { Ok(secret) }
+    })
+    .await;
+    let (before_data, after_data) = (before.data.unwrap(), after.data.clone().unwrap());
+    let changed: Vec<&String> = before_data.keys().filter(|key| before_data[*key] != after_data[*key]).collect();
+    assert_eq!(changed, ["agent.crt", "agent.key"]);
+    let at: Timestamp = after.annotations()["nestling.dev/renew-at"].parse().unwrap();
+    assert!(at > Timestamp::now() + SignedDuration::from_hours(200 * 24), "{at}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_registries_refer_to_has_a_reason_and_a_cure() {
     let stage = Stage::set().await;
@@ -525,7 +626,8 @@ async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, k
     stage.create(name, json!({"kubeconfig": {"secretName": foreign_name}, "registries": registries("login"), "storage": {"type": "Persistent"}})).await;
     let life = async {
         condition(&stage.clusters, name, READY, "True", None, SOON).await;
-        stage.patch(name, json!({"spec": {"kubeconfig": {"secretName": format!("{name}-new")}}})).await;
+        stage.age_the_channel(name).await;
+        stage.patch(name, json!({"spec": {"kubeconfig": {"secretName": format!("{name}-new")}, "access": {"certSANs": ["api.example"]}}})).await;
         gone(&stage.secrets(), &foreign_name, SOON).await;
         stage.patch(name, json!({"spec": {"powerState": "Stopped"}})).await;
         condition(&stage.clusters, name, SUSPENDED, "True", Some("Stopped"), SOON).await;

@@ -18,6 +18,7 @@ use bollard::query_parameters::{
 };
 use futures::{Stream, StreamExt, TryStreamExt};
 use ipnet::Ipv4Net;
+use nestling_core::api::conditions::clip_start;
 use nestling_core::plan::registries::{Login, host_of};
 use tokio::time::timeout;
 
@@ -42,6 +43,9 @@ const LONG: Duration = Duration::from_mins(10);
 /// Most bytes that are read of a log or of a command's output.
 const OUTPUT_LIMIT: usize = 64 << 10;
 
+/// Most bytes of a failed command's output that go into a message.
+const SAID_LIMIT: usize = 512;
+
 /// Why Docker did not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -55,6 +59,16 @@ pub enum Error {
         what: String,
         /// How long.
         limit: Duration,
+    },
+    /// A command in a container ended badly.
+    #[error("{command} ended with code {code}: {said}")]
+    Command {
+        /// Its name.
+        command: String,
+        /// Its exit code.
+        code: i64,
+        /// The end of what it printed.
+        said: String,
     },
 }
 
@@ -301,6 +315,31 @@ impl Docker {
     /// Docker's.
     pub async fn freeze(&self, container: &str) -> Result<(), Error> {
         Ok(self.short.pause_container(container).await?)
+    }
+
+    /// What a command in a container prints, on both outputs, if it ends well.
+    ///
+    /// # Errors
+    /// Docker's, and [`Error::Command`] with the end of what it printed.
+    pub async fn run(&self, container: &str, command: &[&str]) -> Result<String, Error> {
+        let config = ExecConfig {
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            cmd: Some(command.iter().map(|&part| part.to_owned()).collect()),
+            ..ExecConfig::default()
+        };
+        let exec = self.short.create_exec(container, config).await?;
+        let said = match self.short.start_exec(&exec.id, None::<StartExecOptions>).await? {
+            StartExecResults::Attached { output, .. } => lossy(&collect(output.map_ok(LogOutput::into_bytes)).await?),
+            StartExecResults::Detached => String::new(),
+        };
+        match self.short.inspect_exec(&exec.id).await?.exit_code {
+            Some(0) => Ok(said),
+            code => {
+                let said = clip_start(said.trim(), SAID_LIMIT).to_owned();
+                Err(Error::Command { command: command.first().copied().unwrap_or_default().to_owned(), code: code.unwrap_or(-1), said })
+            }
+        }
     }
 
     /// Thaws a frozen container.

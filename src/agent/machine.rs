@@ -24,6 +24,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::certificates::{KUBEADM_CONF, Place};
 use super::data_root::{self, Owner};
 use super::docker::Docker;
 use super::dockerd::{self, Dockerd};
@@ -39,7 +40,10 @@ use super::relay::{Relay, Resolve};
 use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
-use super::{RUN_DIRECTORY, cgroup, egress, image, init, keys, made, network, node_files, output, policy_probe, preflight, storage, store, teardown};
+use super::{
+    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keys, made, network, node_files, output, policy_probe, preflight, serving_names, storage, store,
+    teardown,
+};
 
 /// How long a failed agent stays to be asked, in the end nobody came.
 const LINGER: Duration = Duration::from_mins(10);
@@ -67,9 +71,6 @@ const PROBE_PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::fr
 
 /// Failed looks in a row after which the API server, and after which Docker, counts as gone.
 const PATIENCE: (u32, u32) = (3, 12);
-
-/// Where kind leaves the configuration that kubeadm gets (`pkg/cluster/internal/create/actions/config`).
-const KUBEADM_CONF: &str = "/kind/kubeadm.conf";
 
 /// The token of every cluster that kind makes on its own (`pkg/cluster/internal/kubeadm/const.go`).
 const KINDS_TOKEN: &str = "abcdef.0123456789abcdef";
@@ -118,7 +119,9 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
     let tls = server::tls(Path::new(KEYS_DIRECTORY)).map_err(|error| broken(error.to_string()))?;
     let operator = server::listen(port(AGENT_PORT)).await.map_err(|error| broken(error.to_string()))?;
     let kubelet = server::listen(port(HEALTH_PORT)).await.map_err(|error| broken(error.to_string()))?;
+    let (renewed, tls) = watch::channel(tls);
     let _operator = AbortOnDropHandle::new(tokio::spawn(server::serve_operator(operator, tls, report.clone())));
+    let _keys = AbortOnDropHandle::new(tokio::spawn(async move { server::reload(Path::new(KEYS_DIRECTORY), &renewed).await }));
     let health = Health { report: report.subscribe(), alive: heartbeat };
     let _health = AbortOnDropHandle::new(tokio::spawn(server::serve_health(kubelet, health)));
 
@@ -525,7 +528,7 @@ impl Machine {
         let as_ordered = async {
             let (mut nested, mut since) = (nested, since);
             loop {
-                self.serve_until_suspended(docker, &nested, since).await?;
+                self.serve_until_suspended(docker, &nested, ground, since).await?;
                 let back = power::keep(&nodes, &self.report).await;
                 nested = back.nested;
                 since = back.since.unwrap_or(since);
@@ -537,19 +540,41 @@ impl Machine {
         }
     }
 
-    async fn serve_until_suspended(&self, docker: &Docker, nested: &Nested, since: Timestamp) -> Result<(), AgentFailure> {
+    async fn serve_until_suspended(&self, docker: &Docker, nested: &Nested, ground: &Ground, since: Timestamp) -> Result<(), AgentFailure> {
         // The load balancer, where there is one, stands before all control planes.
         let names = [self.kind.load_balancer(), self.kind.control_plane()];
         let relay = Relay::open(port(API_PORT), Container { docker: docker.clone(), names }).await;
         let relay = relay.map_err(|error| failure(Reason::AgentCrashed, format!("the front door cannot be opened: {error}")))?;
+        let authority = Path::new(&ground.host.keys_directory).join("ca.crt");
+        let place = Place { docker, cluster: &self.settings.cluster_name, authority: &authority };
+        certificates::note(&place, &self.report).await;
         power::runs(&self.report);
         self.report.enter(Stage::Serving);
         tokio::select! {
             never = relay.run() => match never {},
-            () = nested.follow_nodes(&self.report, since) => Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
-            never = self.probe(nested) => match never {},
-            never = forget_tokens(nested) => match never {},
+            failed = Box::pin(self.look_after(nested, &place, since)) => failed.map(|never| match never {}),
+            never = Box::pin(serving_names::follow(&place, &self.settings.cert_sans, &self.report)) => match never {},
             () = power::is_due(&self.report) => Ok(()),
+        }
+    }
+
+    /// Follows the cluster with the node's own credentials, and with new ones when they are renewed.
+    async fn look_after(&self, nested: &Nested, place: &Place<'_>, since: Timestamp) -> Result<Infallible, AgentFailure> {
+        let mut renewed = None;
+        loop {
+            let nested = renewed.as_ref().unwrap_or(nested);
+            tokio::select! {
+                () = nested.follow_nodes(&self.report, since) => return Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
+                never = self.probe(nested) => match never {},
+                never = forget_tokens(nested) => match never {},
+                () = Box::pin(certificates::keep(place, &self.report)) => {}
+            }
+            // The earlier ones hold for a while yet.
+            if let Some(pid) = place.docker.pid(&self.kind.control_plane()).await
+                && let Some(again) = Connector::default().connect(pid).await
+            {
+                renewed = Some(again);
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! What others may ask the agent: the operator over mTLS for the report and to take orders, the kubelet in the clear for its health.
 
+use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +34,9 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// Life of a connection; a client comes back. Bounds what a client that never ends can hold.
 const CONNECTION_LIMIT: Duration = Duration::from_mins(10);
+
+/// How often the agent looks whether its own keys have changed.
+const RELOAD_EVERY: Duration = Duration::from_mins(1);
 
 /// Most bytes of a request's head.
 const HEAD_LIMIT: usize = 16 << 10;
@@ -96,8 +100,40 @@ pub fn tls(keys_directory: &Path) -> Result<TlsAcceptor, Error> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
+/// Keeps up with the files: the operator makes them anew from time to time, and the kubelet brings them here. What does not do is left out.
+pub async fn reload(keys_directory: &Path, tls: &watch::Sender<TlsAcceptor>) -> Infallible {
+    let mut files = channel_files(keys_directory);
+    loop {
+        sleep(RELOAD_EVERY).await;
+        refresh(keys_directory, &mut files, tls);
+    }
+}
+
+/// One look at the files.
+fn refresh(keys_directory: &Path, last: &mut Option<[Vec<u8>; 3]>, sender: &watch::Sender<TlsAcceptor>) {
+    let files = channel_files(keys_directory);
+    if files.is_none() || files == *last {
+        return;
+    }
+    match tls(keys_directory) {
+        Ok(acceptor) => {
+            tracing::info!("the keys of the channel to the operator have changed");
+            sender.send_replace(acceptor);
+            *last = files;
+        }
+        // Perhaps one was read before and another after a change: there is a next time.
+        Err(error) => tracing::warn!("the new keys of the channel to the operator cannot be used: {error}"),
+    }
+}
+
+/// The content of the files, for comparison only.
+fn channel_files(keys_directory: &Path) -> Option<[Vec<u8>; 3]> {
+    let read = |name: &str| std::fs::read(keys_directory.join(name)).ok();
+    Some([read(keys::AGENT_AUTHORITY)?, read(keys::AGENT_CERTIFICATE)?, read(keys::AGENT_KEY)?])
+}
+
 /// Serves the report to the operator and takes its orders, for ever.
-pub async fn serve_operator(listener: TcpListener, tls: TlsAcceptor, report: Report) {
+pub async fn serve_operator(listener: TcpListener, tls: watch::Receiver<TlsAcceptor>, report: Report) {
     let router = router(report);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -106,7 +142,7 @@ pub async fn serve_operator(listener: TcpListener, tls: TlsAcceptor, report: Rep
             continue;
         };
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let (tls, router) = (tls.clone(), router.clone());
+        let (tls, router) = (tls.borrow().clone(), router.clone());
         tokio::spawn(async move {
             if let Err(error) = timeout(CONNECTION_LIMIT, serve(stream, tls, router)).await.unwrap_or(Ok(())) {
                 tracing::debug!(%peer, "agent channel: {error}");
@@ -320,7 +356,8 @@ mod tests {
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve_operator(listener, tls(directory.path()).unwrap(), Report::new(&settings())));
+        let (_sender, acceptor) = watch::channel(tls(directory.path()).unwrap());
+        tokio::spawn(serve_operator(listener, acceptor, Report::new(&settings())));
 
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ours.certificate.as_bytes()).unwrap()).unwrap();
@@ -337,6 +374,36 @@ mod tests {
         let mut text = Vec::new();
         let _ = stream.read_to_end(&mut text).await;
         String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn new_keys_are_taken_over_when_they_are_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| std::fs::write(directory.path().join(file), text).unwrap();
+        let (ours, next) = (authority(), authority());
+        let (certificate, key) = ours.issue("agent", &["uid.agent.nestling"]);
+        for (file, text) in [(keys::AGENT_AUTHORITY, &ours.certificate), (keys::AGENT_CERTIFICATE, &certificate.pem()), (keys::AGENT_KEY, &key.serialize_pem())]
+        {
+            write(file, text);
+        }
+        let (sender, mut acceptor) = watch::channel(tls(directory.path()).unwrap());
+        let mut files = channel_files(directory.path());
+        let mut changed = || {
+            refresh(directory.path(), &mut files, &sender);
+            let changed = acceptor.has_changed().unwrap();
+            acceptor.mark_unchanged();
+            changed
+        };
+        assert!(!changed());
+        let (certificate, key) = next.issue("agent", &["uid.agent.nestling"]);
+        write(keys::AGENT_CERTIFICATE, &certificate.pem());
+        assert!(!changed(), "a certificate without its key");
+        write(keys::AGENT_KEY, &key.serialize_pem());
+        assert!(changed() && !changed());
+        write(keys::AGENT_AUTHORITY, &(next.certificate + &ours.certificate));
+        assert!(changed());
+        std::fs::remove_file(directory.path().join(keys::AGENT_KEY)).unwrap();
+        assert!(!changed());
     }
 
     #[tokio::test]

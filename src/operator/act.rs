@@ -12,7 +12,8 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use nestling_core::api::reasons::Reason;
-use nestling_core::api::{FIELD_MANAGER, KindCluster};
+use nestling_core::api::{FIELD_MANAGER, KindCluster, annotations};
+use nestling_core::plan::certificates::CHANNEL_LIFE;
 use nestling_core::plan::decide::{Child, ChildKind, KubeconfigPlan, Step};
 use nestling_core::plan::objects::kubeconfig_secret;
 use nestling_core::plan::observed::Observed;
@@ -22,6 +23,8 @@ use nestling_core::plan::settle::Outcome;
 use nestling_core::plan::wire::Orders;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::watch;
 use tracing::info;
 
 use super::agent_client::AgentError;
@@ -29,7 +32,7 @@ use super::backoff::Held;
 use super::call::{CallError, Trouble, call};
 use super::metrics::Metrics;
 use super::observe::owner_uid;
-use super::pki::{Authority, PkiError, cluster_keys};
+use super::pki::{Authority, PkiError, channel_keys, cluster_keys};
 use super::reports::Reports;
 use super::{fault, kubeconfig, patches};
 
@@ -37,8 +40,8 @@ use super::{fault, kubeconfig, patches};
 pub struct Actor {
     /// Towards the host cluster.
     pub client: Client,
-    /// The authority behind the agents' certificates.
-    pub agents: Authority,
+    /// The authority behind the agents' certificates; another one follows in time.
+    pub agents: watch::Receiver<Authority>,
     /// Towards the agents.
     pub reports: Arc<Reports>,
     /// Counts steps.
@@ -149,6 +152,7 @@ impl Actor {
                 }
             }
             Step::CreateKeys => self.create_keys(seen).await?,
+            Step::RenewChannel { uid } => self.renew_channel(seen, uid).await?,
             Step::ApplyRegistries(plan) => self.apply_registries(seen, plan).await?,
             Step::ApplyNetworkPolicy(policy) => self.apply::<NetworkPolicy>(seen, "apply the network policy", policy).await?,
             Step::ApplyService(service) => self.apply::<Service>(seen, "apply the Service", service).await?,
@@ -219,10 +223,15 @@ impl Actor {
     /// Made once: a Secret that is there already is kept, whatever the caches say.
     async fn create_keys(&self, seen: &Observed) -> Result<(), StepError> {
         let identity = &seen.identity;
+        let (agents, now) = (self.agents.borrow().clone(), Timestamp::now());
         let secret = Secret {
-            metadata: ObjectMeta { name: Some(identity.keys()), labels: Some(identity.labels(&seen.settings.install)), ..ObjectMeta::default() },
-            data: Some(cluster_keys(identity, &self.agents, Timestamp::now())?),
-            immutable: Some(true),
+            metadata: ObjectMeta {
+                name: Some(identity.keys()),
+                labels: Some(identity.labels(&seen.settings.install)),
+                annotations: Some(BTreeMap::from([renewal(&agents, now)?])),
+                ..ObjectMeta::default()
+            },
+            data: Some(cluster_keys(identity, &agents, now)?),
             ..Secret::default()
         };
         let api = self.children::<Secret>(seen);
@@ -232,6 +241,21 @@ impl Actor {
                 let existing = call("read the Secret with the cluster's keys", api.get_metadata_opt(&identity.keys())).await?;
                 expect_ours(seen, "Secret", existing.map(|secret| secret.metadata)).map(|_| ())
             }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes the keys of the channel to the agent anew; all others in the Secret stay. The kubelet brings them into the pod.
+    async fn renew_channel(&self, seen: &Observed, uid: &str) -> Result<(), StepError> {
+        let (agents, now) = (self.agents.borrow().clone(), Timestamp::now());
+        let (annotation, at) = renewal(&agents, now)?;
+        // The UID is a precondition.
+        let patch = json!({"metadata": {"uid": uid, "annotations": {annotation: at}}, "data": channel_keys(&seen.identity, &agents, now)?});
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let api = self.children::<Secret>(seen);
+        match call("renew the keys of the channel to the agent", api.patch_metadata(&seen.identity.keys(), &params, &Patch::Merge(patch))).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_gone() => Err(STALE),
             Err(error) => Err(error.into()),
         }
     }
@@ -308,7 +332,7 @@ impl Actor {
         if owner_uid(&keys.metadata) != Some(&plan.identity.uid) {
             return Err(taken("Secret", &plan.identity.keys()));
         }
-        let (credentials, expires) = kubeconfig::mint(&keys, Timestamp::now())?;
+        let (credentials, expires) = kubeconfig::mint(&keys, Timestamp::now(), plan.lifetime)?;
         let secret = kubeconfig_secret(plan, &credentials);
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &plan.identity.namespace);
         match call("create the Secret with the kubeconfig", api.create(&params(), &secret)).await {
@@ -363,6 +387,11 @@ where
     }
 }
 
+/// The annotation that says when the keys of the channel, made now, are to be made anew.
+fn renewal(agents: &Authority, now: Timestamp) -> Result<(String, String), PkiError> {
+    Ok((annotations::RENEW_AT.to_owned(), agents.issued_validity(now, CHANNEL_LIFE)?.renew_at().to_string()))
+}
+
 fn params() -> PostParams {
     PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
 }
@@ -394,10 +423,11 @@ mod tests {
     use super::*;
     use std::future::Future;
 
+    use nestling_core::plan::certificates::KUBECONFIG_LIFE;
     use nestling_core::plan::decide::Plan;
     use nestling_core::plan::observed::{Children, Turn, identity};
     use nestling_core::plan::settings::Settings;
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
     use crate::operator::agent_client;
     use crate::operator::key::Triggers;
@@ -420,7 +450,7 @@ mod tests {
     fn actor(client: Client) -> Actor {
         let agents = Authority::new("agents", Timestamp::now()).unwrap();
         let reports = Reports::new(agent_client::tests::client(&agents), None, Triggers::new().0, Arc::new(Metrics::new()));
-        Actor { client, agents, reports, metrics: Arc::new(Metrics::new()) }
+        Actor { client, agents: watch::channel(agents).1, reports, metrics: Arc::new(Metrics::new()) }
     }
 
     async fn act<F: Future<Output = ()> + Send + 'static>(seen: &Observed, step: Step, script: impl FnOnce(Mock) -> F) -> Acted {
@@ -488,6 +518,7 @@ mod tests {
             secret: "crane-kubeconfig".into(),
             internal: "https://c.clusters.svc:6443".into(),
             external: None,
+            lifetime: KUBECONFIG_LIFE,
             tls_server_name: "c.clusters.svc".into(),
             digest: "d".into(),
             install: "reed".into(),

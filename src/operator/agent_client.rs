@@ -1,7 +1,7 @@
 //! Asking one agent for its report and giving it orders: HTTP over mutual TLS. What it answers is untrusted: users are root in its pod.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
@@ -79,7 +79,7 @@ impl AgentError {
 }
 
 /// The operator's side of the channel to all agents.
-pub struct AgentClient(TlsConnector);
+pub struct AgentClient(Mutex<TlsConnector>);
 
 /// An open connection; closed when dropped.
 pub struct Connection {
@@ -94,18 +94,16 @@ impl Drop for Connection {
 }
 
 impl AgentClient {
-    /// Believes certificates of `agents` only, and shows `own`.
+    /// Believes certificates of `agents` and of the authority before it only, and shows `own`.
     pub fn new(agents: &Authority, own: &Issued) -> Result<Self, rustls::Error> {
-        let unreadable = |what: &str| rustls::Error::General(format!("{what} cannot be read"));
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(agents.certificate.as_bytes()).map_err(|_| unreadable("the authority"))?)?;
-        let certificate = CertificateDer::from_pem_slice(own.certificate.as_bytes()).map_err(|_| unreadable("the certificate"))?;
-        let key = PrivateKeyDer::from_pem_slice(own.key.expose().as_bytes()).map_err(|_| unreadable("the key"))?;
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(vec![certificate], key)?;
-        Ok(Self(TlsConnector::from(Arc::new(config))))
+        Ok(Self(Mutex::new(connector(agents, own)?)))
+    }
+
+    /// From now on believes these and shows that. Open connections stay.
+    pub fn adopt(&self, agents: &Authority, own: &Issued) -> Result<(), rustls::Error> {
+        let connector = connector(agents, own)?;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = connector;
+        Ok(())
     }
 
     /// Asks for a report newer than revision `after`; `None`: for whatever there is, at once.
@@ -138,7 +136,8 @@ impl AgentClient {
         let unreachable = |error: std::io::Error| AgentError::Unreachable(error.into());
         let name = ServerName::try_from(target.server_name.clone()).map_err(|error| AgentError::Unreachable(error.into()))?;
         let stream = TcpStream::connect(target.address).await.map_err(unreachable)?;
-        let stream = self.0.connect(name, stream).await.map_err(unreachable)?;
+        let tls = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let stream = tls.connect(name, stream).await.map_err(unreachable)?;
         let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(AgentError::Broken)?;
         let driver = tokio::spawn(async move {
             // How it ends shows in the sender.
@@ -146,6 +145,25 @@ impl AgentClient {
         });
         Ok(Connection { sender, driver: driver.abort_handle() })
     }
+}
+
+fn connector(agents: &Authority, own: &Issued) -> Result<TlsConnector, rustls::Error> {
+    let unreadable = |what: &str| rustls::Error::General(format!("{what} cannot be read"));
+    let certificate = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| unreadable("a certificate"));
+    let mut roots = RootCertStore::empty();
+    let mut shown = vec![certificate(&own.certificate)?];
+    roots.add(certificate(&agents.certificate)?)?;
+    if let Some(before) = &agents.before {
+        roots.add(certificate(&before.certificate)?)?;
+        // For agents that know only the authority before.
+        shown.push(certificate(&before.successor)?);
+    }
+    let key = PrivateKeyDer::from_pem_slice(own.key.expose().as_bytes()).map_err(|_| unreadable("the key"))?;
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(shown, key)?;
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 async fn exchange(open: &mut Connection, target: &Target, request: hyper::http::Result<Request<Full<Bytes>>>) -> Result<AgentReport, AgentError> {
@@ -200,7 +218,9 @@ pub mod tests {
         let made = cluster_keys(&identity, agents, Timestamp::now()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(&made[keys::AGENT_AUTHORITY].0).unwrap()).unwrap();
+        for authority in CertificateDer::pem_slice_iter(&made[keys::AGENT_AUTHORITY].0) {
+            roots.add(authority.unwrap()).unwrap();
+        }
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
         let certificate = CertificateDer::from_pem_slice(&made[keys::AGENT_CERTIFICATE].0).unwrap();
         let key = PrivateKeyDer::from_pem_slice(&made[keys::AGENT_KEY].0).unwrap();
@@ -296,6 +316,21 @@ pub mod tests {
             let address = fake_agent(&agents, move |_| body.clone()).await;
             let error = client(&agents).ask(&mut None, &target(address), None).await.unwrap_err();
             assert_eq!(error.reason(), "invalid", "{} {error}", &shown[..shown.len().min(80)]);
+        }
+    }
+
+    #[tokio::test]
+    async fn agents_of_both_authorities_and_the_operator_know_each_other_while_they_change() {
+        let old = agents();
+        let before = fake_agent(&old, |_| report(1)).await;
+        let channel = client(&old);
+        let new = old.successor("agents 2", Timestamp::now()).unwrap();
+        let after = fake_agent(&new, |_| report(2)).await;
+        let refused = channel.ask(&mut None, &target(after), None).await.unwrap_err();
+        assert_eq!(refused.reason(), "unreachable", "who has not heard of the new one does not believe it");
+        channel.adopt(&new, &operator_certificate(&new, Timestamp::now()).unwrap()).unwrap();
+        for (address, revision) in [(before, 1), (after, 2)] {
+            assert_eq!(channel.ask(&mut None, &target(address), None).await.unwrap().revision, revision);
         }
     }
 }

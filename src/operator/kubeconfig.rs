@@ -14,16 +14,13 @@ use super::pki::{Authority, PkiError, Private, Subject};
 /// Name of the user. What the user may do comes from the group.
 const USER: &str = "nestling:admin";
 
-/// Life of the credentials; they are written anew in time.
-const LIFE: Duration = Duration::from_hours(365 * 24);
-
 /// Mints credentials from the keys of a cluster. Returns also when they end.
-pub fn mint(keys: &Secret, now: Timestamp) -> Result<(Credentials, Timestamp), PkiError> {
-    let authority = Authority { certificate: text(keys, "ca.crt")?, key: Private::new(text(keys, "ca.key")?) };
+pub fn mint(keys: &Secret, now: Timestamp, life: Duration) -> Result<(Credentials, Timestamp), PkiError> {
+    let authority = Authority { certificate: text(keys, "ca.crt")?, key: Private::new(text(keys, "ca.key")?), before: None };
     let subject = Subject { common_name: USER, organization: Some(ADMIN_GROUP), dns_names: &[], usage: ExtendedKeyUsagePurpose::ClientAuth };
-    let issued = authority.issue(&subject, now, LIFE)?;
+    let issued = authority.issue(&subject, now, life)?;
     let credentials = Credentials { authority: authority.certificate, certificate: issued.certificate, key: issued.key.expose().to_owned() };
-    Ok((credentials, issued.expires))
+    Ok((credentials, issued.validity.ends))
 }
 
 #[cfg(test)]
@@ -31,6 +28,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
+    use nestling_core::plan::certificates::KUBECONFIG_LIFE;
     use nestling_core::plan::names::Identity;
     use rustls::RootCertStore;
     use rustls::pki_types::pem::PemObject;
@@ -44,7 +42,7 @@ mod tests {
         let identity = Identity { namespace: "marsh".into(), name: "crane".into(), uid: "u".into() };
         let agents = Authority::new("agents", now).unwrap();
         let keys = Secret { data: Some(cluster_keys(&identity, &agents, now).unwrap()), ..Secret::default() };
-        mint(&keys, now).unwrap()
+        mint(&keys, now, KUBECONFIG_LIFE).unwrap()
     }
 
     #[test]
@@ -74,7 +72,7 @@ mod tests {
 
     #[test]
     fn keys_that_are_missing_are_named() {
-        let error = mint(&Secret::default(), Timestamp::now()).err().unwrap();
+        let error = mint(&Secret::default(), Timestamp::now(), KUBECONFIG_LIFE).err().unwrap();
         assert_eq!(error.to_string(), "ca.crt is missing or cannot be read");
     }
 }

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use kube::Client;
 use kube::runtime::reflector::store::WriterDropped;
+use nestling_core::plan::certificates::Validity;
 use nestling_core::plan::settings::Settings;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -34,6 +35,9 @@ use super::{host, sweeper, watch as caching};
 /// How often the host is asked for its ranges and addresses.
 const HOST_EVERY: Duration = Duration::from_hours(1);
 
+/// How often the certificates towards agents are looked at.
+const CHANNEL_EVERY: Duration = Duration::from_hours(24);
+
 /// Pause after something that is needed at the start could not be had.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -57,7 +61,7 @@ pub async fn lead(args: &Args, client: Client, identity: &str, admin: &Admin, sh
     }
     let prepared = async {
         let settings = until_had(HOST, gates, async || host::facts(&client, &args.host_ranges).await.map(|facts| args.settings(facts))).await;
-        let agents = until_had(AUTHORITY, gates, async || load_or_create(&client, &args.namespace, &args.install).await).await;
+        let agents = until_had(AUTHORITY, gates, async || load_or_create(&client, &args.namespace, &args.install, Timestamp::now()).await).await;
         (settings, agents)
     };
     let Some((settings, agents)) = shutdown.run_until_cancelled(prepared).await else { return Ok(()) };
@@ -65,13 +69,17 @@ pub async fn lead(args: &Args, client: Client, identity: &str, admin: &Admin, sh
     let (triggers, keys) = Triggers::new();
     let (caches, writers) = caching::caches();
     let (settings_sender, settings) = watch::channel(Arc::new(settings));
-    let context = context(args, &client, identity, admin, (agents, settings, caches.clone(), triggers.clone()))?;
+    let own = operator_certificate(&agents, Timestamp::now()).context("cannot make the certificate towards agents")?;
+    let channel = AgentClient::new(&agents, &own).context("cannot set up TLS towards agents")?;
+    let (authority, agents) = watch::channel(agents);
+    let context = context(args, &client, identity, admin, channel, (agents, settings, caches.clone(), triggers.clone()));
 
     let forgetful = Arc::clone(&context);
     let scope = (args.clusters_namespace.as_str(), args.install.as_str());
     // Ends with this function: dropping the set stops its tasks.
     let mut tasks = caching::start(&client, scope, &caches, writers, &triggers, move |key| forgetful.forget(key));
     tasks.spawn(keep_host_facts(args.clone(), client.clone(), settings_sender, caches.clone(), triggers));
+    tasks.spawn(keep_channel(args.clone(), client.clone(), authority, Arc::clone(&context.reports), own.validity));
     tasks.spawn(sweeper::run(client, args.clusters_namespace.clone(), args.install.clone()));
 
     let Some(filled) = shutdown.run_until_cancelled(fill(&caches, gates)).await else { return Ok(()) };
@@ -101,13 +109,12 @@ fn context(
     client: &Client,
     identity: &str,
     admin: &Admin,
-    (agents, settings, caches, triggers): (Authority, watch::Receiver<Arc<Settings>>, Caches, Triggers),
-) -> anyhow::Result<Arc<Context>> {
-    let own = operator_certificate(&agents, Timestamp::now()).context("cannot make the certificate towards agents")?;
-    let channel = AgentClient::new(&agents, &own).context("cannot set up TLS towards agents")?;
+    channel: AgentClient,
+    (agents, settings, caches, triggers): (watch::Receiver<Authority>, watch::Receiver<Arc<Settings>>, Caches, Triggers),
+) -> Arc<Context> {
     let metrics = Arc::clone(&admin.metrics);
     let reports = Reports::new(channel, args.agent_address(), triggers.clone(), Arc::clone(&metrics));
-    Ok(Arc::new(Context {
+    Arc::new(Context {
         client: client.clone(),
         observer: Observer { client: client.clone(), caches, settings, reports: Arc::clone(&reports) },
         actor: Actor { client: client.clone(), agents, reports: Arc::clone(&reports), metrics: Arc::clone(&metrics) },
@@ -117,7 +124,7 @@ fn context(
         metrics,
         backoff: Mutex::new(Backoff::default()),
         own_writes: Mutex::new(OwnWrites::default()),
-    }))
+    })
 }
 
 /// Tries until there is an answer. What is waited for shows in `/readyz`.
@@ -172,6 +179,37 @@ async fn keep_host_facts(args: Args, client: Client, settings: watch::Sender<Arc
                 }
             }
             Err(error) => warn!(%error, "cannot ask for the host's address ranges; the last ones stay"),
+        }
+    }
+}
+
+/// Looks every day whether the operator's own certificate, or the authority behind it, is to be followed by the next one.
+async fn keep_channel(args: Args, client: Client, authority: watch::Sender<Authority>, reports: Arc<Reports>, mut own: Validity) {
+    loop {
+        sleep(CHANNEL_EVERY).await;
+        let now = Timestamp::now();
+        let agents = match load_or_create(&client, &args.namespace, &args.install, now).await {
+            Ok(agents) => agents,
+            Err(error) => {
+                warn!(%error, "cannot look after the agents' authority; the last one stays");
+                continue;
+            }
+        };
+        let followed = authority.borrow().certificate != agents.certificate;
+        if !followed && !own.is_due(now) {
+            continue;
+        }
+        let renewed = operator_certificate(&agents, now).map_err(anyhow::Error::new).and_then(|made| {
+            reports.client().adopt(&agents, &made)?;
+            Ok(made.validity)
+        });
+        match renewed {
+            Ok(validity) => {
+                info!(ends = %validity.ends, followed, "the operator has a new certificate towards agents");
+                own = validity;
+                authority.send_replace(agents);
+            }
+            Err(error) => warn!(%error, "cannot renew the certificate towards agents"),
         }
     }
 }

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
+use nestling_core::plan::certificates::{AUTHORITY_LIFE, CHANNEL_LIFE, Validity};
 use nestling_core::plan::names::Identity;
+use nestling_core::plan::situation::later;
 use nestling_core::plan::wire::{OPERATOR_NAME, keys};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
-/// Life of an authority, and of the agent's certificate, which is not renewed for now.
-const LONG: Duration = Duration::from_hours(10 * 365 * 24);
+use crate::x509::validity;
 
 /// Certificates begin to hold a little earlier, because clocks differ.
 const EARLIER: Duration = Duration::from_mins(5);
@@ -66,8 +67,8 @@ pub struct Issued {
     pub certificate: String,
     /// Its key.
     pub key: Private,
-    /// When it ends.
-    pub expires: Timestamp,
+    /// From when until when it holds.
+    pub validity: Validity,
 }
 
 /// An authority that issues certificates.
@@ -77,6 +78,17 @@ pub struct Authority {
     pub certificate: String,
     /// Its key, PEM (PKCS #8).
     pub key: Private,
+    /// The authority before it, which is to be believed as long as it holds.
+    pub before: Option<Predecessor>,
+}
+
+/// The authority that another one has followed. Its key is no longer needed.
+#[derive(Clone, Debug)]
+pub struct Predecessor {
+    /// Its certificate, PEM.
+    pub certificate: String,
+    /// Its certificate for the key of its successor, PEM: for those who know only the predecessor.
+    pub successor: String,
 }
 
 /// What a certificate is for.
@@ -94,23 +106,46 @@ pub struct Subject<'a> {
 impl Authority {
     /// A new authority.
     pub fn new(common_name: &str, now: Timestamp) -> Result<Self, PkiError> {
-        let failed = |source| PkiError::Certificate { what: "an authority", source };
-        let key = KeyPair::generate().map_err(failed)?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        set_validity(&mut params, now, LONG);
-        let certificate = params.self_signed(&key).map_err(failed)?;
-        Ok(Self { certificate: certificate.pem(), key: Private::new(key.serialize_pem()) })
+        let key = KeyPair::generate().map_err(no_authority)?;
+        let certificate = authority_params(common_name, now, later(now, AUTHORITY_LIFE)).self_signed(&key).map_err(no_authority)?;
+        Ok(Self { certificate: certificate.pem(), key: Private::new(key.serialize_pem()), before: None })
+    }
+
+    /// A new authority in the place of this one. Who believes this one believes the new one as well, and the other way round, until this one ends.
+    pub fn successor(&self, common_name: &str, now: Timestamp) -> Result<Self, PkiError> {
+        let key = KeyPair::generate().map_err(no_authority)?;
+        let certificate = authority_params(common_name, now, later(now, AUTHORITY_LIFE)).self_signed(&key).map_err(no_authority)?;
+        let crossed = authority_params(common_name, now, self.validity()?.ends).signed_by(&key, &self.issuer()?).map_err(no_authority)?;
+        let before = Predecessor { certificate: self.certificate.clone(), successor: crossed.pem() };
+        Ok(Self { certificate: certificate.pem(), key: Private::new(key.serialize_pem()), before: Some(before) })
+    }
+
+    /// From when until when it holds.
+    pub fn validity(&self) -> Result<Validity, PkiError> {
+        validity(&self.certificate).ok_or(PkiError::Unreadable("the authority's certificate"))
+    }
+
+    /// Every authority that is to be believed, PEM.
+    pub fn believed(&self) -> String {
+        self.certificate.clone() + self.before.as_ref().map_or("", |before| &before.certificate)
+    }
+
+    fn issuer(&self) -> Result<Issuer<'_, KeyPair>, PkiError> {
+        let key = KeyPair::from_pem(self.key.expose()).map_err(|_| PkiError::Unreadable("the authority's key"))?;
+        Issuer::from_ca_cert_pem(&self.certificate, key).map_err(|_| PkiError::Unreadable("the authority's certificate"))
+    }
+
+    /// The life of a certificate that it issues now: it ends with its authority at the latest.
+    pub fn issued_validity(&self, now: Timestamp, life: Duration) -> Result<Validity, PkiError> {
+        let begins = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        Ok(Validity { begins, ends: later(begins, life).min(self.validity()?.ends) })
     }
 
     /// Issues a certificate.
     pub fn issue(&self, subject: &Subject<'_>, now: Timestamp, life: Duration) -> Result<Issued, PkiError> {
         let failed = |source| PkiError::Certificate { what: "a certificate", source };
-        let authority_key = KeyPair::from_pem(self.key.expose()).map_err(|_| PkiError::Unreadable("the authority's key"))?;
-        let issuer = Issuer::from_ca_cert_pem(&self.certificate, authority_key).map_err(|_| PkiError::Unreadable("the authority's certificate"))?;
+        let issuer = self.issuer()?;
+        let validity = self.issued_validity(now, life)?;
         let key = KeyPair::generate().map_err(failed)?;
         let mut params = CertificateParams::new(subject.dns_names.to_vec()).map_err(failed)?;
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -121,27 +156,39 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![subject.usage.clone()];
         params.use_authority_key_identifier_extension = true;
-        let expires = set_validity(&mut params, now, life);
+        set_validity(&mut params, validity.begins, validity.ends);
         let certificate = params.signed_by(&key, &issuer).map_err(failed)?;
-        Ok(Issued { certificate: certificate.pem(), key: Private::new(key.serialize_pem()), expires })
+        Ok(Issued { certificate: certificate.pem(), key: Private::new(key.serialize_pem()), validity })
     }
 }
 
-/// Sets both ends of a certificate's life and returns the second. Whole seconds, as certificates and the API have them.
-fn set_validity(params: &mut CertificateParams, now: Timestamp, life: Duration) -> Timestamp {
-    let now = u64::try_from(now.as_second()).unwrap_or(0);
+fn no_authority(source: rcgen::Error) -> PkiError {
+    PkiError::Certificate { what: "an authority", source }
+}
+
+fn authority_params(common_name: &str, now: Timestamp, ends: Timestamp) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    set_validity(&mut params, now, ends);
+    params
+}
+
+/// Sets both ends of a certificate's life. Whole seconds, as certificates and the API have them.
+fn set_validity(params: &mut CertificateParams, begins: Timestamp, ends: Timestamp) {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    let end = now + life.as_secs();
-    params.not_before = epoch + Duration::from_secs(now.saturating_sub(EARLIER.as_secs()));
-    params.not_after = epoch + Duration::from_secs(end);
-    i64::try_from(end).ok().and_then(|end| Timestamp::from_second(end).ok()).unwrap_or(Timestamp::MAX)
+    let seconds = |time: Timestamp| u64::try_from(time.as_second()).unwrap_or(0);
+    params.not_before = epoch + Duration::from_secs(seconds(begins).saturating_sub(EARLIER.as_secs()));
+    params.not_after = epoch + Duration::from_secs(seconds(ends));
 }
 
 /// The operator's own certificate towards agents. It lives in memory only.
 pub fn operator_certificate(agents: &Authority, now: Timestamp) -> Result<Issued, PkiError> {
     let names = [OPERATOR_NAME.to_owned()];
     let subject = Subject { common_name: OPERATOR_NAME, organization: None, dns_names: &names, usage: ExtendedKeyUsagePurpose::ClientAuth };
-    agents.issue(&subject, now, LONG)
+    agents.issue(&subject, now, CHANNEL_LIFE)
 }
 
 /// Everything that the keys Secret of one cluster holds.
@@ -151,10 +198,6 @@ pub fn cluster_keys(identity: &Identity, agents: &Authority, now: Timestamp) -> 
     let front_proxy = Authority::new("front-proxy-ca", now)?;
     let etcd = Authority::new("etcd-ca", now)?;
     let accounts = KeyPair::generate().map_err(|source| PkiError::Certificate { what: "the service accounts' key", source })?;
-    let name = identity.agent_server_name();
-    let names = [name.clone()];
-    let subject = Subject { common_name: "agent.nestling", organization: None, dns_names: &names, usage: ExtendedKeyUsagePurpose::ServerAuth };
-    let agent = agents.issue(&subject, now, LONG)?;
     let all = [
         ("ca.crt", cluster.certificate),
         ("ca.key", cluster.key.0),
@@ -165,10 +208,17 @@ pub fn cluster_keys(identity: &Identity, agents: &Authority, now: Timestamp) -> 
         ("sa.key", accounts.serialize_pem()),
         ("sa.pub", accounts.public_key_pem()),
         (keys::BOOTSTRAP_TOKEN, bootstrap_token()?),
-        (keys::AGENT_CERTIFICATE, agent.certificate),
-        (keys::AGENT_KEY, agent.key.0),
-        (keys::AGENT_AUTHORITY, agents.certificate.clone()),
     ];
+    let own = all.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes())));
+    Ok(own.chain(channel_keys(identity, agents, now)?).collect())
+}
+
+/// The part of the keys Secret that is about the channel to the agent, and that is made anew from time to time.
+pub fn channel_keys(identity: &Identity, agents: &Authority, now: Timestamp) -> Result<BTreeMap<String, ByteString>, PkiError> {
+    let names = [identity.agent_server_name()];
+    let subject = Subject { common_name: "agent.nestling", organization: None, dns_names: &names, usage: ExtendedKeyUsagePurpose::ServerAuth };
+    let agent = agents.issue(&subject, now, CHANNEL_LIFE)?;
+    let all = [(keys::AGENT_CERTIFICATE, agent.certificate), (keys::AGENT_KEY, agent.key.0), (keys::AGENT_AUTHORITY, agents.believed())];
     Ok(all.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect())
 }
 
@@ -194,6 +244,7 @@ fn random_text(length: usize) -> Result<String, PkiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nestling_core::plan::certificates::Validity;
     use x509_parser::pem::parse_x509_pem;
     use x509_parser::prelude::*;
 
@@ -258,6 +309,35 @@ mod tests {
         let usage = certificate.extended_key_usage().unwrap().unwrap().value;
         assert!(usage.server_auth && !usage.client_auth);
         assert!(!text(&made, keys::AGENT_AUTHORITY).contains("PRIVATE"), "the authority's key never enters the pod");
+    }
+
+    #[test]
+    fn nothing_outlives_its_authority() {
+        let agents = Authority::new("agents", now()).unwrap();
+        let end = agents.validity().unwrap().ends;
+        assert_eq!(end, later(now(), AUTHORITY_LIFE));
+        assert_eq!(operator_certificate(&agents, now()).unwrap().validity, Validity { begins: now(), ends: later(now(), CHANNEL_LIFE) });
+        let late = end.checked_sub(jiff::SignedDuration::from_hours(5)).unwrap();
+        let issued = operator_certificate(&agents, late).unwrap();
+        assert_eq!(issued.validity, Validity { begins: late, ends: end });
+        assert_eq!(validity(&issued.certificate).unwrap().ends, end);
+    }
+
+    #[test]
+    fn a_successor_is_signed_by_its_predecessor_and_ends_with_it_there() {
+        let agents = Authority::new("agents", now()).unwrap();
+        let then = later(now(), AUTHORITY_LIFE / 3 * 2);
+        let next = agents.successor("agents 2", then).unwrap();
+        assert_eq!(next.validity().unwrap().ends, later(then, AUTHORITY_LIFE));
+        let before = next.before.as_ref().unwrap();
+        assert_eq!(validity(&before.successor).unwrap().ends, agents.validity().unwrap().ends);
+        let (_, old) = parse_x509_pem(agents.certificate.as_bytes()).unwrap();
+        let (_, crossed) = parse_x509_pem(before.successor.as_bytes()).unwrap();
+        let (_, new) = parse_x509_pem(next.certificate.as_bytes()).unwrap();
+        let (old, crossed, new) = (old.parse_x509().unwrap(), crossed.parse_x509().unwrap(), new.parse_x509().unwrap());
+        assert_eq!((crossed.issuer(), crossed.subject()), (old.subject(), new.subject()));
+        assert_eq!(crossed.public_key().raw, new.public_key().raw);
+        assert_eq!(next.believed().matches("BEGIN CERTIFICATE").count(), 2);
     }
 
     #[test]

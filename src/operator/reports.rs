@@ -50,6 +50,11 @@ impl Reports {
         Arc::new(Self { entries: Mutex::default(), client, address, triggers, metrics })
     }
 
+    /// The channel to the agents.
+    pub fn client(&self) -> &AgentClient {
+        &self.client
+    }
+
     /// The newest report of exactly this pod.
     pub fn newest(&self, key: &Key, pod: &Pod) -> Option<AgentReport> {
         let entries = self.entries();

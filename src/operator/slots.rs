@@ -94,7 +94,7 @@ pub fn want(seen: &Observed, stands: &Situation<'_>) -> Want {
         Situation::Create { .. } | Situation::Queued { .. } => Want::Ask,
         Situation::Creating { pod, .. } if takes_slot(&seen.status(), pod) => Want::Hold,
         // A failed attempt keeps the host busy until its pod is deleted.
-        Situation::Failed(_) | Situation::Discard(_) | Situation::Outdated(_) | Situation::Paused
+        Situation::Failed(_) | Situation::Discard(_) | Situation::Recreate(_) | Situation::Replaced(_) | Situation::Outdated(_) | Situation::Paused
             if seen.children.current_pod().is_some_and(|pod| takes_slot(&seen.status(), pod)) =>
         {
             Want::Hold

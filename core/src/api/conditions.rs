@@ -26,6 +26,8 @@ pub const KUBECONFIG_PUBLISHED: &str = "KubeconfigPublished";
 pub const NETWORK_POLICY_ENFORCED: &str = "NetworkPolicyEnforced";
 /// The volume of the cluster is about to be full; beyond its size the host ends the pod, or, where it is persistent, nothing more can be written.
 pub const DISK_PRESSURE: &str = "DiskPressure";
+/// The certificates of the cluster's nodes are renewed in time; `False` with `CertificateExpiring` says which one is not.
+pub const CERTIFICATES_VALID: &str = "CertificatesValid";
 /// What runs is what the spec says; `False` with `RecreateRequired` names what only a new cluster can take over.
 pub const UP_TO_DATE: &str = "UpToDate";
 /// `spec.powerState` has frozen or stopped the cluster.
@@ -38,7 +40,7 @@ pub const PAUSED: &str = "Paused";
 pub const DELETING: &str = "Deleting";
 
 /// Every type, in the order in which `kubectl describe` shows them.
-pub const ALL: [&str; 14] = [
+pub const ALL: [&str; 15] = [
     READY,
     RECONCILING,
     STALLED,
@@ -48,6 +50,7 @@ pub const ALL: [&str; 14] = [
     KUBECONFIG_PUBLISHED,
     NETWORK_POLICY_ENFORCED,
     DISK_PRESSURE,
+    CERTIFICATES_VALID,
     UP_TO_DATE,
     SUSPENDED,
     EXPIRING,

@@ -175,6 +175,15 @@ pub struct Access {
     /// The Service in front of the API server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<AccessService>,
+
+    /// Further names and addresses in the API server's certificate, such as that of a load balancer of your own. A change is carried out in the
+    /// running cluster. Those that Nestling itself uses need not be named.
+    #[serde(default, rename = "certSANs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "set"), inner(length(min = 1, max = 253)))]
+    #[x_kube(validation = Rule::new(
+        "self.all(n, isIP(n) || (n.matches('^([*][.])?[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$') && !n.matches('^[0-9.]+$')))"
+    ).message("certSANs must hold DNS names such as api.example, *.example or addresses such as 192.0.2.7"))]
+    pub cert_sans: Vec<String>,
 }
 
 /// The Service in front of the API server.
@@ -264,6 +273,14 @@ pub struct Kubeconfig {
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("secretName must be a valid Secret name"))]
     pub secret_name: Option<String>,
+
+    /// How long the credentials in it hold, between `1h` and `87600h`. They are written anew when a third of that is left; until then and beyond, the
+    /// earlier ones hold to their end. Default: a year.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1h') && duration(self) <= duration('87600h')")
+        .message("lifetime must be a duration between 1h and 87600h"))]
+    pub lifetime: Option<Duration>,
 }
 
 /// Bounds in time and what follows a failure.

@@ -44,7 +44,7 @@ pub mod labels {
     pub const CAPI_CLUSTER_NAME: &str = "cluster.x-k8s.io/cluster-name";
 }
 
-/// Annotations on the objects that Nestling creates.
+/// Annotations on the objects that Nestling creates, and one that it reads.
 pub mod annotations {
     /// What the agent is to do ([`AgentSettings`](crate::plan::wire::AgentSettings) as JSON), on the pod.
     pub const SETTINGS: &str = "nestling.dev/settings";
@@ -53,6 +53,12 @@ pub mod annotations {
     pub const SETTINGS_DIGEST: &str = "nestling.dev/settings-digest";
     /// When what the spec refers to was read last, on the Secret that holds the copy.
     pub const READ_AT: &str = "nestling.dev/read-at";
+    /// Digests of the single fields behind [`SETTINGS_DIGEST`], for people: they name what has changed since. On the pod.
+    pub const SETTINGS_DETAIL: &str = "nestling.dev/settings-detail";
+    /// When the keys of the channel to the agent are made anew, on the Secret that holds them.
+    pub const RENEW_AT: &str = "nestling.dev/renew-at";
+    /// On a [`KindCluster`](super::KindCluster), by its user: another value than the one on record replaces the cluster by a new, empty one.
+    pub const RECREATE: &str = "nestling.dev/recreate";
     /// Tells the cluster autoscaler to leave the pod's node alone.
     pub const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
 }

@@ -92,6 +92,8 @@ reasons! {
     Published,
     /// The volume of the cluster has room.
     StorageSufficient,
+    /// The certificates of the nodes are renewed in time.
+    CertificatesInTime,
     /// Nothing is left to do.
     Settled,
     /// What runs is what the spec says.
@@ -139,7 +141,9 @@ reasons! {
     /// The cluster was to be gone by now and something of it is still there, perhaps on a node that nobody can reach.
     CleanupUnverified => "Look at the named objects and at their node; once they are gone, the object goes as well.",
     /// Some change can only be taken over by a new cluster.
-    RecreateRequired => "Undo the change, or delete the object and create it anew.",
+    RecreateRequired => "Undo the change, or set the annotation nestling.dev/recreate to a new value: a new, empty cluster then takes the place of this one.",
+    /// The annotation `nestling.dev/recreate` asks for a new, empty cluster in the place of this one.
+    Recreating,
 
     // `spec.powerState` cannot be carried out; the cluster goes on as it is.
     /// The host has cgroup v1, where a frozen process cannot be killed: a pod whose agent is gone would stay until somebody thaws it.
@@ -288,6 +292,10 @@ reasons! {
     // The cluster is not well.
     /// The API server does not answer.
     ControlPlaneUnhealthy => "See the cluster's own events; the operator watches for its return.",
+    /// A certificate of the cluster's nodes ends soon and could not be renewed.
+    CertificateExpiring => "See the message and the agent's log; the agent tries again every hour. A new cluster (annotation nestling.dev/recreate) has new certificates.",
+    /// The API server's certificate does not hold the names of `access.certSANs` yet.
+    ChangingCertificate => "Nothing to do: the agent is at it; see the message if it stays.",
     /// The Secret's name is taken by an object that is not ours.
     KubeconfigSecretConflict => "Delete or rename that Secret, or set kubeconfig.secretName.",
     /// The kubeconfig could not be written.

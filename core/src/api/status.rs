@@ -86,6 +86,10 @@ pub struct KindClusterStatus {
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub stages: Vec<StageTime>,
 
+    /// The replacement that was asked for last (annotation `nestling.dev/recreate`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recreation: Option<Recreation>,
+
     /// The newest failure; stays after a later success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<LastFailure>,
@@ -124,6 +128,9 @@ pub struct KubeconfigSecretRef {
     /// When the credentials in it end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expiration_time: Option<Time>,
+    /// When they are written anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal_time: Option<Time>,
 }
 
 /// The pod that a cluster runs in.
@@ -160,6 +167,17 @@ pub struct StageTime {
     pub name: String,
     /// Milliseconds that it took, or has taken so far.
     pub milliseconds: i64,
+}
+
+/// A replacement on purpose.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recreation {
+    /// Value of the annotation `nestling.dev/recreate`; another one asks for the next replacement.
+    pub value: String,
+    /// The newest attempt when it was asked for. It and all before it are over.
+    #[serde(default)]
+    pub attempt: i64,
 }
 
 /// A failed attempt.

@@ -12,12 +12,13 @@ use super::decide::{ChildKind, Step, decide, is_moving};
 use super::objects::{attempt_of, resumes};
 use super::observed::{Children, Observed, Turn, needs_live};
 use super::problem::Problem;
+use super::recreation;
 use super::settle::{Outcome, settle};
 use super::wire::{AgentReport, NodeReport, Orders, OrdersReport, Stage};
 use super::{names::Identity, testing};
 use crate::api::conditions::{self, READY, STALLED, SUSPENDED};
 use crate::api::reasons::Reason;
-use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, PodLossPolicy, PowerState, Registry, StorageType};
+use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, PodLossPolicy, PowerState, Registry, StorageType, annotations};
 
 /// How the next pods turn out.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +56,10 @@ enum Happening {
     Ttl(Option<u64>),
     /// The user freezes or stops the cluster, or lets it run.
     Power(PowerState),
+    /// The user names the API server otherwise, or not.
+    Names(bool),
+    /// The user asks for a new cluster in the place of this one.
+    Recreate(u8),
     /// The user pauses or resumes.
     Pause(bool),
     /// The user deletes the object.
@@ -77,6 +82,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Registries),
         1 => prop::option::of(1..6000_u64).prop_map(Happening::Ttl),
         2 => prop_oneof![Just(PowerState::Running), Just(PowerState::Frozen), Just(PowerState::Stopped)].prop_map(Happening::Power),
+        1 => any::<bool>().prop_map(Happening::Names),
+        1 => (0..3_u8).prop_map(Happening::Recreate),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
         2 => prop_oneof![Just(Luck::Ready), Just(Luck::KindFails), Just(Luck::Crashes), Just(Luck::Hangs)].prop_map(Happening::Luck),
@@ -241,6 +248,7 @@ impl World {
                     self.children.keys.push(meta);
                 }
             }
+            Step::RenewChannel { uid } => assert!(self.children.keys.iter().any(|keys| keys.uid.as_ref() == Some(uid))),
             Step::ApplyRegistries(plan) => {
                 let meta = self.meta(&plan.metadata);
                 self.children.keys.retain(|have| have.name != meta.name);
@@ -326,7 +334,9 @@ impl World {
             return;
         }
         let policy = self.cluster.as_ref().and_then(|cluster| cluster.spec.lifecycle.as_ref()?.pod_loss_policy);
-        assert!(policy != Some(PodLossPolicy::Resume) || self.status().cluster_uid.is_none(), "a cluster that was to survive is lost");
+        let status = self.status();
+        let given_up = status.cluster_uid.is_none() || status.cluster_attempt.is_none_or(|attempt| recreation::is_over(&status, attempt));
+        assert!(policy != Some(PodLossPolicy::Resume) || given_up, "a cluster that was to survive is lost");
         self.on_volume = None;
     }
 
@@ -387,6 +397,15 @@ impl World {
                 cluster.spec.lifecycle.get_or_insert_default().ttl = seconds.map(|seconds| std::time::Duration::from_secs(seconds).into());
             }),
             Happening::Power(power) => self.edit(|cluster| cluster.spec.power_state = Some(power)),
+            Happening::Names(some) => self.edit(|cluster| {
+                cluster.spec.access.get_or_insert_default().cert_sans = if some { vec!["a.example".to_owned()] } else { vec![] };
+            }),
+            Happening::Recreate(value) => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.metadata.annotations.get_or_insert_default().insert(annotations::RECREATE.to_owned(), value.to_string());
+                }
+                self.changed();
+            }
             Happening::Pause(paused) => self.edit(|cluster| cluster.spec.paused = paused),
             Happening::Delete => {
                 let now = self.now;
@@ -515,6 +534,10 @@ proptest! {
                     prop_assert!(world.on_volume.is_some(), "and can come back");
                 } else if ready || suspended {
                     prop_assert_eq!(world.children.pods.len(), 1);
+                    let asked = cluster.metadata.annotations.as_ref().and_then(|annotations| annotations.get(annotations::RECREATE));
+                    prop_assert_eq!(status.recreation.as_ref().map(|recreation| &recreation.value), asked);
+                    let over = status.recreation.as_ref().map_or(0, |recreation| recreation.attempt);
+                    prop_assert!(attempt_of(&world.children.pods[0]) > over, "a cluster that was to be replaced is still there");
                     let copied = world.secret(&world.identity.registries()).is_some();
                     prop_assert_eq!(mounts_registries(&world.children.pods[0]), copied, "a pod has the Secret that it mounts, and no other is left");
                 } else {

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::certificates::{self, KUBECONFIG_LIFE};
 use super::desired::{Desired, short_digest};
 use super::expiry::{expiry, is_recorded};
 use super::names::Identity;
@@ -15,6 +16,7 @@ use super::observed::{Observed, created_at};
 use super::orders;
 use super::power;
 use super::registries::{self, RegistriesPlan};
+use super::serving_names;
 use super::settings::CleanupPolicy;
 use super::situation::{Situation, later, situation};
 use super::wire::Orders;
@@ -27,9 +29,6 @@ const REST: Duration = Duration::from_hours(1);
 
 /// A cluster that is being deleted is looked at this often.
 const DELETION_LOOK: Duration = Duration::from_secs(30);
-
-/// A kubeconfig is written anew when this much of its life is left.
-const RENEW_BEFORE: Duration = Duration::from_hours(60 * 24);
 
 /// What is to be done, in order. The first step that fails ends the pass.
 #[derive(Clone, Debug, Default)]
@@ -45,8 +44,13 @@ pub struct Plan {
 pub enum Step {
     /// Our finalizer, before anything else exists.
     AddFinalizer,
-    /// The Secret with the cluster's keys; made once and never changed.
+    /// The Secret with the cluster's keys; made once, and the cluster's own never change.
     CreateKeys,
+    /// New keys for the channel to the agent, in that Secret.
+    RenewChannel {
+        /// UID of the Secret: another one of the same name stays as it is.
+        uid: String,
+    },
     /// The Secret with what registries want to see, read from the user's namespace.
     ApplyRegistries(Box<RegistriesPlan>),
     /// The policy of the pod.
@@ -76,9 +80,10 @@ pub enum Step {
 
 impl Step {
     /// Every kind of step, for tests that stop the operator behind each.
-    pub const NAMES: [&'static str; 13] = [
+    pub const NAMES: [&'static str; 14] = [
         "AddFinalizer",
         "CreateKeys",
+        "RenewChannel",
         "ApplyRegistries",
         "ApplyNetworkPolicy",
         "ApplyService",
@@ -97,6 +102,7 @@ impl Step {
         match self {
             Self::AddFinalizer => "AddFinalizer",
             Self::CreateKeys => "CreateKeys",
+            Self::RenewChannel { .. } => "RenewChannel",
             Self::ApplyRegistries(_) => "ApplyRegistries",
             Self::ApplyNetworkPolicy(_) => "ApplyNetworkPolicy",
             Self::ApplyService(_) => "ApplyService",
@@ -151,6 +157,8 @@ pub struct KubeconfigPlan {
     pub external: Option<String>,
     /// The name that the API server's certificate is checked against.
     pub tls_server_name: String,
+    /// Life of the credentials.
+    pub lifetime: Duration,
     /// Digest of all this and of the keys' identity.
     pub digest: String,
     /// This installation.
@@ -172,20 +180,23 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
             Plan { steps: vec![], wake_at: rest }
         }
         // Settle puts the failure on record, observe takes a live look; the next pass acts on it.
-        Situation::Failed(_) | Situation::Unsure => Plan { steps: vec![], wake_at: Some(now) },
+        Situation::Failed(_) | Situation::Recreate(_) | Situation::Unsure => Plan { steps: vec![], wake_at: Some(now) },
         Situation::Unfinalized => Plan { steps: vec![Step::AddFinalizer], wake_at: rest },
         // As with a failure, it is on record first.
         Situation::Expired if !is_recorded(seen) => Plan { steps: vec![], wake_at: Some(now) },
         Situation::Expired => Plan { steps: vec![Step::Expire], wake_at: rest },
         Situation::Deleting => Plan { steps: deletion(now, seen), wake_at: Some(next_look(now, seen)) },
         Situation::BackingOff { until, .. } => Plan { steps: vec![], wake_at: Some(until) },
-        Situation::Discard(pod) | Situation::Outdated(pod) => Plan { steps: delete(ChildKind::Pod, &pod.metadata).into_iter().collect(), wake_at: rest },
+        Situation::Discard(pod) | Situation::Replaced(pod) | Situation::Outdated(pod) => {
+            Plan { steps: delete(ChildKind::Pod, &pod.metadata).into_iter().collect(), wake_at: rest }
+        }
         // Somebody has deleted the claim: the next one has its name, so this one has to be gone.
         Situation::Create { .. } if seen.children.claims.iter().any(|claim| claim.metadata.deletion_timestamp.is_some()) => {
             Plan { steps: vec![], wake_at: Some(later(now, DELETION_LOOK)) }
         }
         Situation::Create { desired, attempt } => {
-            let mut steps = surroundings(seen, attempt);
+            let mut steps = old_keys(now, seen);
+            steps.extend(surroundings(seen, attempt));
             steps.extend(claim(seen, &desired));
             steps.extend(registries(now, seen, &desired, None));
             steps.push(Step::CreatePod(Box::new(objects::pod(&seen.cluster, &desired, &seen.settings, attempt))));
@@ -205,6 +216,7 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
         }
         Situation::Running { pod, desired } => {
             let mut steps = surroundings(seen, attempt_of(pod));
+            steps.extend(channel(now, seen));
             // Before what may be refused: a cluster can be suspended whatever else is wrong.
             steps.extend(orders::due(seen).map(Step::Order));
             if let Ok(desired) = &desired {
@@ -212,7 +224,7 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
                 // Last: a Secret of the user's that has gone is to stop nothing else.
                 steps.extend(registries(now, seen, desired, Some(pod)));
             }
-            Plan { steps, wake_at: rest }
+            Plan { steps, wake_at: rest.into_iter().chain(certificates::kubeconfig_renewal(seen).filter(|at| *at > now)).min() }
         }
     }
 }
@@ -220,6 +232,20 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
 /// Up to ten minutes, other for each cluster, so that they do not all wake at once.
 fn spread(uid: &str) -> u64 {
     u64::from_str_radix(&short_digest(uid)[..4], 16).unwrap_or(0) % 600
+}
+
+/// Keys that would not outlive a new cluster, with a new Secret in their place. Who holds a kubeconfig of the old ones needs a new one.
+fn old_keys(now: Timestamp, seen: &Observed) -> Vec<Step> {
+    let old = seen.children.keys.iter().filter(|keys| certificates::authorities_are_old(now, seen) && keys.name.as_deref() == Some(&seen.identity.keys()));
+    let gone: Vec<Step> = old.filter_map(|keys| delete(ChildKind::Keys, keys)).collect();
+    let made = (!gone.is_empty()).then_some(Step::CreateKeys);
+    gone.into_iter().chain(made).collect()
+}
+
+/// New keys for the channel to the agent, when it is time.
+fn channel(now: Timestamp, seen: &Observed) -> Option<Step> {
+    let keys = seen.children.keys.iter().find(|keys| keys.name.as_deref() == Some(&seen.identity.keys()))?;
+    certificates::channel_is_due(now, seen).then(|| Some(Step::RenewChannel { uid: keys.uid.clone()? }))?
 }
 
 /// What has to be there before the pod, and stay.
@@ -271,7 +297,7 @@ fn publication(now: Timestamp, seen: &Observed, desired: &Desired) -> Vec<Step> 
     let published = seen.status().kubeconfig_secret_ref;
     let mut steps = Vec::new();
     let current = published.as_ref().is_some_and(|published| {
-        let renew = published.expiration_time.as_ref().is_some_and(|time| later(now, RENEW_BEFORE) >= time.0);
+        let renew = certificates::kubeconfig_renewal(seen).is_some_and(|time| now >= time);
         published.name == plan.secret && published.digest.as_deref() == Some(&plan.digest) && !renew
     });
     if !current {
@@ -291,13 +317,17 @@ pub fn kubeconfig(seen: &Observed, desired: &Desired) -> Option<KubeconfigPlan> 
     let tls_server_name = desired.identity.service_dns_name(&seen.settings.clusters_namespace);
     let internal = internal_url(&tls_server_name);
     let external = external_url(seen, service);
-    let digest = short_digest(&format!("{internal} {external:?} {tls_server_name} {}", keys.uid.as_deref().unwrap_or_default()));
+    let lifetime = desired.kubeconfig_lifetime;
+    // Nothing for the usual one, so that those that earlier operators have published stay.
+    let of_lifetime = if lifetime == KUBECONFIG_LIFE { String::new() } else { format!(" {}", lifetime.as_secs()) };
+    let digest = short_digest(&format!("{internal} {external:?} {tls_server_name} {}{of_lifetime}", keys.uid.as_deref().unwrap_or_default()));
     Some(KubeconfigPlan {
         identity: desired.identity.clone(),
         secret: desired.kubeconfig_secret.clone(),
         internal,
         external,
         tls_server_name,
+        lifetime,
         digest,
         install: seen.settings.install.clone(),
     })
@@ -375,7 +405,8 @@ fn delete(kind: ChildKind, meta: &ObjectMeta) -> Option<Step> {
 
 /// Whether a cluster's agent should be listened to: while something moves, or when nothing has been heard of it yet.
 pub fn is_moving(status: &KindClusterStatus, seen_report: bool) -> bool {
-    !seen_report || !(conditions::is_true(&status.conditions, conditions::READY) || power::rests(status))
+    let at_rest = conditions::is_true(&status.conditions, conditions::READY) || power::rests(status);
+    !seen_report || !at_rest || serving_names::is_changing(status)
 }
 
 /// Whether a pod takes one of the slots for clusters under creation.

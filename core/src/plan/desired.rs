@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::certificates::KUBECONFIG_LIFE;
 use super::cidr;
 use super::kind_config;
 use super::names::Identity;
@@ -16,6 +17,7 @@ use super::observed::created_at;
 use super::policy::{Policy, Reach};
 use super::problem::Problem;
 use super::quantity;
+use super::recreation;
 use super::registries;
 use super::settings::Settings;
 use super::wire::{AgentSettings, EgressPlan, PodLimits, SCHEMA};
@@ -63,10 +65,14 @@ pub struct Desired {
     pub agent: AgentSettings,
     /// Digest of each part of the spec that only a new attempt can take over.
     pub digests: BTreeMap<String, String>,
+    /// Digest of each field in those parts, as `part.field`, to name what has changed.
+    pub details: BTreeMap<String, String>,
     /// Resources of the pod.
     pub resources: ResourceRequirements,
     /// Name of the published Secret.
     pub kubeconfig_secret: String,
+    /// Life of the credentials in it.
+    pub kubeconfig_lifetime: Duration,
     /// Bound of one attempt.
     pub creation_timeout: Duration,
     /// Number of further attempts after a failed one.
@@ -103,8 +109,6 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
     let created = created_at(&cluster.metadata);
     let violation = policy.violation(&Reach { spec, created, image: &image, nodes: &nodes, resources: &resources, storage_bytes });
     let violation = violation.or_else(|| unprotected(cluster, settings));
-    let child = identity.child();
-    let namespace = &settings.clusters_namespace;
     let agent = AgentSettings {
         schema: SCHEMA,
         cluster_uid: identity.uid.clone(),
@@ -115,21 +119,14 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
         control_planes: counts.control_planes,
         workers: counts.workers,
         network,
-        cert_sans: vec![
-            "localhost".to_owned(),
-            "127.0.0.1".to_owned(),
-            child.clone(),
-            format!("{child}.{namespace}"),
-            identity.service_dns_name(namespace),
-            format!("{child}.{namespace}.svc.cluster.local"),
-        ],
+        cert_sans: cert_sans(cluster, identity, settings),
         limits,
         allow_cgroup_v1: settings.allow_cgroup_v1,
         registries: registries::settings(&spec.registries),
         egress: EgressPlan { guard: settings.egress_guard, allowed: settings.egress_allowed.clone(), host_api: settings.host.api },
         persistent,
-        // As long as it has been a cluster, and none that was begun anew since.
-        resume: keep && cluster.status.as_ref().is_some_and(|status| status.cluster_attempt.is_some()),
+        // As long as it has been a cluster, and none that was begun anew since, or is to be.
+        resume: keep && cluster.status.as_ref().is_some_and(|status| status.cluster_attempt.is_some_and(|attempt| !recreation::is_over(status, attempt))),
         keep,
     };
     let size = serde_json::to_string(&agent).map_or(usize::MAX, |text| text.len());
@@ -141,6 +138,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
         identity: identity.clone(),
         version,
         digests: digests(cluster, &image, policy),
+        details: details(cluster),
         image,
         node_count,
         agent,
@@ -150,11 +148,31 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
             .as_ref()
             .and_then(|kubeconfig| kubeconfig.secret_name.clone())
             .unwrap_or_else(|| identity.default_kubeconfig_secret()),
+        kubeconfig_lifetime: spec.kubeconfig.as_ref().and_then(|kubeconfig| kubeconfig.lifetime).map_or(KUBECONFIG_LIFE, Duration::from),
         creation_timeout: lifecycle.creation_timeout.map_or(DEFAULT_CREATION_TIMEOUT, Duration::from),
         backoff_limit: lifecycle.backoff_limit.unwrap_or(2),
         pod_loss_policy: loss,
         violation,
     })
+}
+
+/// The names in the API server's certificate: ours, and those that the spec adds.
+pub(super) fn cert_sans(cluster: &KindCluster, identity: &Identity, settings: &Settings) -> Vec<String> {
+    let (child, namespace) = (identity.child(), &settings.clusters_namespace);
+    let mut names = vec![
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        child.clone(),
+        format!("{child}.{namespace}"),
+        identity.service_dns_name(namespace),
+        format!("{child}.{namespace}.svc.cluster.local"),
+    ];
+    for name in cluster.spec.access.iter().flat_map(|access| &access.cert_sans) {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
 }
 
 /// A protection that nothing enforces is worse than none.
@@ -255,21 +273,38 @@ fn resources(given: Option<&ResourceRequirements>, nodes: i32, disk: i64, policy
 /// One digest per part of the spec that is fixed when a pod is created.
 fn digests(cluster: &KindCluster, image: &str, policy: &Policy) -> BTreeMap<String, String> {
     let spec = &cluster.spec;
-    let mut parts = vec![
-        ("image", json!(image)),
-        ("nodes", json!(spec.nodes)),
-        ("config", json!(spec.config)),
-        ("networking", json!(spec.networking)),
-        ("resources", json!(spec.resources)),
-        ("storage", json!(spec.storage)),
-        ("pod", json!(spec.pod)),
-    ];
+    let mut parts = vec![("image", json!(image))];
+    parts.extend(structures(cluster));
     // Only where there is one, so that pods of earlier operators are not taken for outdated.
     if !policy.required_node_selector.is_empty() {
         parts.push(("the operator's requiredNodeSelector", json!(policy.required_node_selector)));
     }
     let digest = |(name, value): (&str, serde_json::Value)| (name.to_owned(), short_digest(&value.to_string()));
     parts.into_iter().map(digest).chain([(registries::DIGEST.to_owned(), registries_digest(&spec.registries))]).collect()
+}
+
+/// The parts of a spec that have fields of their own.
+fn structures(cluster: &KindCluster) -> [(&'static str, serde_json::Value); 6] {
+    let spec = &cluster.spec;
+    [
+        ("nodes", json!(spec.nodes)),
+        ("config", json!(spec.config)),
+        ("networking", json!(spec.networking)),
+        ("resources", json!(spec.resources)),
+        ("storage", json!(spec.storage)),
+        ("pod", json!(spec.pod)),
+    ]
+}
+
+/// One digest per field of those parts.
+fn details(cluster: &KindCluster) -> BTreeMap<String, String> {
+    let mut details = BTreeMap::new();
+    for (part, value) in structures(cluster) {
+        for (field, value) in value.as_object().into_iter().flatten() {
+            details.insert(format!("{part}.{field}"), short_digest(&value.to_string()));
+        }
+    }
+    details
 }
 
 /// The digest of the list of registries.

@@ -1,5 +1,7 @@
 //! Every decision: from what was seen to what is to be done, and to what is to be said about it.
 
+pub mod certificates;
+pub mod changes;
 pub mod cidr;
 pub mod classify;
 pub mod decide;
@@ -19,8 +21,10 @@ pub mod policy;
 pub mod power;
 pub mod problem;
 pub mod quantity;
+pub mod recreation;
 pub mod registries;
 pub mod resume;
+pub mod serving_names;
 pub mod settings;
 pub mod settle;
 pub mod situation;

@@ -161,8 +161,11 @@ mod tests {
     fn seen(asked: PowerState, received: PowerState, carried_out: PowerState) -> Observed {
         let mut seen = testing::with_pod(testing::observed(cluster(asked)), 100);
         let serves = carried_out == RUNNING && received == RUNNING;
-        let orders =
-            OrdersReport { received: Orders { power: received, keep: None }, carried_out: Orders { power: carried_out, keep: None }, failures: vec![] };
+        let orders = OrdersReport {
+            received: Orders { power: received, ..Orders::default() },
+            carried_out: Orders { power: carried_out, ..Orders::default() },
+            failures: vec![],
+        };
         seen.report = Some(AgentReport {
             attempt: 1,
             stage: Stage::Serving,
@@ -255,8 +258,11 @@ mod tests {
             assert!(notes(&before, &after).iter().any(|note| note.warning && note.reason == "FreezeUnsupported"));
         }
         // Consent that is taken back lets a frozen cluster run again.
-        seen.report.as_mut().unwrap().orders =
-            Some(OrdersReport { received: Orders { power: FROZEN, keep: None }, carried_out: Orders { power: FROZEN, keep: None }, failures: vec![] });
+        seen.report.as_mut().unwrap().orders = Some(OrdersReport {
+            received: Orders { power: FROZEN, ..Orders::default() },
+            carried_out: Orders { power: FROZEN, ..Orders::default() },
+            failures: vec![],
+        });
         assert_eq!(ordered(&seen), (!freezes).then_some(RUNNING));
     }
 

@@ -4,13 +4,16 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::certificates::{self, Validity};
 use super::decide::{Step, external_url, internal_url, is_overdue, kubeconfig};
 use super::desired::{Desired, desire};
 use super::expiry;
-use super::objects::{attempt_of, digests_of, resumes};
+use super::objects::{attempt_of, changed_since, resumes};
 use super::observed::Observed;
 use super::power;
 use super::problem::Problem;
+use super::recreation;
+use super::serving_names;
 use super::situation::{Situation, is_resuming, progress, readable, situation};
 use super::wire::{AgentReport, PolicyProbe};
 use crate::api::conditions::{self, Claim};
@@ -39,6 +42,7 @@ struct Claims {
     kubeconfig: Option<Claim>,
     policy: Option<Claim>,
     disk: Option<Claim>,
+    certificates: Option<Claim>,
     up_to_date: Option<Claim>,
 }
 
@@ -56,6 +60,7 @@ impl Claims {
             kubeconfig: None,
             policy: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
             disk: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
+            certificates: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
             up_to_date: None,
         }
     }
@@ -68,7 +73,19 @@ impl Claims {
 
     /// What there is of the cluster is not looked at: all that is said of it stays as it was seen last.
     fn unseen(ready: Claim, reconciling: Claim, stalled: Claim) -> Self {
-        Self { ready, reconciling, stalled, host: None, control_plane: None, nodes: None, kubeconfig: None, policy: None, disk: None, up_to_date: None }
+        Self {
+            ready,
+            reconciling,
+            stalled,
+            host: None,
+            control_plane: None,
+            nodes: None,
+            kubeconfig: None,
+            policy: None,
+            disk: None,
+            certificates: None,
+            up_to_date: None,
+        }
     }
 
     /// Nothing will happen until somebody changes something.
@@ -87,7 +104,7 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
     let generation = seen.cluster.metadata.generation;
     status.observed_generation = generation;
     let stands = situation(now, seen);
-    record_facts(seen, done, &stands, &mut status);
+    record_facts(now, seen, done, &stands, &mut status);
     status.expiration_time = expiry::expiry(now, seen).map(|expiry| Time(expiry.at));
 
     let mut claims = match &stands {
@@ -113,9 +130,10 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
             Some(failure) => Claims::idle(reason_of(failure), &failure.message),
             None => Claims::idle(Reason::Progressing, ""),
         },
+        Situation::Recreate(_) | Situation::Replaced(_) => Claims::idle(Reason::Recreating, &Reason::Recreating.explain("")),
         Situation::Outdated(_) => Claims::idle(Reason::Progressing, "the spec has changed; the attempt starts anew"),
         Situation::Creating { pod, desired, .. } => creating(now, seen, pod, desired.as_deref()),
-        Situation::Running { pod, desired } => running(seen, pod, desired.as_deref(), &status),
+        Situation::Running { pod, desired } => running(now, seen, pod, desired.as_deref(), &status),
     };
     if claims.ready.status == Some(true) {
         status.ready_time.get_or_insert(Time(now));
@@ -162,7 +180,7 @@ fn paused(now: Timestamp, seen: &Observed, mut status: KindClusterStatus) -> Kin
 
 fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>, claims: &Claims) {
     let pending = Claim::unknown(Reason::Pending, "");
-    let all: [(&str, Option<&Claim>); 10] = [
+    let all: [(&str, Option<&Claim>); 11] = [
         (conditions::READY, Some(&claims.ready)),
         (conditions::RECONCILING, Some(&claims.reconciling)),
         (conditions::STALLED, Some(&claims.stalled)),
@@ -172,6 +190,7 @@ fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>
         (conditions::KUBECONFIG_PUBLISHED, claims.kubeconfig.as_ref()),
         (conditions::NETWORK_POLICY_ENFORCED, claims.policy.as_ref()),
         (conditions::DISK_PRESSURE, claims.disk.as_ref()),
+        (conditions::CERTIFICATES_VALID, claims.certificates.as_ref()),
         (conditions::UP_TO_DATE, claims.up_to_date.as_ref()),
     ];
     for (type_, claim) in all {
@@ -183,7 +202,7 @@ fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>
 }
 
 /// What is plainly seen or done, without a judgement.
-fn record_facts(seen: &Observed, done: &Outcome, stands: &Situation<'_>, status: &mut KindClusterStatus) {
+fn record_facts(now: Timestamp, seen: &Observed, done: &Outcome, stands: &Situation<'_>, status: &mut KindClusterStatus) {
     if let Ok(desired) = desire(&seen.cluster, &seen.identity, &seen.settings)
         && matches!(stands, Situation::Create { .. } | Situation::Creating { .. } | Situation::Queued { .. })
     {
@@ -200,6 +219,12 @@ fn record_facts(seen: &Observed, done: &Outcome, stands: &Situation<'_>, status:
             if let Some(pod) = seen.children.current_pod() {
                 record_beginning(pod, status);
             }
+        }
+        Situation::Recreate(recreation) => {
+            status.recreation = Some(recreation.clone());
+            status.ready_time = None;
+            status.nodes_ready = None;
+            status.power_state = None;
         }
         Situation::Creating { pod, .. } | Situation::Running { pod, .. } => record_pod(pod, seen.report.as_ref(), status),
         // Whoever took it away.
@@ -228,6 +253,7 @@ fn record_facts(seen: &Observed, done: &Outcome, stands: &Situation<'_>, status:
                     name: plan.secret.clone(),
                     digest: Some(plan.digest.clone()),
                     expiration_time: done.kubeconfig_expires.map(Time),
+                    renewal_time: done.kubeconfig_expires.map(|ends| Time(Validity { begins: now, ends }.renew_at())),
                 });
             }
             Step::RetractKubeconfig { secret } if status.kubeconfig_secret_ref.as_ref().is_some_and(|published| published.name == *secret) => {
@@ -310,6 +336,7 @@ fn creating(now: Timestamp, seen: &Observed, pod: &Pod, desired: Option<&Desired
         nodes: Some(not_yet),
         policy: Some(policy(seen.report.as_ref())),
         disk: Some(disk(seen.report.as_ref())),
+        certificates: Some(Claim::unknown(Reason::Pending, "")),
         up_to_date: Some(match desired {
             Some(Desired { violation: Some(problem), .. }) => Claim::no(problem.reason, problem.explain()),
             Some(_) => in_sync(),
@@ -347,8 +374,8 @@ fn in_sync() -> Claim {
     Claim::yes(Reason::InSync, "")
 }
 
-fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, status: &KindClusterStatus) -> Claims {
-    let up_to_date = up_to_date(pod, desired, seen.report.as_ref());
+fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, status: &KindClusterStatus) -> Claims {
+    let up_to_date = up_to_date(now, seen, pod, desired);
     let Some(report) = &seen.report else {
         // Nothing new has been heard: what was said last stands, unless the pod itself says that it is not ready.
         let (ready, reconciling) = (kept(status, conditions::READY), kept(status, conditions::RECONCILING));
@@ -397,6 +424,7 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
         kubeconfig: Some(kubeconfig),
         policy: Some(policy(Some(report))),
         disk: Some(disk(Some(report))),
+        certificates: Some(certificates::claim(now, report.certificates.as_ref())),
         up_to_date: Some(up_to_date),
     }
 }
@@ -413,6 +441,7 @@ fn suspended(report: &AgentReport, hindrance: Claim, up_to_date: Claim) -> Claim
         kubeconfig: None,
         policy: Some(policy(Some(report))),
         disk: Some(disk(Some(report))),
+        certificates: None,
         up_to_date: Some(up_to_date),
         ready: hindrance,
     }
@@ -433,23 +462,27 @@ fn kept(status: &KindClusterStatus, type_: &str) -> Claim {
     }
 }
 
-fn up_to_date(pod: &Pod, desired: Result<&Desired, &Problem>, report: Option<&AgentReport>) -> Claim {
+fn up_to_date(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>) -> Claim {
     match desired {
         Ok(Desired { violation: Some(problem), .. }) | Err(problem) => Claim::no(problem.reason, problem.explain()),
         Ok(desired) => {
-            let made_from = digests_of(pod);
+            let required = |what: &str| Claim::no(Reason::RecreateRequired, Reason::RecreateRequired.explain(what));
             // A pod that took an earlier one's cluster over was made from a newer spec than that.
-            let older = report.map_or(&[][..], |report| &report.outdated);
-            let changed: Vec<&str> = desired
-                .digests
-                .iter()
-                .filter(|(part, digest)| made_from.get(*part) != Some(digest) || older.contains(part))
-                .map(|(part, _)| part.as_str())
-                .collect();
-            if changed.is_empty() {
-                in_sync()
+            let older = seen.report.iter().flat_map(|report| &report.outdated).filter(|part| desired.digests.contains_key(*part));
+            let mut changed = changed_since(pod, desired);
+            for part in older {
+                if !changed.iter().any(|field| field == part || field.strip_prefix(part.as_str()).is_some_and(|rest| rest.starts_with('.'))) {
+                    changed.push(part.clone());
+                }
+            }
+            if !changed.is_empty() {
+                required(&format!("changed since the cluster was made: {}", changed.join(", ")))
+            } else if let Some(claim) = serving_names::claim(seen) {
+                claim
+            } else if let Some(end) = certificates::authorities_end(seen).filter(|_| certificates::authorities_are_old(now, seen)) {
+                required(&format!("the cluster's authorities end at {end}, and all that they have signed with them"))
             } else {
-                Claim::no(Reason::RecreateRequired, Reason::RecreateRequired.explain(&format!("changed since the cluster was made: {}", changed.join(", "))))
+                in_sync()
             }
         }
     }
@@ -545,7 +578,12 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
         note(true, reason_of(failure).as_str(), failure.message.clone());
     }
     if before.cluster_uid.is_some() && after.cluster_uid != before.cluster_uid && after.cluster_uid.is_some() {
-        note(true, "ClusterReplaced", "the cluster was lost and a new, empty one has taken its place".to_owned());
+        let on_purpose = before.cluster_attempt.is_some_and(|attempt| recreation::is_over(after, attempt));
+        let why = if on_purpose { "as nestling.dev/recreate asked, " } else { "the cluster was lost and " };
+        note(!on_purpose, "ClusterReplaced", format!("{why}a new, empty one has taken its place"));
+    }
+    if let Some(recreation) = after.recreation.as_ref().filter(|recreation| after.recreation != before.recreation && recreation.attempt > 0) {
+        note(false, Reason::Recreating.as_str(), format!("attempt {} ends and a new, empty cluster follows: nestling.dev/recreate", recreation.attempt));
     }
     if let (Some(from), Some(to)) = (before.cluster_attempt, after.cluster_attempt)
         && from != to
@@ -575,6 +613,7 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     }
     // A failure, a deletion, a change of power and what stalls a cluster have events of their own.
     let told_otherwise = after.last_failure != before.last_failure
+        || after.recreation != before.recreation
         || became(conditions::STALLED, "True")
         || became(conditions::DELETING, "True")
         || suspension.is_some_and(|(_, reason)| power::is_wanted(reason) || reason == Reason::PowerChangeFailed);
@@ -588,6 +627,9 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     }
     if became(conditions::DISK_PRESSURE, "True") {
         note(true, Reason::StorageNearlyFull.as_str(), message_of(conditions::DISK_PRESSURE));
+    }
+    if became(conditions::CERTIFICATES_VALID, "False") {
+        note(true, Reason::CertificateExpiring.as_str(), message_of(conditions::CERTIFICATES_VALID));
     }
     if became(conditions::NETWORK_POLICY_ENFORCED, "False") {
         note(true, Reason::NotEnforced.as_str(), message_of(conditions::NETWORK_POLICY_ENFORCED));

@@ -12,11 +12,12 @@ use super::objects::{attempt_of, digests_of};
 use super::observed::{Observed, Turn, created_at};
 use super::power;
 use super::problem::Problem;
+use super::recreation;
 use super::volume;
 use super::wire::{AgentFailure, AgentReport, Stage};
 use crate::api::conditions::{clip, clip_start};
 use crate::api::reasons::Reason;
-use crate::api::{FINALIZER, KindClusterStatus, LastFailure, PodLossPolicy};
+use crate::api::{FINALIZER, KindClusterStatus, LastFailure, PodLossPolicy, Recreation};
 
 /// Pause after the first failed attempt; doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
@@ -45,6 +46,10 @@ pub enum Situation<'a> {
     Refused(Problem),
     /// No further attempt will be made.
     Stalled(LastFailure),
+    /// The cluster is to be replaced on purpose, which is not on record yet.
+    Recreate(Recreation),
+    /// The pod of a cluster that is replaced on purpose; it can go.
+    Replaced(&'a Pod),
     /// The next attempt comes at this time.
     BackingOff {
         /// When.
@@ -122,11 +127,20 @@ pub fn is_established(status: &KindClusterStatus, attempt: i64) -> bool {
 
 /// Whether this attempt is to bring an earlier one's cluster back.
 pub fn is_resuming(status: &KindClusterStatus, attempt: i64) -> bool {
-    status.cluster_attempt.is_some_and(|before| before < attempt)
+    status.cluster_attempt.is_some_and(|before| before < attempt && !recreation::is_over(status, before))
 }
 
 fn with_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, desired: Result<Desired, Problem>, pod: &'a Pod) -> Situation<'a> {
     let attempt = attempt_of(pod);
+    if recreation::is_over(status, attempt) {
+        return Situation::Replaced(pod);
+    }
+    // Not for a spec of which no cluster could be made.
+    if matches!(&desired, Ok(desired) if desired.violation.is_none())
+        && let Some(recreation) = recreation::asked(seen)
+    {
+        return Situation::Recreate(recreation);
+    }
     if status.last_failure.as_ref().is_some_and(|failure| failure.attempt == attempt) {
         return Situation::Discard(pod);
     }
@@ -162,13 +176,17 @@ fn with_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, 
 
 fn without_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, desired: Result<Desired, Problem>) -> Situation<'a> {
     let last = status.attempt.unwrap_or(0).max(seen.children.newest_attempt());
-    let recorded = status.last_failure.as_ref().filter(|failure| failure.attempt == last);
+    if let Some(recreation) = recreation::asked(seen) {
+        return Situation::Recreate(recreation);
+    }
+    let over = recreation::is_over(status, last);
+    let recorded = status.last_failure.as_ref().filter(|failure| failure.attempt == last && !over);
     // Whoever took the pod away: nothing was lost with it.
-    if recorded.is_none() && is_established(status, last) && power::needs_no_pod(seen) {
+    if recorded.is_none() && !over && is_established(status, last) && power::needs_no_pod(seen) {
         return Situation::Asleep;
     }
     // A pod that we took away ourselves leaves no reference behind.
-    if recorded.is_none() && status.pod_ref.is_some() && status.attempt == Some(last) {
+    if recorded.is_none() && !over && status.pod_ref.is_some() && status.attempt == Some(last) {
         let failure = AgentFailure { reason: Reason::PodLost, message: "the pod is gone".to_owned(), log_tail: String::new() };
         return Situation::Failed(record(now, seen, status, last, &failure));
     }
@@ -197,12 +215,12 @@ fn without_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatu
     }
 }
 
-/// A failure as it goes on record. Attempts in a row are counted; a newer spec, or a cluster that had been there, starts anew. A pod that is taken away while it
-/// brings a cluster back has not failed of the cluster: nothing gives up for that.
+/// A failure as it goes on record. Attempts in a row are counted; a newer spec, a cluster that had been there, or a wish for a new one starts anew. A pod that is
+/// taken away while it brings a cluster back has not failed of the cluster: nothing gives up for that.
 fn record(now: Timestamp, seen: &Observed, status: &KindClusterStatus, attempt: i64, failure: &AgentFailure) -> LastFailure {
     let generation = seen.generation();
-    let before =
-        status.last_failure.as_ref().filter(|last| last.generation == generation && !is_established(status, last.attempt)).map_or(0, |last| last.count);
+    let counts = |last: &&LastFailure| last.generation == generation && !is_established(status, last.attempt) && !recreation::is_over(status, last.attempt);
+    let before = status.last_failure.as_ref().filter(counts).map_or(0, |last| last.count);
     let taken_away = matches!(failure.reason, Reason::PodLost | Reason::PodEvicted) && is_resuming(status, attempt);
     LastFailure {
         reason: failure.reason.as_str().to_owned(),

@@ -6,6 +6,7 @@ use std::net::SocketAddrV4;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use super::certificates::NodeCertificates;
 use crate::api::PowerState;
 use crate::api::kind_config::KindConfig;
 use crate::api::reasons::Reason;
@@ -210,6 +211,9 @@ pub struct Orders {
     /// Whether the cluster stays on its volume when the pod ends; `None`: as the pod's settings say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep: Option<bool>,
+    /// All names in the API server's certificate; `None`: those of [`AgentSettings::cert_sans`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_sans: Option<Vec<String>>,
 }
 
 /// What has become of the orders.
@@ -277,6 +281,9 @@ pub struct AgentReport {
     /// Set while the volume is about to be full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_pressure: Option<StoragePressure>,
+    /// The certificates on the control plane's nodes; `None` until they have been looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificates: Option<NodeCertificates>,
     /// Facts about the host that are fit to run but worth knowing.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -455,7 +462,7 @@ mod tests {
     #[test]
     fn orders_of_another_release_are_understood() {
         let orders: Orders = serde_json::from_str(r#"{"schema":9,"power":"Frozen","new":{}}"#).unwrap();
-        assert_eq!(orders, Orders { power: PowerState::Frozen, keep: None });
+        assert_eq!(orders, Orders { power: PowerState::Frozen, ..Orders::default() });
         assert_eq!(serde_json::from_str::<Orders>("{}").unwrap(), Orders::default());
         assert!(serde_json::from_str::<Orders>(r#"{"power":"Dreaming"}"#).is_err(), "a wish that is not understood is refused");
         let older: AgentReport = serde_json::from_str(r#"{"revision":3,"clusterUid":"u","attempt":1,"stage":"Serving"}"#).unwrap();

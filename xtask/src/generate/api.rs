@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use anyhow::{Context, Result};
 use nestling_core::api::crds;
+use nestling_core::plan::changes::FIELDS;
 use serde_json::Value;
 
 use super::{PAGE_NOTICE, cell, code};
@@ -40,10 +41,26 @@ pub fn page() -> Result<String> {
                 }
                 text += "| Field | Type | Bounds and rules | Meaning |\n|---|---|---|---|\n";
                 fields(&mut text, part, schema);
+                if part == "spec" {
+                    text += &changes();
+                }
             }
         }
     }
     Ok(text)
+}
+
+/// What becomes of a change to each field, from the list that the tests hold against the schema and the decisions.
+fn changes() -> String {
+    let mut text = "\n### What a change does\n\n\
+        *In place*: the running cluster takes it over, or it is about later attempts anyway. *A new cluster*: `UpToDate` becomes `False` with `RecreateRequired` and \
+        names the field; the annotation `nestling.dev/recreate` then puts a new, empty cluster in the place of this one. *Refused*: by the API server.\n\n\
+        | Field and all below it | A change | |\n|---|---|---|\n"
+        .to_owned();
+    for (path, effect, note) in FIELDS {
+        let _ = writeln!(text, "| {} | {} | {} |", code(&format!("spec.{path}")), effect.text(), cell(note));
+    }
+    text
 }
 
 /// One row for each field, depth first.

@@ -51,7 +51,7 @@ fn stopped() -> KindClusterSpec {
 
 fn node_port() -> KindClusterSpec {
     let service = AccessService { type_: ServiceType::NodePort, ..AccessService::default() };
-    KindClusterSpec { access: Some(Access { service: Some(service) }), ..spec() }
+    KindClusterSpec { access: Some(Access { service: Some(service), ..Access::default() }), ..spec() }
 }
 
 fn config() -> KindClusterSpec {

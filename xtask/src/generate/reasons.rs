@@ -21,6 +21,10 @@ const CONDITIONS: [(&str, &str); conditions::ALL.len()] = [
         "The pod cannot reach what its NetworkPolicy forbids: the host's CNI enforces policies. `Unknown` where the pod cannot tell. `Ready` does not depend on it.",
     ),
     (conditions::DISK_PRESSURE, "The volume of the cluster is about to be full; beyond its size the host ends the pod. `Ready` does not depend on it."),
+    (
+        conditions::CERTIFICATES_VALID,
+        "The certificates of the cluster's nodes are renewed in time. `False` says which one is not, some four months before it ends. `Ready` does not depend on it.",
+    ),
     (conditions::UP_TO_DATE, "What runs is what the spec says. `False` with `RecreateRequired` names what only a new cluster can take over."),
     (conditions::SUSPENDED, "The nodes are frozen or stopped because `spec.powerState` says so. `False` while they run or are on their way."),
     (conditions::EXPIRING, "The cluster is about to be deleted because its time is over; the message says when. `False` if that is far or never."),

@@ -93,6 +93,7 @@ mod tests {
             internal: "https://c.clusters.svc:6443".into(),
             external: Some("https://172.18.0.2:31000".into()),
             tls_server_name: "c.clusters.svc".into(),
+            lifetime: std::time::Duration::from_hours(1),
             digest: "d".into(),
             install: "reed".into(),
             identity,

@@ -41,6 +41,28 @@ pub fn resumes(pod: &Pod) -> bool {
     text.and_then(|text| serde_json::from_str::<AgentSettings>(text).ok()).is_some_and(|settings| settings.resume)
 }
 
+/// What of the spec has changed since a pod was made that only a new one can take over: the fields, as far as the pod knows them.
+pub fn changed_since(pod: &Pod, desired: &Desired) -> Vec<String> {
+    let made_from = digests_of(pod);
+    let text = pod.metadata.annotations.as_ref().and_then(|have| have.get(annotations::SETTINGS_DETAIL));
+    let details: BTreeMap<String, String> = text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let mut changed = Vec::new();
+    for part in desired.digests.iter().filter(|(part, digest)| made_from.get(*part) != Some(digest)).map(|(part, _)| part) {
+        let of_part = |name: &&String| name.strip_prefix(part.as_str()).is_some_and(|rest| rest.starts_with('.'));
+        let mut fields: Vec<&String> = desired.details.keys().chain(details.keys()).filter(of_part).collect();
+        fields.sort();
+        fields.dedup();
+        fields.retain(|field| desired.details.get(*field) != details.get(*field));
+        // Earlier operators' pods know of no fields.
+        if fields.is_empty() || text.is_none() {
+            changed.push(part.clone());
+        } else {
+            changed.extend(fields.into_iter().cloned());
+        }
+    }
+    changed
+}
+
 /// The pod of one attempt.
 pub fn pod(cluster: &KindCluster, desired: &Desired, settings: &Settings, attempt: i64) -> Pod {
     let options = cluster.spec.pod.clone().unwrap_or_default();
@@ -56,7 +78,12 @@ pub fn pod(cluster: &KindCluster, desired: &Desired, settings: &Settings, attemp
     let mut all_annotations =
         BTreeMap::from([("sidecar.istio.io/inject".to_owned(), "false".to_owned()), (annotations::SAFE_TO_EVICT.to_owned(), "false".to_owned())]);
     all_annotations.extend(theirs.annotations);
-    for (key, value) in [(annotations::SETTINGS, serde_json::to_string(&agent)), (annotations::SETTINGS_DIGEST, serde_json::to_string(&desired.digests))] {
+    let ours = [
+        (annotations::SETTINGS, serde_json::to_string(&agent)),
+        (annotations::SETTINGS_DIGEST, serde_json::to_string(&desired.digests)),
+        (annotations::SETTINGS_DETAIL, serde_json::to_string(&desired.details)),
+    ];
+    for (key, value) in ours {
         all_annotations.insert(key.to_owned(), value.unwrap_or_default());
     }
     meta.annotations = Some(all_annotations);
