@@ -8,8 +8,13 @@ use bollard::auth::DockerCredentials;
 use bollard::container::LogOutput;
 use bollard::errors::Error as Bollard;
 use bollard::exec::{StartExecOptions, StartExecResults};
-use bollard::models::{ContainerCreateBody, ContainerSummaryStateEnum, ExecConfig, Ipam, IpamConfig, NetworkCreateRequest};
-use bollard::query_parameters::{CreateImageOptions, DownloadFromContainerOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions};
+use bollard::models::{
+    ContainerCreateBody, ContainerSummaryStateEnum, ContainerUpdateBody, EndpointIpamConfig, EndpointSettings, ExecConfig, Ipam, IpamConfig,
+    NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest, RestartPolicy, RestartPolicyNameEnum,
+};
+use bollard::query_parameters::{
+    CreateImageOptions, DownloadFromContainerOptions, EventsOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions,
+};
 use futures::{Stream, StreamExt, TryStreamExt};
 use ipnet::Ipv4Net;
 use nestling_core::plan::registries::{Login, host_of};
@@ -195,6 +200,60 @@ impl Docker {
     pub async fn address(&self, container: &str) -> Option<Ipv4Addr> {
         let networks = self.short.inspect_container(container, None).await.ok()?.network_settings?.networks?;
         networks.get(NETWORK)?.ip_address.as_ref()?.parse().ok()
+    }
+
+    /// Starts a container. One that runs is left alone.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn start(&self, container: &str) -> Result<(), Error> {
+        Ok(self.short.start_container(container, None).await?)
+    }
+
+    /// Keeps Docker from starting a container by itself, as kind lets it do once (`--restart=on-failure:1`): from now on that is up to the agent.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn leave_starts_to_us(&self, container: &str) -> Result<(), Error> {
+        let never = RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None };
+        Ok(self.short.update_container(container, ContainerUpdateBody { restart_policy: Some(never), ..ContainerUpdateBody::default() }).await?)
+    }
+
+    /// Takes a container that has stopped out of kind's network, if it is in it. The network itself need not be there.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn leave_network(&self, container: &str) -> Result<(), Error> {
+        let networks = self.short.inspect_container(container, None).await?.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        if networks.contains_key(NETWORK) {
+            let request = NetworkDisconnectRequest { container: container.to_owned(), force: Some(true) };
+            self.short.disconnect_network(NETWORK, request).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives a container that has stopped a place in kind's network for its next start, with a fixed address or any.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn join_network(&self, container: &str, address: Option<Ipv4Addr>) -> Result<(), Error> {
+        let ipam_config = address.map(|address| EndpointIpamConfig { ipv4_address: Some(address.to_string()), ..EndpointIpamConfig::default() });
+        let endpoint_config = Some(EndpointSettings { ipam_config, ..EndpointSettings::default() });
+        Ok(self.short.connect_network(NETWORK, NetworkConnectRequest { container: container.to_owned(), endpoint_config }).await?)
+    }
+
+    /// Exit code of a container's last run; 0 if Docker does not tell.
+    pub async fn exit_code(&self, container: &str) -> i64 {
+        let state = self.short.inspect_container(container, None).await.ok().and_then(|found| found.state);
+        state.and_then(|state| state.exit_code).unwrap_or(0)
+    }
+
+    /// An item for each container of a kind cluster that dies, also for those since `since`, in seconds of Unix time. Ends with the connection.
+    pub fn deaths(&self, cluster: &str, since: i64) -> impl Stream<Item = Result<(), Error>> {
+        let filters = [("type", "container".to_owned()), ("event", "die".to_owned()), ("label", format!("{CLUSTER_LABEL}={cluster}"))];
+        let filters = filters.into_iter().map(|(name, value)| (name.to_owned(), vec![value])).collect();
+        let options = EventsOptions { since: Some(since.to_string()), filters: Some(filters), ..EventsOptions::default() };
+        self.short.events(Some(options)).map(|event| event.map(drop).map_err(Error::from))
     }
 
     /// The last lines that a container has printed.

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use futures::future::join_all;
 use nestling_core::api::kind_config::{KindConfig, KindNode};
 use nestling_core::api::reasons::Reason;
 use nestling_core::plan::classify::classify;
@@ -27,6 +28,7 @@ use super::dockerd::{self, Dockerd};
 use super::facts::{self, Facts, Surroundings};
 use super::failure::{evident, failure, from_problem, leave};
 use super::fault::disabled;
+use super::keeper::{self, Intent};
 use super::kind::Kind;
 use super::nested::{Connector, Nested};
 use super::registries::Registries;
@@ -109,7 +111,15 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
     let _health = AbortOnDropHandle::new(tokio::spawn(server::serve_health(kubelet, health)));
 
     let registries = Registries::new(&settings.registries);
-    let machine = Machine { kind: Kind::new(&settings.cluster_name), registries, settings, report, data_root: OnceLock::new(), dockerd: OnceLock::new() };
+    let machine = Machine {
+        kind: Kind::new(&settings.cluster_name),
+        registries,
+        settings,
+        report,
+        intent: Intent::default(),
+        data_root: OnceLock::new(),
+        dockerd: OnceLock::new(),
+    };
     let beat = async {
         let mut ticks = interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -179,6 +189,8 @@ struct Machine {
     report: Report,
     kind: Kind,
     registries: Registries,
+    /// Whether the nodes of a cluster that is whole are meant to run.
+    intent: Intent,
     /// The lock on a persistent data-root, until the end of the process.
     data_root: OnceLock<File>,
     /// Set as soon as there is a process to stop.
@@ -192,21 +204,17 @@ struct Ground {
     mtu: u32,
 }
 
-/// Where the API server's container is.
+/// Where API servers are, or who stands before them.
 #[derive(Debug)]
-struct Container {
+struct Containers {
     docker: Docker,
-    names: [String; 2],
+    names: Vec<String>,
 }
 
-impl Resolve for Container {
-    async fn resolve(&self) -> Option<SocketAddr> {
-        for name in &self.names {
-            if let Some(address) = self.docker.address(name).await {
-                return Some((address, port(API_PORT)).into());
-            }
-        }
-        None
+impl Resolve for Containers {
+    async fn resolve(&self) -> Vec<Option<SocketAddr>> {
+        let addresses = join_all(self.names.iter().map(|name| self.docker.address(name))).await;
+        addresses.into_iter().map(|address| Some((address?, port(API_PORT)).into())).collect()
     }
 }
 
@@ -300,6 +308,11 @@ impl Machine {
 
     fn nodes(&self) -> Vec<KindNode> {
         kind_config::nodes(self.settings.config.as_ref(), self.settings.control_planes, self.settings.workers)
+    }
+
+    /// Names of the containers of all control planes, the first one first.
+    fn control_planes(&self) -> Vec<String> {
+        self.kind.control_planes(kind_config::control_planes(&self.nodes()))
     }
 
     /// Brings the cluster up, or an earlier one back, and serves it.
@@ -410,23 +423,24 @@ impl Machine {
         let mut report = self.report.subscribe();
         // kind writes the file in place and begins the next step afterwards.
         let _ = report.wait_for(|report| report.stage > Stage::WritingConfiguration).await;
-        let name = self.kind.control_plane();
-        let written = match docker.pid(&name).await {
-            Some(pid) => node_files::read(pid, KUBEADM_CONF).map_err(|error| error.to_string()),
-            None => Err(format!("{name} does not run")),
-        };
-        let written = written.map_err(|error| failure(Reason::ConfigNotApplied, format!("cannot read {KUBEADM_CONF}: {error}")))?;
-        kind_config::verify(&written, config).map_err(|problem| from_problem(&problem))
+        for name in self.control_planes() {
+            let written = match docker.pid(&name).await {
+                Some(pid) => node_files::read(pid, KUBEADM_CONF).map_err(|error| error.to_string()),
+                None => Err("it does not run".to_owned()),
+            };
+            let written = written.map_err(|error| failure(Reason::ConfigNotApplied, format!("cannot read {KUBEADM_CONF} of {name}: {error}")))?;
+            kind_config::verify(&written, config).map_err(|problem| from_problem(&problem))?;
+        }
+        Ok(())
     }
 
     /// Opens the cluster for its operator: waits for the API server, binds the admin group, learns who it is.
     async fn open(&self, docker: &Docker, limit: Duration) -> Result<Nested, AgentFailure> {
-        let name = self.kind.control_plane();
+        let names = self.control_planes();
         let mut connector = Connector::default();
         let end = Instant::now() + limit;
         loop {
-            if let Some(pid) = docker.pid(&name).await
-                && let Some(nested) = connector.connect(pid).await
+            if let Some(nested) = connect(docker, &mut connector, &names).await
                 && nested.ready().await
                 // The right to bind comes with kubeadm's own first binding.
                 && nested.bind_admins().await.is_ok()
@@ -446,9 +460,12 @@ impl Machine {
     }
 
     async fn serve(&self, docker: &Docker, nested: Nested, ground: &Ground) -> Result<Infallible, AgentFailure> {
-        // The load balancer, where there is one, stands before all control planes.
-        let names = [self.kind.load_balancer(), self.kind.control_plane()];
-        let relay = Relay::open(port(API_PORT), Container { docker: docker.clone(), names }).await;
+        let mut names = self.control_planes();
+        if names.len() > 1 {
+            // It stands before all of them; while it is dead, they are asked themselves.
+            names.insert(0, self.kind.load_balancer());
+        }
+        let relay = Relay::open(port(API_PORT), Containers { docker: docker.clone(), names }).await;
         let relay = relay.map_err(|error| failure(Reason::AgentCrashed, format!("the front door cannot be opened: {error}")))?;
         self.report.update(|report| report.control_plane_ready = true);
         self.report.enter(Stage::Serving);
@@ -456,6 +473,7 @@ impl Machine {
             never = relay.run() => match never {},
             () = nested.follow_nodes(&self.report) => Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
             never = self.probe(&nested) => match never {},
+            failure = keeper::keep(docker, &self.settings.cluster_name, &self.intent, &self.report) => Err(failure),
             never = storage::watch(ground.host.own_disk, self.settings.limits.storage_bytes, &self.report) => match never {},
             never = forget_tokens(&nested) => match never {},
         }
@@ -476,6 +494,18 @@ impl Machine {
             sleep(if failed == 0 { PROBE_PAUSE.0 } else { PROBE_PAUSE.1 }).await;
         }
     }
+}
+
+/// A client with the credentials of the first control plane that runs and has any. What it asks goes to kind's own port, behind which all of them are.
+async fn connect(docker: &Docker, connector: &mut Connector, control_planes: &[String]) -> Option<Nested> {
+    for name in control_planes {
+        if let Some(pid) = docker.pid(name).await
+            && let Some(nested) = connector.connect(pid).await
+        {
+            return Some(nested);
+        }
+    }
+    None
 }
 
 fn node_host(facts: &Facts, pki: &Path, own_disk: bool) -> NodeHost {

@@ -24,6 +24,7 @@ mod failure;
 mod fault;
 mod image;
 mod init;
+mod keeper;
 mod keys;
 mod kind;
 mod loop_devices;

@@ -11,8 +11,8 @@ use super::objects::{attempt_of, digests_of};
 use super::observed::Observed;
 use super::problem::Problem;
 use super::situation::{Situation, progress, readable, situation};
-use super::wire::{AgentReport, PolicyProbe};
-use crate::api::conditions::{self, Claim};
+use super::wire::{AgentReport, DeadContainer, PolicyProbe};
+use crate::api::conditions::{self, Claim, clip};
 use crate::api::reasons::Reason;
 use crate::api::{Endpoint, EndpointType, KindClusterStatus, KubeconfigSecretRef, LastFailure, NodeCount, PodRef, StageTime};
 
@@ -321,7 +321,9 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
     };
     let expected = desired.map_or(0, |desired| usize::try_from(desired.node_count).unwrap_or(0));
     let waiting: Vec<&str> = report.nodes.iter().filter(|node| !node.ready).map(|node| node.name.as_str()).collect();
-    let nodes = if waiting.is_empty() && !report.nodes.is_empty() && report.nodes.len() >= expected {
+    let nodes = if !report.dead_containers.is_empty() {
+        Claim::no(Reason::NodeContainerDead, Reason::NodeContainerDead.explain(&dead(&report.dead_containers)))
+    } else if waiting.is_empty() && !report.nodes.is_empty() && report.nodes.len() >= expected {
         Claim::yes(Reason::AllNodesReady, "")
     } else {
         let message =
@@ -354,6 +356,18 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
         disk: Some(disk(Some(report))),
         up_to_date: Some(up_to_date),
     }
+}
+
+/// What has died, for people.
+fn dead(containers: &[DeadContainer]) -> String {
+    let one = |container: &DeadContainer| {
+        let again = match container.starts {
+            0 => "is started again".to_owned(),
+            starts => format!("was started again {starts} time(s)"),
+        };
+        format!("{} ended with exit code {} and {again}", clip(&container.name, 128), container.exit_code)
+    };
+    containers.iter().take(3).map(one).collect::<Vec<_>>().join("; ")
 }
 
 fn kept(status: &KindClusterStatus, type_: &str) -> Claim {
