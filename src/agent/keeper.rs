@@ -276,7 +276,6 @@ async fn start(docker: &Docker, name: &str, address: Option<Ipv4Addr>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::report::tests::settings;
     use rstest::rstest;
 
     /// `ago`: seconds since it was started last, `None` if it is dead; it died 100 seconds ago, or `died`.
@@ -334,11 +333,5 @@ mod tests {
         assert!(!change.is_finished(), "somebody is still starting a container");
         drop(hands);
         change.await.unwrap();
-    }
-
-    #[test]
-    fn a_death_is_reported_until_it_is_history() {
-        let report = Report::new(&settings());
-        drop(report);
     }
 }
