@@ -224,6 +224,7 @@ fn the_operator_understands_its_arguments(#[case] arguments: &[&str]) {
     assert_eq!(args.https_proxy.is_empty(), arguments.is_empty());
     assert_eq!(args.mount_modules, arguments.is_empty());
     assert_eq!(args.allow_cgroup_v1, !arguments.is_empty());
+    assert_eq!(args.allow_freeze_on_cgroup_v1, !arguments.is_empty());
     assert_eq!(args.node_images.len(), if arguments.is_empty() { 0 } else { 2 });
     assert_eq!(args.policy == Policy::default(), arguments.is_empty());
     assert_eq!(args.policy.max_resources.len(), if arguments.is_empty() { 0 } else { 5 });

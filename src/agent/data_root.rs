@@ -56,13 +56,16 @@ enum Verdict {
     Keep,
     /// It is emptied first.
     Empty,
+    /// What an earlier attempt left is this pod's from now on.
+    Inherit,
 }
 
-/// Takes a data-root over. The lock holds for as long as the returned file is open. Blocks: removing what an earlier attempt left takes a while.
+/// Takes a data-root over, with what an earlier attempt left (`resume`) or without. The lock holds for as long as the returned file is open. Blocks: removing what
+/// an earlier attempt left takes a while.
 ///
 /// # Errors
-/// [`Reason::DataRootInUse`], [`Reason::DataRootForeign`], or what the file system says.
-pub fn take_over(root: &Path, owner: &Owner) -> Result<File, AgentFailure> {
+/// [`Reason::DataRootInUse`], [`Reason::DataRootForeign`], [`Reason::ResumeFailed`] if there is nothing to resume, or what the file system says.
+pub fn take_over(root: &Path, owner: &Owner, resume: bool) -> Result<File, AgentFailure> {
     let broken = |error: io::Error| failure(classify(&error.to_string(), Reason::DataRootUnsupported), format!("the volume cannot be taken over: {error}"));
     // The directory itself: a file of ours would change a volume that may be another's.
     let lock = File::open(root).map_err(broken)?;
@@ -70,8 +73,9 @@ pub fn take_over(root: &Path, owner: &Owner) -> Result<File, AgentFailure> {
         TryLockError::WouldBlock => failure(Reason::DataRootInUse, "another pod holds the lock on the volume"),
         TryLockError::Error(error) => broken(error),
     })?;
-    match judge(look(root).map_err(broken)?, owner).map_err(|problem| from_problem(&problem))? {
+    match judge(look(root).map_err(broken)?, owner, resume).map_err(|problem| from_problem(&problem))? {
         Verdict::Keep => {}
+        Verdict::Inherit => mark(root, owner).map_err(broken)?,
         Verdict::Empty => {
             empty(root).map_err(broken)?;
             mark(root, owner).map_err(broken)?;
@@ -80,12 +84,13 @@ pub fn take_over(root: &Path, owner: &Owner) -> Result<File, AgentFailure> {
     Ok(lock)
 }
 
-fn judge(found: Content, owner: &Owner) -> Result<Verdict, Problem> {
+fn judge(found: Content, owner: &Owner, resume: bool) -> Result<Verdict, Problem> {
     let foreign = |what: String| Err(Problem::new(Reason::DataRootForeign, format!("the volume holds {what}")));
     match found {
+        Content::Nothing if resume => Err(Problem::new(Reason::ResumeFailed, "the volume is empty")),
         Content::Nothing => Ok(Verdict::Empty),
         Content::Of(before) if before == *owner => Ok(Verdict::Keep),
-        Content::Of(before) if before.cluster_uid == owner.cluster_uid => Ok(Verdict::Empty),
+        Content::Of(before) if before.cluster_uid == owner.cluster_uid => Ok(if resume { Verdict::Inherit } else { Verdict::Empty }),
         Content::Of(before) => foreign(format!("the data of another cluster, whose UID is {}", before.cluster_uid)),
         Content::UnreadableMarker => foreign(format!("data whose owner cannot be read in {MARKER}")),
         Content::Unmarked(names) => foreign(format!("files of no cluster, such as {}", names.join(", "))),
@@ -160,10 +165,35 @@ mod tests {
     #[case(Content::UnreadableMarker, Err("nestling-owner.json"))]
     #[case(Content::Unmarked(vec!["photos".into()]), Err("such as photos"))]
     fn only_what_is_the_clusters_own_is_removed(#[case] found: Content, #[case] expected: Result<Verdict, &str>) {
-        match (judge(found, &owner("crane", 2)), expected) {
+        match (judge(found, &owner("crane", 2), false), expected) {
             (Err(problem), Err(words)) => assert!(problem.reason == Reason::DataRootForeign && problem.message.contains(words), "{problem}"),
             (verdict, expected) => assert_eq!(verdict.ok(), expected.ok()),
         }
+    }
+
+    #[rstest]
+    #[case(Content::Nothing, Err(Reason::ResumeFailed))]
+    #[case(Content::Of(owner("crane", 2)), Ok(Verdict::Keep))]
+    #[case(Content::Of(owner("crane", 1)), Ok(Verdict::Inherit))]
+    #[case(Content::Of(owner("heron", 2)), Err(Reason::DataRootForeign))]
+    #[case(Content::UnreadableMarker, Err(Reason::DataRootForeign))]
+    #[case(Content::Unmarked(vec!["photos".into()]), Err(Reason::DataRootForeign))]
+    fn what_is_to_be_brought_back_is_never_removed(#[case] found: Content, #[case] expected: Result<Verdict, Reason>) {
+        assert_eq!(judge(found, &owner("crane", 2), true).map_err(|problem| problem.reason), expected);
+    }
+
+    #[test]
+    fn a_volume_that_is_brought_back_keeps_what_it_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        drop(take_over(root, &owner("crane", 1), false).unwrap());
+        fs::write(root.join("state"), "kept").unwrap();
+        drop(take_over(root, &owner("crane", 2), true).unwrap());
+        assert_eq!((look(root).unwrap(), names(root)), (Content::Of(owner("crane", 2)), vec!["state".to_owned()]));
+        fs::remove_file(root.join(MARKER)).unwrap();
+        fs::remove_file(root.join("state")).unwrap();
+        assert_eq!(take_over(root, &owner("crane", 3), true).unwrap_err().reason, Reason::ResumeFailed);
+        assert!(!root.join(MARKER).exists(), "nothing is begun");
     }
 
     #[test]
@@ -172,7 +202,7 @@ mod tests {
         let root = directory.path();
         fs::create_dir(root.join(LOST_AND_FOUND)).unwrap();
         fs::write(root.join(UNFINISHED), "").unwrap();
-        drop(take_over(root, &owner("crane", 1)).unwrap());
+        drop(take_over(root, &owner("crane", 1), false).unwrap());
         assert_eq!((look(root).unwrap(), names(root)), (Content::Of(owner("crane", 1)), vec![LOST_AND_FOUND.to_owned()]));
 
         fs::create_dir_all(root.join("overlay2/a")).unwrap();
@@ -180,9 +210,9 @@ mod tests {
         symlink(elsewhere.path(), root.join("overlay2/a/diff")).unwrap();
         symlink(elsewhere.path(), root.join("link")).unwrap();
         fs::write(root.join("nestling-created"), "crane").unwrap();
-        drop(take_over(root, &owner("crane", 1)).unwrap());
+        drop(take_over(root, &owner("crane", 1), false).unwrap());
         assert_eq!(names(root).len(), 4, "the same attempt finds what it left");
-        drop(take_over(root, &owner("crane", 2)).unwrap());
+        drop(take_over(root, &owner("crane", 2), false).unwrap());
         assert_eq!((look(root).unwrap(), names(root)), (Content::Of(owner("crane", 2)), vec![LOST_AND_FOUND.to_owned()]));
         assert_eq!(names(elsewhere.path()), ["kept"], "what was linked is not the volume's");
     }
@@ -192,28 +222,28 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         fs::write(root.join("photos"), "").unwrap();
-        let refusal = take_over(root, &owner("crane", 1)).unwrap_err();
+        let refusal = take_over(root, &owner("crane", 1), false).unwrap_err();
         assert_eq!((refusal.reason, names(root), root.join(MARKER).exists()), (Reason::DataRootForeign, vec!["photos".to_owned()], false));
         mark(root, &owner("heron", 1)).unwrap();
-        assert_eq!(take_over(root, &owner("crane", 1)).unwrap_err().reason, Reason::DataRootForeign);
+        assert_eq!(take_over(root, &owner("crane", 1), false).unwrap_err().reason, Reason::DataRootForeign);
         fs::write(root.join(MARKER), "").unwrap();
-        assert_eq!(take_over(root, &owner("crane", 1)).unwrap_err().reason, Reason::DataRootForeign);
+        assert_eq!(take_over(root, &owner("crane", 1), false).unwrap_err().reason, Reason::DataRootForeign);
         assert_eq!((names(root), fs::read(root.join(MARKER)).unwrap()), (vec!["photos".to_owned()], vec![]));
     }
 
     #[test]
     fn two_never_work_on_one_volume() {
         let directory = tempfile::tempdir().unwrap();
-        let first = take_over(directory.path(), &owner("crane", 1)).unwrap();
-        assert_eq!(take_over(directory.path(), &owner("crane", 2)).unwrap_err().reason, Reason::DataRootInUse);
+        let first = take_over(directory.path(), &owner("crane", 1), false).unwrap();
+        assert_eq!(take_over(directory.path(), &owner("crane", 2), false).unwrap_err().reason, Reason::DataRootInUse);
         assert_eq!(look(directory.path()).unwrap(), Content::Of(owner("crane", 1)));
         drop(first);
-        assert!(take_over(directory.path(), &owner("crane", 2)).is_ok());
+        assert!(take_over(directory.path(), &owner("crane", 2), false).is_ok());
     }
 
     #[test]
     fn a_volume_that_cannot_be_read_is_named() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(take_over(&directory.path().join("none"), &owner("crane", 1)).unwrap_err().reason, Reason::DataRootUnsupported);
+        assert_eq!(take_over(&directory.path().join("none"), &owner("crane", 1), false).unwrap_err().reason, Reason::DataRootUnsupported);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::auth::DockerCredentials;
@@ -13,7 +14,7 @@ use bollard::models::{
     NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest, RestartPolicy, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{
-    CreateImageOptions, DownloadFromContainerOptions, EventsOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions,
+    CreateImageOptions, DownloadFromContainerOptions, EventsOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions, StopContainerOptions,
 };
 use futures::{Stream, StreamExt, TryStreamExt};
 use ipnet::Ipv4Net;
@@ -24,6 +25,9 @@ use super::DOCKER_SOCKET;
 
 /// kind's network (`fixedNetworkName` in its Docker provider).
 pub const NETWORK: &str = "kind";
+
+/// What sets a network's MTU.
+const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 
 /// kind's labels on node containers: the cluster, and the node's role.
 const CLUSTER_LABEL: &str = "io.x-k8s.kind.cluster";
@@ -99,7 +103,8 @@ impl Docker {
         timeout(Duration::from_secs(5), self.short.ping()).await.is_ok_and(|answer| answer.is_ok())
     }
 
-    /// Makes kind's network with a range of our choice, as kind would make it otherwise (`createNetwork` in its Docker provider).
+    /// Makes kind's network with a range of our choice, as kind would make it otherwise (`createNetwork` in its Docker provider). One that is there and is not
+    /// so is made anew, which Docker refuses while a container is in it.
     ///
     /// # Errors
     /// Docker's.
@@ -107,7 +112,8 @@ impl Docker {
         match self.short.inspect_network(NETWORK, None).await {
             Ok(network) => {
                 let subnets = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
-                if subnets.iter().any(|have| have.subnet.as_deref() == Some(&subnet.to_string())) {
+                let has_mtu = network.options.unwrap_or_default().get(MTU_OPTION) == Some(&mtu.to_string());
+                if has_mtu && subnets.iter().any(|have| have.subnet.as_deref() == Some(&subnet.to_string())) {
                     return Ok(());
                 }
                 self.short.remove_network(NETWORK).await?;
@@ -115,7 +121,7 @@ impl Docker {
             Err(Bollard::DockerResponseServerError { status_code: 404, .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        let options = [("com.docker.network.bridge.enable_ip_masquerade", "true".to_owned()), ("com.docker.network.driver.mtu", mtu.to_string())];
+        let options = [("com.docker.network.bridge.enable_ip_masquerade", "true".to_owned()), (MTU_OPTION, mtu.to_string())];
         let range = IpamConfig { subnet: Some(subnet.to_string()), ..IpamConfig::default() };
         let request = NetworkCreateRequest {
             name: NETWORK.to_owned(),
@@ -202,12 +208,32 @@ impl Docker {
         networks.get(NETWORK)?.ip_address.as_ref()?.parse().ok()
     }
 
+    /// Directory in the pod of the volume that a container has at this path; `None` if it has none.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn directory(&self, container: &str, path: &str) -> Result<Option<PathBuf>, Error> {
+        let mounts = self.short.inspect_container(container, None).await?.mounts.unwrap_or_default();
+        let mount = mounts.into_iter().find(|mount| mount.destination.as_deref() == Some(path) && mount.name.is_some());
+        Ok(mount.and_then(|mount| mount.source).map(PathBuf::from))
+    }
+
     /// Starts a container. One that runs is left alone.
     ///
     /// # Errors
     /// Docker's.
     pub async fn start(&self, container: &str) -> Result<(), Error> {
         Ok(self.short.start_container(container, None).await?)
+    }
+
+    /// Stops a container, by force after `limit`. One that has stopped is left alone.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn stop(&self, container: &str, limit: Duration) -> Result<(), Error> {
+        let options = StopContainerOptions { signal: None, t: i32::try_from(limit.as_secs()).ok() };
+        let stop = self.long.stop_container(container, Some(options));
+        within(limit + SHORT, &format!("the end of {container}"), stop).await
     }
 
     /// Keeps Docker from starting a container by itself, as kind lets it do once (`--restart=on-failure:1`): from now on that is up to the agent.

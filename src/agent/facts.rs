@@ -306,7 +306,7 @@ eth0\t0000F40A\t0100F40A\t0003\t0\t0\t0\t0000FFFF\t0\t0\t0
 
     /// What is said of this reason about the machine as this process sees it.
     fn told(reason: Reason, data_root: &str) -> Vec<Finding> {
-        let demand = Demand { nodes: 1, allow_cgroup_v1: true, network: None };
+        let demand = Demand { nodes: 1, allow_cgroup_v1: true, network: None, there: false };
         examine(&gather(data_root), demand).into_iter().filter(|finding| finding.reason == reason && finding.severity == Severity::Problem).collect()
     }
 

@@ -15,8 +15,9 @@ use nestling_core::plan::wire::{AgentFailure, DeadContainer};
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::docker::{Container, Docker, Error};
+use super::docker::{Container, Docker};
 use super::failure::evident;
+use super::nodes;
 use super::report::Report;
 
 /// Pause before the second start in a row; doubles with each further one.
@@ -45,9 +46,6 @@ const EVIDENCE: u32 = 60;
 
 /// Time for reading them.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
-
-/// What Docker says of a fixed address that somebody else has.
-const TAKEN: &str = "Address already in use";
 
 /// Whether the containers of a cluster are meant to run. Whoever stops or freezes them on purpose says so here first, and again when they run.
 #[derive(Clone, Debug)]
@@ -223,8 +221,7 @@ impl Keeper<'_> {
             Next::Wait(wait) => Ok(Some(wait)),
             Next::Start => {
                 past.starts += 1;
-                let started = start(self.docker, name, self.addresses.get(name).copied()).await;
-                match started {
+                match nodes::start_again(self.docker, name, self.addresses.get(name).copied()).await {
                     Ok(()) => past.started = Some(Instant::now()),
                     Err(error) => {
                         tracing::warn!(name, "it cannot be started: {error}");
@@ -255,21 +252,6 @@ fn rank(role: &str) -> u8 {
         "control-plane" => 0,
         "external-load-balancer" => 1,
         _ => 2,
-    }
-}
-
-/// Starts a container that has stopped, at this address.
-async fn start(docker: &Docker, name: &str, address: Option<Ipv4Addr>) -> Result<(), Error> {
-    docker.leave_network(name).await?;
-    docker.join_network(name, address).await?;
-    match docker.start(name).await {
-        Err(error) if error.to_string().contains(TAKEN) => {
-            tracing::warn!(name, "its address is taken; it gets another one, and kind's entrypoint has to repair the node");
-            docker.leave_network(name).await?;
-            docker.join_network(name, None).await?;
-            docker.start(name).await
-        }
-        done => done,
     }
 }
 

@@ -144,7 +144,7 @@ impl Kind {
     }
 
     /// What the nodes themselves say.
-    async fn evidence(&self, docker: &Docker) -> Vec<String> {
+    pub async fn evidence(&self, docker: &Docker) -> Vec<String> {
         let journals = ["kubelet", "containerd"].map(|unit| ["journalctl", "--no-pager", "--output", "cat", "-n", "40", "-u", unit]);
         let journals = &journals;
         let containers = docker.containers(&self.cluster).await.unwrap_or_default();

@@ -3,17 +3,19 @@
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures::future::join_all;
+use jiff::Timestamp;
 use nestling_core::api::kind_config::{KindConfig, KindNode};
 use nestling_core::api::reasons::Reason;
 use nestling_core::plan::classify::classify;
 use nestling_core::plan::egress::Guard;
 use nestling_core::plan::kind_config::{self, NodeHost};
+use nestling_core::plan::resume::Made;
 use nestling_core::plan::wire::{
     AGENT_PORT, API_PORT, AgentFailure, AgentSettings, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, SETTINGS_FILE, Stage, TERMINATION_LOG,
 };
@@ -26,17 +28,18 @@ use super::data_root::{self, Owner};
 use super::docker::Docker;
 use super::dockerd::{self, Dockerd};
 use super::facts::{self, Facts, Surroundings};
-use super::failure::{evident, failure, from_problem, leave};
+use super::failure::{evident, failure, from_problem, judge, leave};
 use super::fault::disabled;
 use super::keeper::{self, Intent};
 use super::kind::Kind;
 use super::nested::{Connector, Nested};
+use super::nodes::{self, Landing};
 use super::registries::Registries;
 use super::relay::{Relay, Resolve};
 use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
-use super::{RUN_DIRECTORY, cgroup, egress, image, init, keys, network, node_files, output, policy_probe, preflight, storage, store, teardown};
+use super::{RUN_DIRECTORY, cgroup, egress, image, init, keys, made, network, node_files, output, policy_probe, preflight, storage, store, teardown};
 
 /// How long a failed agent stays to be asked, in the end nobody came.
 const LINGER: Duration = Duration::from_mins(10);
@@ -50,8 +53,11 @@ const CREATION_LIMIT: Duration = Duration::from_hours(1);
 /// Time for the API server after kind has ended, which has waited for it itself.
 const SETTLE_LIMIT: Duration = Duration::from_mins(2);
 
-/// Time for a cluster of an earlier run to come up again.
-const ADOPTION_LIMIT: Duration = Duration::from_secs(90);
+/// Time for a cluster that was there before to come up again. Its API server takes ten seconds on an idle machine, and minutes on one where many come back.
+const RETURN_LIMIT: Duration = Duration::from_mins(5);
+
+/// Time for a node to stop.
+const NODE_STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// Pause between two looks at a server that is up, and at one that is down.
 const PROBE_PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
@@ -99,14 +105,17 @@ fn remember(failure: &AgentFailure) {
 async fn operate() -> Result<ExitCode, AgentFailure> {
     let broken = |error: String| failure(Reason::AgentCrashed, error);
     let mut stop = Stop::new().map_err(|error| broken(format!("no signals: {error}")))?;
-    let settings = read_settings().map_err(broken)?;
+    let told = read_settings().map_err(broken)?;
+    let made = made::read(Path::new(DATA_ROOT)).filter(|made| made.is_for(&told));
+    let settings = made.as_ref().map_or_else(|| told.clone(), |made| made.taken_over(&told));
     let report = Report::new(&settings);
+    report.update(|report| report.outdated = made.as_ref().map_or_else(Vec::new, |made| made.differences(&told)));
     let (alive, heartbeat) = watch::channel(Instant::now());
 
     let tls = server::tls(Path::new(KEYS_DIRECTORY)).map_err(|error| broken(error.to_string()))?;
     let operator = server::listen(port(AGENT_PORT)).await.map_err(|error| broken(error.to_string()))?;
     let kubelet = server::listen(port(HEALTH_PORT)).await.map_err(|error| broken(error.to_string()))?;
-    let _operator = AbortOnDropHandle::new(tokio::spawn(server::serve_operator(operator, tls, report.subscribe())));
+    let _operator = AbortOnDropHandle::new(tokio::spawn(server::serve_operator(operator, tls, report.clone())));
     let health = Health { report: report.subscribe(), alive: heartbeat };
     let _health = AbortOnDropHandle::new(tokio::spawn(server::serve_health(kubelet, health)));
 
@@ -115,6 +124,7 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
         kind: Kind::new(&settings.cluster_name),
         registries,
         settings,
+        made,
         report,
         intent: Intent::default(),
         data_root: OnceLock::new(),
@@ -144,7 +154,7 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
         machine.report.enter(Stage::Terminating);
         machine.report.update(|report| report.control_plane_ready = false);
         if let Some(dockerd) = machine.dockerd.get() {
-            teardown::run(&machine.kind, &machine.settings.cluster_name, dockerd).await;
+            teardown::run(&machine.kind, &machine.settings.cluster_name, machine.keeps(), dockerd).await;
         }
         failed
     };
@@ -185,7 +195,10 @@ impl Stop {
 }
 
 struct Machine {
+    /// What the pod was told, but for what is fixed in a cluster that is there already.
     settings: AgentSettings,
+    /// What the cluster that is there already was made with.
+    made: Option<Made>,
     report: Report,
     kind: Kind,
     registries: Registries,
@@ -253,8 +266,9 @@ impl Machine {
         let ground = Ground { host: node_host(&facts, &pki, storage::is_own(&self.settings, &facts)), token, mtu: facts.mtu.unwrap_or(DEFAULT_MTU) };
 
         self.report.enter(Stage::Dockerd);
-        lay_out_store().await?;
-        let restricted = !facts.missing_capabilities.is_empty();
+        lay_out_store(self.settings.persistent).await?;
+        // A node keeps the runtime that it was made with, and may come back on a host that withholds what this one grants.
+        let restricted = self.settings.persistent || !facts.missing_capabilities.is_empty();
         let registries = self.registries.daemon();
         let settings = dockerd::Settings { network: self.settings.network.clone(), mtu: ground.mtu, restricted, registries, programs: programs.clone() };
         let dockerd = dockerd::start(&settings)?;
@@ -271,23 +285,40 @@ impl Machine {
         }
     }
 
+    /// Whether the cluster stays on its volume when the pod ends.
+    fn keeps(&self) -> bool {
+        let ordered = self.report.subscribe().borrow().orders.as_ref().and_then(|orders| orders.received.keep);
+        self.settings.persistent && ordered.unwrap_or(self.settings.keep)
+    }
+
     /// Takes over a data-root that earlier pods may have worked on.
     async fn take_data_root(&self) -> Result<(), AgentFailure> {
         if !self.settings.persistent {
             return Ok(());
         }
         let owner = Owner { cluster_uid: self.settings.cluster_uid.clone(), attempt: self.settings.attempt };
-        let taken = tokio::task::spawn_blocking(move || data_root::take_over(Path::new(DATA_ROOT), &owner)).await;
+        let resume = self.settings.resume;
+        let taken = tokio::task::spawn_blocking(move || data_root::take_over(Path::new(DATA_ROOT), &owner, resume)).await;
         let lock = taken.map_err(|error| failure(Reason::AgentCrashed, format!("the look at the volume ended early: {error}")))??;
         self.data_root.get_or_init(|| lock);
+        if resume && self.made.is_none() {
+            return Err(failure(Reason::ResumeFailed, "the volume holds no whole cluster"));
+        }
         Ok(())
     }
 
     async fn preflight(&self) -> Result<Facts, AgentFailure> {
         let facts = tokio::task::spawn_blocking(|| facts::gather(DATA_ROOT)).await;
         let facts = facts.map_err(|error| failure(Reason::AgentCrashed, format!("the checks ended early: {error}")))?;
-        let demand =
-            preflight::Demand { nodes: self.nodes().len() as u64, allow_cgroup_v1: self.settings.allow_cgroup_v1, network: Some(&self.settings.network) };
+        if let Some(made) = &self.made {
+            made.check(facts.cgroup == cgroup::Version::V2).map_err(|problem| from_problem(&problem))?;
+        }
+        let demand = preflight::Demand {
+            nodes: self.nodes().len() as u64,
+            allow_cgroup_v1: self.settings.allow_cgroup_v1,
+            network: Some(&self.settings.network),
+            there: self.made.is_some(),
+        };
         let mut warnings = preflight::check(&facts, demand).map_err(|problem| from_problem(&problem))?;
         if self.settings.persistent && !storage::is_own(&self.settings, &facts) {
             warnings.push(storage::SHARED.to_owned());
@@ -317,42 +348,63 @@ impl Machine {
 
     /// Brings the cluster up, or an earlier one back, and serves it.
     async fn cluster(&self, docker: &Docker, ground: &Ground) -> Result<Infallible, AgentFailure> {
-        if let Some(nested) = self.adopt(docker).await? {
-            return self.serve(docker, nested, ground).await;
+        let since = Timestamp::now();
+        if let Some(nested) = self.come_back(docker, ground).await? {
+            return self.serve(docker, nested, ground, since).await;
         }
         let (created, ()) = tokio::join!(self.create(docker, ground), self.tell_kind_version());
         let nested = created?;
-        self.mark_created();
-        self.serve(docker, nested, ground).await
+        self.note_whole(docker, ground).await;
+        self.serve(docker, nested, ground, since).await
     }
 
-    /// The cluster of an earlier run of this pod, if it was complete and comes up again. Anything else of it is removed.
-    async fn adopt(&self, docker: &Docker) -> Result<Option<Nested>, AgentFailure> {
+    /// The cluster that is there already, back at work; `None` if there is none. What does not come back is removed, unless it was to be brought back from an
+    /// earlier pod: then the attempt ends, and all stays.
+    async fn come_back(&self, docker: &Docker, ground: &Ground) -> Result<Option<Nested>, AgentFailure> {
         let docker_failed = |error: super::docker::Error| failure(Reason::DockerFailed, error.to_string());
         let found = docker.containers(&self.settings.cluster_name).await.map_err(docker_failed)?;
-        if found.is_empty() {
+        if found.is_empty() && !self.settings.resume {
             return Ok(None);
         }
-        if fs::read_to_string(marker()).is_ok_and(|uid| uid == self.settings.cluster_uid) {
-            tracing::info!("a cluster of an earlier run is there");
-            self.report.enter(Stage::WaitingForControlPlane);
-            for container in found.iter().filter(|container| container.paused) {
-                docker.thaw(&container.name).await.map_err(docker_failed)?;
-            }
-            match self.open(docker, ADOPTION_LIMIT).await {
-                Ok(nested) => {
-                    self.tell_kind_version().await;
-                    return Ok(Some(nested));
-                }
-                Err(failure) => tracing::warn!("it does not come up: {}", failure.message),
-            }
+        match self.bring_back(docker, ground, !found.is_empty()).await {
+            Ok(nested) => return Ok(Some(nested)),
+            Err(failure) if self.settings.resume => return Err(self.not_back(docker, failure).await),
+            Err(failure) => tracing::warn!("what an earlier run left is removed: {}", failure.message),
         }
-        tracing::info!("removing what an earlier run left");
-        let _ = fs::remove_file(marker());
+        made::remove(Path::new(DATA_ROOT)).map_err(|error| failure(Reason::DockerFailed, error.to_string()))?;
         for container in &found {
             docker.remove(&container.name).await.map_err(docker_failed)?;
         }
         Ok(None)
+    }
+
+    async fn bring_back(&self, docker: &Docker, ground: &Ground, found: bool) -> Result<Nested, AgentFailure> {
+        let made = self.made.as_ref().filter(|_| found);
+        let made = made.ok_or_else(|| failure(Reason::ResumeFailed, "there is no whole cluster: its nodes or the record of it are missing"))?;
+        tracing::info!("a cluster is there");
+        self.report.enter(Stage::Resuming);
+        if self.settings.resume {
+            // Those that Docker has started by itself know nothing of this machine.
+            nodes::stop(docker, &self.settings.cluster_name, NODE_STOP_LIMIT).await;
+        }
+        nodes::bring_back(docker, &self.settings.cluster_name, &self.landing(ground, made)).await?;
+        let nested = self.open(docker, RETURN_LIMIT).await?;
+        self.tell_kind_version().await;
+        Ok(nested)
+    }
+
+    /// What nodes that come back have to know of this machine.
+    fn landing(&self, ground: &Ground, made: &Made) -> Landing {
+        let addresses = made.addresses.keys().filter_map(|name| Some((name.clone(), made.address(name)?))).collect();
+        let reserved = kind_config::reserved(&self.settings, &ground.host, &self.nodes());
+        Landing { network: self.settings.network.nodes, mtu: ground.mtu, reserved, addresses }
+    }
+
+    /// Why the cluster is not back, with what its nodes say about it.
+    async fn not_back(&self, docker: &Docker, failed: AgentFailure) -> AgentFailure {
+        let logs: Vec<String> = std::iter::once(failed.log_tail).chain(self.kind.evidence(docker).await).collect();
+        let (reason, log) = judge(&logs, Reason::ResumeFailed);
+        evident(reason, format!("the cluster does not come back: {}", failed.message), log)
     }
 
     async fn tell_kind_version(&self) {
@@ -360,10 +412,19 @@ impl Machine {
         self.report.update(|report| report.kind_version = version);
     }
 
-    /// Notes that the cluster is complete, beside its data.
-    fn mark_created(&self) {
-        if let Err(error) = fs::write(marker(), &self.settings.cluster_uid) {
-            tracing::warn!("cannot note that the cluster is complete: {error}");
+    /// Notes that the cluster is whole, beside its data, and how it can be brought back.
+    async fn note_whole(&self, docker: &Docker, ground: &Ground) {
+        let addresses = nodes::addresses(docker, &self.settings.cluster_name).await;
+        if self.settings.persistent {
+            for name in addresses.keys() {
+                if let Err(error) = docker.leave_starts_to_us(name).await {
+                    tracing::warn!("Docker may start {name} by itself: {error}");
+                }
+            }
+        }
+        let made = Made::new(self.settings.clone(), ground.host.cgroup_v2, addresses);
+        if let Err(error) = made::write(Path::new(DATA_ROOT), &made) {
+            tracing::warn!("cannot note that the cluster is whole: {error}");
         }
     }
 
@@ -459,7 +520,8 @@ impl Machine {
         }
     }
 
-    async fn serve(&self, docker: &Docker, nested: Nested, ground: &Ground) -> Result<Infallible, AgentFailure> {
+    /// Serves the cluster; what its nodes have said `since` counts.
+    async fn serve(&self, docker: &Docker, nested: Nested, ground: &Ground, since: Timestamp) -> Result<Infallible, AgentFailure> {
         let mut names = self.control_planes();
         if names.len() > 1 {
             // It stands before all of them; while it is dead, they are asked themselves.
@@ -471,7 +533,7 @@ impl Machine {
         self.report.enter(Stage::Serving);
         tokio::select! {
             never = relay.run() => match never {},
-            () = nested.follow_nodes(&self.report) => Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
+            () = nested.follow_nodes(&self.report, since) => Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
             never = self.probe(&nested) => match never {},
             failure = keeper::keep(docker, &self.settings.cluster_name, &self.intent, &self.report) => Err(failure),
             never = storage::watch(ground.host.own_disk, self.settings.limits.storage_bytes, &self.report) => match never {},
@@ -519,20 +581,15 @@ fn node_host(facts: &Facts, pki: &Path, own_disk: bool) -> NodeHost {
     }
 }
 
-/// Gives the data-root the node images that the pod image carries.
-async fn lay_out_store() -> Result<(), AgentFailure> {
-    let laid_out = tokio::task::spawn_blocking(store::lay_out).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+/// Gives the data-root the node images that the pod image carries, as its own where it outlives the pod and its image.
+async fn lay_out_store(own: bool) -> Result<(), AgentFailure> {
+    let laid_out = tokio::task::spawn_blocking(move || store::lay_out(own)).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
     let outcome = laid_out.map_err(|error| {
         let said = error.to_string();
         evident(classify(&said, Reason::DockerFailed), "the node images of the pod image cannot be laid out", &said)
     })?;
     tracing::info!(?outcome, "node images of the pod image");
     Ok(())
-}
-
-/// Beside the cluster's data, with which it comes and goes.
-fn marker() -> PathBuf {
-    Path::new(DATA_ROOT).join("nestling-created")
 }
 
 /// Deletes the joining tokens once all nodes have joined; then rests.

@@ -29,10 +29,12 @@ mod keys;
 mod kind;
 mod loop_devices;
 mod machine;
+mod made;
 mod mountinfo;
 mod nested;
 mod network;
 mod node_files;
+mod nodes;
 pub mod oci_runtime;
 mod output;
 mod policy_probe;
@@ -54,7 +56,7 @@ const DOCKER_SOCKET: &str = "/run/docker.sock";
 
 /// Looks at the host as every cluster's pod does first, and prints the findings as one line of JSON.
 pub fn examine(allow_cgroup_v1: bool) -> ExitCode {
-    let findings = preflight::examine(&facts::gather(DATA_ROOT), preflight::Demand { nodes: 1, allow_cgroup_v1, network: None });
+    let findings = preflight::examine(&facts::gather(DATA_ROOT), preflight::Demand { nodes: 1, allow_cgroup_v1, network: None, there: false });
     match serde_json::to_string(&findings) {
         Ok(line) => println!("{line}"),
         Err(error) => {

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Secret};
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleRef, Subject};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::config::{AuthInfo, Cluster, Context, KubeConfigOptions, Kubeconfig, KubeconfigError, NamedAuthInfo, NamedCluster, NamedContext};
 use kube::runtime::WatchStreamExt;
@@ -178,11 +180,12 @@ impl Nested {
         Ok(())
     }
 
-    /// Keeps the report's nodes as the API server lists them, until dropped. Watches anew when the connection breaks.
-    pub async fn follow_nodes(&self, report: &Report) {
+    /// Keeps the report's nodes as the API server lists them, until dropped. Watches anew when the connection breaks. A node that was ready before a cluster came
+    /// back still looks so for most of a minute: it counts when it has said so `since`.
+    pub async fn follow_nodes(&self, report: &Report, since: Timestamp) {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let mut events = std::pin::pin!(watcher::watcher(nodes, watcher::Config::default()).default_backoff().into_stream());
-        let mut known = Nodes::default();
+        let mut known = Nodes { since, ..Nodes::default() };
         while let Some(event) = events.next().await {
             // After an error the watcher tries again; what is wrong shows in `/readyz`.
             if let Ok(event) = event {
@@ -196,6 +199,7 @@ impl Nested {
 /// The nodes that were seen, and those of a list that is still being read.
 #[derive(Debug, Default)]
 struct Nodes {
+    since: Timestamp,
     known: BTreeMap<String, NodeReport>,
     listed: BTreeMap<String, NodeReport>,
 }
@@ -205,9 +209,9 @@ impl Nodes {
     fn apply(&mut self, event: Event<Node>) {
         match event {
             Event::Init => self.listed.clear(),
-            Event::InitApply(node) => self.listed.extend(describe(node)),
+            Event::InitApply(node) => self.listed.extend(describe(node, self.since)),
             Event::InitDone => self.known = std::mem::take(&mut self.listed),
-            Event::Apply(node) => self.known.extend(describe(node)),
+            Event::Apply(node) => self.known.extend(describe(node, self.since)),
             Event::Delete(node) => {
                 self.known.remove(&node.metadata.name.unwrap_or_default());
             }
@@ -219,11 +223,13 @@ impl Nodes {
     }
 }
 
-/// A node by its name; `None` for one without.
-fn describe(node: Node) -> Option<(String, NodeReport)> {
+/// A node by its name, ready if it has said so `since`; `None` for one without.
+fn describe(node: Node, since: Timestamp) -> Option<(String, NodeReport)> {
     let name = node.metadata.name?;
     let conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
-    let ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    // The API knows whole seconds.
+    let said = |time: Option<&Time>| time.is_some_and(|time| time.0.as_second() >= since.as_second());
+    let ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True" && said(condition.last_heartbeat_time.as_ref()));
     let control_plane = is_control_plane(&node.metadata.labels.unwrap_or_default());
     Some((name.clone(), NodeReport { name, control_plane, ready }))
 }
@@ -265,9 +271,18 @@ users:
     fn node(name: &str, ready: &str) -> Node {
         serde_json::from_value(serde_json::json!({
             "metadata": {"name": name, "labels": {"node-role.kubernetes.io/control-plane": ""}},
-            "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            "status": {"conditions": [{"type": "Ready", "status": ready, "lastHeartbeatTime": "2026-01-01T00:00:10Z"}]},
         }))
         .unwrap()
+    }
+
+    #[rstest]
+    #[case("2026-01-01T00:00:10.9Z", true)]
+    #[case("2026-01-01T00:00:11Z", false)]
+    fn a_node_that_came_back_has_to_say_that_it_is_ready(#[case] since: Timestamp, #[case] ready: bool) {
+        let mut nodes = Nodes { since, ..Nodes::default() };
+        nodes.apply(Event::Apply(node("a", "True")));
+        assert_eq!(nodes.report()[0].ready, ready);
     }
 
     #[test]

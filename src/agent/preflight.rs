@@ -48,6 +48,8 @@ pub struct Demand<'a> {
     pub allow_cgroup_v1: bool,
     /// Ranges of the cluster; `None` where there is no cluster yet.
     pub network: Option<&'a NetworkPlan>,
+    /// Whether the cluster is there already, so that the disk needs no room for it.
+    pub there: bool,
 }
 
 /// Judges the host; the result is what is worth knowing about a host that is fit.
@@ -136,7 +138,7 @@ fn data_root(facts: &Facts) -> Option<Finding> {
 
 fn disk(facts: &Facts, demand: Demand<'_>) -> Option<Finding> {
     let least = (3 + demand.nodes) * GIBIBYTE;
-    let free = facts.disk_free.filter(|free| *free < least)?;
+    let free = facts.disk_free.filter(|free| *free < least && !demand.there)?;
     Some(Finding::problem(Reason::DiskTooSmall, format!("{} MiB are free, {} node(s) need {} MiB.", free >> 20, demand.nodes, least >> 20)))
 }
 
@@ -176,7 +178,7 @@ pub mod tests {
     }
 
     fn judged(facts: &Facts, nodes: u64, allow_cgroup_v1: bool) -> Result<Vec<String>, Problem> {
-        check(facts, Demand { nodes, allow_cgroup_v1, network: Some(&settings().network) })
+        check(facts, Demand { nodes, allow_cgroup_v1, network: Some(&settings().network), there: false })
     }
 
     #[test]
@@ -221,7 +223,7 @@ pub mod tests {
     #[test]
     fn everything_is_found_at_once() {
         let facts = Facts { cgroup: Version::V1, missing_capabilities: vec!["CAP_SYS_RESOURCE"], inotify_instances: Some(64), kmsg: false, ..fit() };
-        let found = examine(&facts, Demand { nodes: 1, allow_cgroup_v1: false, network: None });
+        let found = examine(&facts, Demand { nodes: 1, allow_cgroup_v1: false, network: None, there: false });
         let reasons: Vec<Reason> = found.iter().map(|finding| finding.reason).collect();
         assert_eq!(reasons, [Reason::UnsupportedCgroupV1, Reason::CapabilityMissing, Reason::InotifyLimitTooLow, Reason::KmsgUnreadable]);
         assert!(found.iter().all(|finding| !finding.reason.remedy().is_empty()));

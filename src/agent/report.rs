@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use nestling_core::plan::wire::{AgentFailure, AgentReport, AgentSettings, SCHEMA, Stage, StageDuration};
+use nestling_core::plan::wire::{AgentFailure, AgentReport, AgentSettings, OrdersReport, SCHEMA, Stage, StageDuration};
 use tokio::sync::watch;
 
 use super::output;
@@ -27,6 +27,7 @@ impl Report {
             cluster_uid: settings.cluster_uid.clone(),
             attempt: settings.attempt,
             stage: Stage::Preflight,
+            orders: Some(OrdersReport::default()),
             ..AgentReport::default()
         };
         Self { sender: watch::Sender::new(report), entered: Arc::new(Mutex::new(Instant::now())) }
@@ -53,6 +54,11 @@ impl Report {
             }
             changed
         });
+    }
+
+    /// Changes what is said of the orders.
+    pub fn update_orders(&self, change: impl FnOnce(&mut OrdersReport)) {
+        self.update(|report| change(report.orders.get_or_insert_default()));
     }
 
     /// Goes on to a stage.
@@ -124,6 +130,8 @@ pub mod tests {
             registries: vec![],
             egress: EgressPlan::default(),
             persistent: false,
+            resume: false,
+            keep: false,
         }
     }
 

@@ -1,17 +1,17 @@
-//! What others may ask the agent: the operator over mTLS for the report, the kubelet in the clear for its health.
+//! What others may ask the agent: the operator over mTLS for the report and to take orders, the kubelet in the clear for its health.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Query, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{get, put};
 use axum::{Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use nestling_core::plan::wire::{AgentReport, MAX_WAIT_SECONDS, OPERATOR_NAME, STATUS_PATH, Stage, keys};
+use nestling_core::plan::wire::{AgentReport, MAX_WAIT_SECONDS, OPERATOR_NAME, ORDERS_LIMIT, ORDERS_PATH, Orders, STATUS_PATH, Stage, keys};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -22,6 +22,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::report::Report;
 
 /// Most connections at once. There is one operator.
 const CONNECTIONS: usize = 32;
@@ -94,9 +96,9 @@ pub fn tls(keys_directory: &Path) -> Result<TlsAcceptor, Error> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Serves the report to the operator, for ever.
-pub async fn serve_operator(listener: TcpListener, tls: TlsAcceptor, report: watch::Receiver<AgentReport>) {
-    let router = Router::new().route(STATUS_PATH, get(status)).with_state(report);
+/// Serves the report to the operator and takes its orders, for ever.
+pub async fn serve_operator(listener: TcpListener, tls: TlsAcceptor, report: Report) {
+    let router = router(report);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok((stream, peer)) = listener.accept().await else {
@@ -134,6 +136,10 @@ fn is_operator(certificate: &[u8]) -> bool {
         || names.into_iter().flatten().any(|name| matches!(name, GeneralName::DNSName(name) if *name == OPERATOR_NAME))
 }
 
+fn router(report: Report) -> Router {
+    Router::new().route(STATUS_PATH, get(status)).route(ORDERS_PATH, put(take_orders)).layer(DefaultBodyLimit::max(ORDERS_LIMIT)).with_state(report)
+}
+
 #[derive(Debug, Deserialize)]
 struct LongPoll {
     after: Option<u64>,
@@ -143,12 +149,20 @@ struct LongPoll {
 
 /// Answers when the report is another than the one that the client has. Not only when it is newer: an agent that was
 /// restarted counts from the beginning.
-async fn status(State(mut report): State<watch::Receiver<AgentReport>>, Query(poll): Query<LongPoll>) -> Json<AgentReport> {
+async fn status(State(report): State<Report>, Query(poll): Query<LongPoll>) -> Json<AgentReport> {
+    let mut report = report.subscribe();
     if let Some(after) = poll.after {
         let limit = Duration::from_secs(poll.wait.min(MAX_WAIT_SECONDS));
         let _ = timeout(limit, report.wait_for(|report| report.revision != after)).await;
     }
     let report = report.borrow().clone();
+    Json(report)
+}
+
+/// Notes the newest orders; whoever carries them out follows the report. Answers with what the report says then.
+async fn take_orders(State(report): State<Report>, Json(orders): Json<Orders>) -> Json<AgentReport> {
+    report.update_orders(|known| known.received = orders);
+    let report = report.subscribe().borrow().clone();
     Json(report)
 }
 
@@ -188,13 +202,13 @@ mod tests {
     use super::*;
     use axum::body::{Body, to_bytes};
     use axum::http::Request;
+    use nestling_core::api::PowerState;
     use nestling_core::plan::wire::{DeadContainer, NodeReport, StoragePressure};
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
     use rstest::rstest;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tower::ServiceExt;
 
-    use crate::agent::report::Report;
     use crate::agent::report::tests::settings;
 
     struct Authority {
@@ -239,7 +253,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_poll_waits_for_another_revision() {
         let report = Report::new(&settings());
-        let router = Router::new().route(STATUS_PATH, get(status)).with_state(report.subscribe());
+        let router = router(report.clone());
         let revision = |body: Vec<u8>| serde_json::from_slice::<AgentReport>(&body).unwrap().revision;
         let started = Instant::now();
         assert_eq!(revision(ask(&router, STATUS_PATH).await.1), 1);
@@ -251,6 +265,32 @@ mod tests {
         assert_eq!(revision(answer.1), 2);
         assert_eq!(ask(&router, "/v1/status?after=x").await.0, StatusCode::BAD_REQUEST);
         assert_eq!(ask(&router, "/v1/secrets").await.0, StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn orders_are_read_with_care_and_taken_any_number_of_times() {
+        let report = Report::new(&settings());
+        let router = router(report.clone());
+        let put = async |body: String| {
+            let request = Request::put(ORDERS_PATH).header("content-type", "application/json").body(Body::from(body)).unwrap();
+            let answer = router.clone().oneshot(request).await.unwrap();
+            (answer.status(), to_bytes(answer.into_body(), 1 << 20).await.unwrap().to_vec())
+        };
+        for _ in 0..2 {
+            let (code, body) = put(r#"{"power":"Frozen","later":1}"#.to_owned()).await;
+            assert_eq!(code, StatusCode::OK);
+            let answer: AgentReport = serde_json::from_slice(&body).unwrap();
+            let orders = answer.orders.unwrap();
+            assert_eq!((answer.revision, orders.received.power, orders.carried_out.power), (2, PowerState::Frozen, PowerState::Running));
+        }
+        for (body, expected) in [
+            (r#"{"power":"Dreaming"}"#.to_owned(), StatusCode::UNPROCESSABLE_ENTITY),
+            ("no".to_owned(), StatusCode::BAD_REQUEST),
+            (format!(r#"{{"x":"{}"}}"#, "x".repeat(ORDERS_LIMIT)), StatusCode::PAYLOAD_TOO_LARGE),
+        ] {
+            assert_eq!(put(body).await.0, expected);
+        }
+        assert_eq!(report.subscribe().borrow().revision, 2, "what is refused changes nothing");
     }
 
     #[test]
@@ -283,7 +323,7 @@ mod tests {
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve_operator(listener, tls(directory.path()).unwrap(), Report::new(&settings()).subscribe()));
+        tokio::spawn(serve_operator(listener, tls(directory.path()).unwrap(), Report::new(&settings())));
 
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ours.certificate.as_bytes()).unwrap()).unwrap();

@@ -26,7 +26,7 @@ pub enum Outcome {
     Kept,
     /// Layers are linked.
     Linked,
-    /// Layers are copied, because they cannot be stacked upon.
+    /// Layers are copied, because they cannot be stacked upon, or because the data-root is to outlive the pod image.
     Copied,
 }
 
@@ -36,12 +36,15 @@ pub fn pinned_references() -> Present {
     serde_json::from_str(&text).unwrap_or_default()
 }
 
-/// Puts the store into the data-root, before the Docker daemon starts. Blocks.
+/// Puts the store into the data-root, before the Docker daemon starts; as its `own`, if the next pod may come of another image. Blocks.
 ///
 /// # Errors
 /// What the file system says.
-pub fn lay_out() -> io::Result<Outcome> {
+pub fn lay_out(own: bool) -> io::Result<Outcome> {
     let (store, data_root) = (Path::new(STORE_DIRECTORY), Path::new(DATA_ROOT));
+    if own {
+        return lay_out_in(store, data_root, || Ok(false));
+    }
     lay_out_in(store, data_root, || layers(store)?.iter().try_fold(true, |good, layer| Ok(good && can_stack(&layer.join(FILES), data_root)?)))
 }
 

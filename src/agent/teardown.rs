@@ -13,6 +13,7 @@ use super::fault::disabled;
 use super::kind::Kind;
 use super::loop_devices;
 use super::mountinfo::{self, Mount};
+use super::nodes;
 
 /// Time for thawing all containers.
 const THAW_LIMIT: Duration = Duration::from_secs(5);
@@ -23,12 +24,23 @@ const DELETE_LIMIT: Duration = Duration::from_secs(45);
 /// Time for removing what kind left.
 const REMOVE_LIMIT: Duration = Duration::from_secs(15);
 
-/// Takes the cluster and Docker down, within about 105 seconds at worst; the pod has 120. Never fails: what cannot be removed is
-/// told in the log, and the rest goes on.
-pub async fn run(kind: &Kind, cluster: &str, dockerd: &Dockerd) {
+/// Time for a node of a cluster that stays to end its work and to write down its state. Workers and control planes end one after the other.
+const NODE_LIMIT: Duration = Duration::from_secs(25);
+
+/// Time for all of them, after which Docker ends them by force; state that is on the volume survives that, too.
+const STOP_LIMIT: Duration = Duration::from_mins(1);
+
+/// Takes the cluster and Docker down, within about 105 seconds at worst; the pod has 120. A cluster that is to stay on its volume (`keep`) is only
+/// stopped. Never fails: what cannot be removed is told in the log, and the rest goes on.
+pub async fn run(kind: &Kind, cluster: &str, keep: bool, dockerd: &Dockerd) {
     let devices = if disabled("loop-devices") { Vec::new() } else { loop_devices::find().await };
     if let Ok(Ok(docker)) = timeout(THAW_LIMIT, Docker::connect()).await {
-        remove_cluster(kind, cluster, &docker).await;
+        if keep {
+            let stopped = timeout(STOP_LIMIT, nodes::stop(&docker, cluster, NODE_LIMIT)).await;
+            tracing::info!(in_order = stopped.unwrap_or(false), "the cluster stays on its volume");
+        } else {
+            remove_cluster(kind, cluster, &docker).await;
+        }
     }
     dockerd.stop().await;
     unmount();

@@ -19,15 +19,18 @@ use nestling_core::plan::observed::Observed;
 use nestling_core::plan::problem::Problem;
 use nestling_core::plan::registries::{self, RegistriesPlan};
 use nestling_core::plan::settle::Outcome;
+use nestling_core::plan::wire::Orders;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::info;
 
+use super::agent_client::AgentError;
 use super::backoff::Held;
 use super::call::{CallError, Trouble, call};
 use super::metrics::Metrics;
 use super::observe::owner_uid;
 use super::pki::{Authority, PkiError, cluster_keys};
+use super::reports::Reports;
 use super::{fault, kubeconfig, patches};
 
 /// Writes.
@@ -36,6 +39,8 @@ pub struct Actor {
     pub client: Client,
     /// The authority behind the agents' certificates.
     pub agents: Authority,
+    /// Towards the agents.
+    pub reports: Arc<Reports>,
     /// Counts steps.
     pub metrics: Arc<Metrics>,
 }
@@ -151,6 +156,7 @@ impl Actor {
             Step::CreatePod(pod) => return self.create_pod(seen, pod).await.map(|pod| Some(Step::CreatePod(Box::new(pod)))),
             Step::PublishKubeconfig(plan) => acted.outcome.kubeconfig_expires = Some(self.publish(seen, plan).await?),
             Step::RetractKubeconfig { secret } => self.retract(seen, secret).await?,
+            Step::Order(orders) => self.order(seen, orders).await?,
             Step::Expire => acted.cluster = Some(self.expire(seen).await?),
             Step::Delete(child) => self.delete(seen, child).await?,
         }
@@ -178,6 +184,19 @@ impl Actor {
             Err(error) if error.is_gone() => Err(StepError::CutShort(CutShort::Gone)),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Tells the agent of the current pod what is wanted of it.
+    async fn order(&self, seen: &Observed, orders: &Orders) -> Result<(), StepError> {
+        let pod = seen.children.current_pod().ok_or(STALE)?;
+        self.reports.order(&seen.identity, pod, orders).await.map_err(|error| {
+            let reason = match error {
+                // No such path, or a wish that it has never heard of.
+                AgentError::Refused(_) => Reason::AgentOutdated,
+                _ => Reason::AgentUnreachable,
+            };
+            StepError::Problem(Problem::new(reason, error.to_string()))
+        })
     }
 
     /// An API of the clusters namespace.
@@ -380,6 +399,8 @@ mod tests {
     use nestling_core::plan::settings::Settings;
     use serde_json::{Value, json};
 
+    use crate::operator::agent_client;
+    use crate::operator::key::Triggers;
     use crate::operator::mock::{Answer, Mock};
 
     const UID: &str = "0b5c5c4e-0000-4000-8000-000000000001";
@@ -396,11 +417,16 @@ mod tests {
         Observed { cluster, identity, settings: Arc::new(settings), children: Children::default(), report: None, turn: Turn::Granted }
     }
 
+    fn actor(client: Client) -> Actor {
+        let agents = Authority::new("agents", Timestamp::now()).unwrap();
+        let reports = Reports::new(agent_client::tests::client(&agents), None, Triggers::new().0, Arc::new(Metrics::new()));
+        Actor { client, agents, reports, metrics: Arc::new(Metrics::new()) }
+    }
+
     async fn act<F: Future<Output = ()> + Send + 'static>(seen: &Observed, step: Step, script: impl FnOnce(Mock) -> F) -> Acted {
         let (client, mock) = Mock::new();
         let server = tokio::spawn(script(mock));
-        let agents = Authority::new("agents", Timestamp::now()).unwrap();
-        let actor = Actor { client, agents, metrics: Arc::new(Metrics::new()) };
+        let actor = actor(client);
         let plan = Plan { steps: vec![step], wake_at: None };
         let acted = tokio::time::timeout(std::time::Duration::from_secs(20), actor.act(seen, plan.steps, None)).await.expect("act is bounded");
         server.await.unwrap();
@@ -697,7 +723,7 @@ mod tests {
     #[tokio::test]
     async fn a_held_step_is_not_tried_but_its_problem_stands() {
         let (client, mock) = Mock::new();
-        let actor = Actor { client, agents: Authority::new("agents", Timestamp::now()).unwrap(), metrics: Arc::new(Metrics::new()) };
+        let actor = actor(client);
         let held = Held { step: "CreatePod", generation: 1, problem: Problem::new(Reason::PodSecurity, "no") };
         let acted = actor.act(&seen(&[]), vec![pod()], Some(&held)).await;
         assert!(acted.held && acted.outcome.failed.is_some_and(|(_, problem)| problem == held.problem));
@@ -711,8 +737,7 @@ mod tests {
             mock.expect("POST", "/api/v1/namespaces/clusters/pods", Answer::refused(403, "Forbidden", "violates PodSecurity \"baseline:latest\"")).await;
             mock.done().await;
         });
-        let agents = Authority::new("agents", Timestamp::now()).unwrap();
-        let actor = Actor { client, agents, metrics: Arc::new(Metrics::new()) };
+        let actor = actor(client);
         let acted = actor.act(&seen(&[]), vec![pod(), Step::CreateKeys], None).await;
         assert_eq!(acted.outcome.failed.unwrap().1.reason, Reason::PodSecurity);
         server.await.unwrap();

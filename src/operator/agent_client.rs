@@ -1,16 +1,16 @@
-//! Asking one agent for its report: HTTP over mutual TLS. What it answers is untrusted: users are root in its pod.
+//! Asking one agent for its report and giving it orders: HTTP over mutual TLS. What it answers is untrusted: users are root in its pod.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::HOST;
+use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
-use nestling_core::plan::wire::{AgentReport, REPORT_LIMIT, STATUS_PATH};
+use nestling_core::plan::wire::{AgentReport, ORDERS_PATH, Orders, REPORT_LIMIT, STATUS_PATH};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -83,7 +83,7 @@ pub struct AgentClient(TlsConnector);
 
 /// An open connection; closed when dropped.
 pub struct Connection {
-    sender: SendRequest<Empty<Bytes>>,
+    sender: SendRequest<Full<Bytes>>,
     driver: AbortHandle,
 }
 
@@ -112,15 +112,29 @@ impl AgentClient {
     pub async fn ask(&self, connection: &mut Option<Connection>, target: &Target, after: Option<u64>) -> Result<AgentReport, AgentError> {
         let mut open = match connection.take().filter(|open| !open.sender.is_closed()) {
             Some(open) => open,
-            None => timeout(CONNECT, self.connect(target)).await.map_err(|_| AgentError::Unreachable("no connection in time".into()))??,
+            None => self.connect(target).await?,
         };
         let wait = after.map_or(Duration::ZERO, |_| WAIT);
-        let report = timeout(wait + GRACE, exchange(&mut open, target, after, wait)).await.map_err(|_| AgentError::TimedOut)??;
+        let uri = format!("{STATUS_PATH}?after={}&wait={}", after.unwrap_or(0), wait.as_secs());
+        let request = Request::get(uri).header(HOST, &target.server_name).body(Full::default());
+        let report = timeout(wait + GRACE, exchange(&mut open, target, request)).await.map_err(|_| AgentError::TimedOut)??;
         *connection = Some(open);
         Ok(report)
     }
 
+    /// Gives orders, over a connection of their own; answers with the report as it is then.
+    pub async fn order(&self, target: &Target, orders: &Orders) -> Result<AgentReport, AgentError> {
+        let body = serde_json::to_vec(orders).map_err(|error| AgentError::Invalid(error.to_string()))?;
+        let request = Request::put(ORDERS_PATH).header(HOST, &target.server_name).header(CONTENT_TYPE, "application/json").body(Full::from(body));
+        let mut open = self.connect(target).await?;
+        timeout(GRACE, exchange(&mut open, target, request)).await.map_err(|_| AgentError::TimedOut)?
+    }
+
     async fn connect(&self, target: &Target) -> Result<Connection, AgentError> {
+        timeout(CONNECT, self.dial(target)).await.map_err(|_| AgentError::Unreachable("no connection in time".into()))?
+    }
+
+    async fn dial(&self, target: &Target) -> Result<Connection, AgentError> {
         let unreachable = |error: std::io::Error| AgentError::Unreachable(error.into());
         let name = ServerName::try_from(target.server_name.clone()).map_err(|error| AgentError::Unreachable(error.into()))?;
         let stream = TcpStream::connect(target.address).await.map_err(unreachable)?;
@@ -134,9 +148,7 @@ impl AgentClient {
     }
 }
 
-async fn exchange(open: &mut Connection, target: &Target, after: Option<u64>, wait: Duration) -> Result<AgentReport, AgentError> {
-    let uri = format!("{STATUS_PATH}?after={}&wait={}", after.unwrap_or(0), wait.as_secs());
-    let request = Request::get(uri).header(HOST, &target.server_name).body(Empty::new());
+async fn exchange(open: &mut Connection, target: &Target, request: hyper::http::Result<Request<Full<Bytes>>>) -> Result<AgentReport, AgentError> {
     let request = request.map_err(|error| AgentError::Invalid(error.to_string()))?;
     open.sender.ready().await.map_err(AgentError::Broken)?;
     let answer = open.sender.send_request(request).await.map_err(AgentError::Broken)?;
@@ -162,10 +174,10 @@ pub mod tests {
     use super::*;
     use std::convert::Infallible;
 
-    use http_body_util::Full;
-    use hyper::Response;
     use hyper::service::service_fn;
+    use hyper::{Response, StatusCode};
     use jiff::Timestamp;
+    use nestling_core::api::PowerState;
     use nestling_core::plan::names::Identity;
     use nestling_core::plan::wire::keys;
     use rustls::ServerConfig;
@@ -179,6 +191,11 @@ pub mod tests {
 
     /// An agent on loopback that answers each request with what `body` says.
     pub async fn fake_agent(agents: &Authority, body: impl Fn(&str) -> String + Clone + Send + Sync + 'static) -> SocketAddr {
+        fake_server(agents, move |uri, _| (StatusCode::OK, body(uri))).await
+    }
+
+    /// An agent on loopback that answers each request, by its path and content.
+    pub async fn fake_server(agents: &Authority, answer: impl Fn(&str, &str) -> (StatusCode, String) + Clone + Send + Sync + 'static) -> SocketAddr {
         let identity = Identity { namespace: "marsh".into(), name: "crane".into(), uid: UID.into() };
         let made = cluster_keys(&identity, agents, Timestamp::now()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -194,12 +211,18 @@ pub mod tests {
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, body) = (acceptor.clone(), body.clone());
+                let (acceptor, answer) = (acceptor.clone(), answer.clone());
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
                     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                        let answer = body(&request.uri().to_string());
-                        async move { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer)))) }
+                        let (answer, uri) = (answer.clone(), request.uri().to_string());
+                        async move {
+                            let content = request.into_body().collect().await.unwrap().to_bytes();
+                            let (code, text) = answer(&uri, &String::from_utf8_lossy(&content));
+                            let mut response = Response::new(Full::new(Bytes::from(text)));
+                            *response.status_mut() = code;
+                            Ok::<_, Infallible>(response)
+                        }
                     });
                     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
                 });
@@ -233,6 +256,21 @@ pub mod tests {
         assert_eq!(client.ask(&mut connection, &target(address), None).await.unwrap().revision, 1);
         assert!(connection.is_some());
         assert_eq!(client.ask(&mut connection, &target(address), Some(1)).await.unwrap().revision, 2);
+    }
+
+    #[tokio::test]
+    async fn orders_are_answered_with_the_report() {
+        let agents = agents();
+        let address = fake_server(&agents, |uri, content| {
+            assert_eq!((uri, content), ("/v1/orders", r#"{"power":"Frozen"}"#));
+            (StatusCode::OK, report(7))
+        })
+        .await;
+        let orders = Orders { power: PowerState::Frozen };
+        assert_eq!(client(&agents).order(&target(address), &orders).await.unwrap().revision, 7);
+        // An agent of a release that takes none.
+        let address = fake_server(&agents, |_, _| (StatusCode::NOT_FOUND, String::new())).await;
+        assert!(matches!(client(&agents).order(&target(address), &orders).await, Err(AgentError::Refused(404))));
     }
 
     #[tokio::test]

@@ -51,6 +51,10 @@ pub struct Args {
     #[arg(long, env = "NESTLING_ALLOW_CGROUP_V1")]
     pub allow_cgroup_v1: bool,
 
+    /// Let clusters be frozen on hosts with cgroup v1, where a frozen process cannot be killed.
+    #[arg(long, env = "NESTLING_ALLOW_FREEZE_ON_CGROUP_V1")]
+    pub allow_freeze_on_cgroup_v1: bool,
+
     /// Give the clusters' pods the host's /lib/modules, read-only.
     #[arg(long, env = "NESTLING_MOUNT_MODULES")]
     pub mount_modules: bool,
@@ -169,6 +173,7 @@ impl Args {
             node_image_repository: self.node_image_repository.clone(),
             default_version: self.default_version.clone(),
             allow_cgroup_v1: self.allow_cgroup_v1,
+            allow_freeze_on_cgroup_v1: self.allow_freeze_on_cgroup_v1,
             mount_modules: self.mount_modules,
             proxy: Proxy { http: self.http_proxy.clone(), https: self.https_proxy.clone(), no: self.no_proxy.clone(), secret: self.proxy_secret.clone() },
             egress_guard: !self.no_egress_guard,

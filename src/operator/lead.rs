@@ -110,7 +110,7 @@ fn context(
     Ok(Arc::new(Context {
         client: client.clone(),
         observer: Observer { client: client.clone(), caches, settings, reports: Arc::clone(&reports) },
-        actor: Actor { client: client.clone(), agents, metrics: Arc::clone(&metrics) },
+        actor: Actor { client: client.clone(), agents, reports: Arc::clone(&reports), metrics: Arc::clone(&metrics) },
         slots: SlotQueue::new(usize::try_from(args.max_creating).unwrap_or(1), triggers),
         reports,
         events: Events::new(client.clone(), identity),

@@ -1,4 +1,4 @@
-//! What the agents say: the newest report of each cluster's current pod, and one listener per cluster that moves.
+//! What the agents say: the newest report of each cluster's current pod, and one listener per cluster that moves. And what they are told.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -8,12 +8,12 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use nestling_core::plan::names::Identity;
 use nestling_core::plan::objects::attempt_of;
-use nestling_core::plan::wire::{AGENT_PORT, AgentReport};
+use nestling_core::plan::wire::{AGENT_PORT, AgentReport, Orders};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
-use super::agent_client::{AgentClient, Target};
+use super::agent_client::{AgentClient, AgentError, Target};
 use super::key::{Key, Triggers};
 use super::metrics::Metrics;
 
@@ -70,13 +70,7 @@ impl Reports {
         let Some(entry) = entries.get_mut(key) else { return };
         let old = entry.heard.as_ref().is_none_or(|(_, at)| at.elapsed() >= OLD);
         let disagrees = entry.heard.as_ref().is_some_and(|(report, _)| report.control_plane_ready != is_ready(pod));
-        let target = self.address_of(pod).map(|address| Target {
-            pod_uid: uid,
-            address,
-            server_name: identity.agent_server_name(),
-            cluster_uid: identity.uid.clone(),
-            attempt: attempt_of(pod),
-        });
+        let target = self.target(identity, pod);
         match target.filter(|_| moving || old || disagrees) {
             None => entry.listener = None,
             Some(target) if entry.listener.as_ref().is_some_and(|(listened, _)| *listened == target) => {}
@@ -88,9 +82,35 @@ impl Reports {
         }
     }
 
+    /// Gives the agent in a pod its orders, and takes the report that it answers with.
+    ///
+    /// # Errors
+    /// If it cannot be reached, or does not take them.
+    pub async fn order(&self, identity: &Identity, pod: &Pod, orders: &Orders) -> Result<(), AgentError> {
+        let target = self.target(identity, pod).ok_or_else(|| AgentError::Unreachable("the pod has no address".into()))?;
+        let answer = self.client.order(&target, orders).await;
+        self.metrics.agent_request(answer.as_ref().map_or_else(AgentError::reason, |_| "ordered"));
+        let report = answer?;
+        let key = Key { namespace: identity.namespace.clone(), name: identity.name.clone() };
+        let new = self.newest(&key, pod).is_none_or(|known| known.revision != report.revision);
+        self.heard(&key, &target, report, new);
+        Ok(())
+    }
+
     /// The object is gone.
     pub fn forget(&self, key: &Key) {
         self.entries().remove(key);
+    }
+
+    /// Whom to ask; `None` while the pod has no address.
+    fn target(&self, identity: &Identity, pod: &Pod) -> Option<Target> {
+        Some(Target {
+            pod_uid: pod.metadata.uid.clone()?,
+            address: self.address_of(pod)?,
+            server_name: identity.agent_server_name(),
+            cluster_uid: identity.uid.clone(),
+            attempt: attempt_of(pod),
+        })
     }
 
     fn address_of(&self, pod: &Pod) -> Option<SocketAddr> {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::operator::CLUSTERS_NAMESPACE;
 use crate::support::real::{CREATED, Host, spec};
 use crate::support::wait::{condition, describe, until};
 use nestling_core::api::KindClusterStatus;

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::extract::{Query, State};
-use axum::{Json, Router, routing::get};
+use axum::routing::{get, put};
+use axum::{Json, Router};
 use futures::StreamExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -16,9 +17,9 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
-use nestling_core::api::labels;
 use nestling_core::api::reasons::Reason;
-use nestling_core::plan::wire::{AgentFailure, AgentReport, NodeReport, STATUS_PATH, Stage, keys};
+use nestling_core::api::{PowerState, labels};
+use nestling_core::plan::wire::{AgentFailure, AgentReport, NodeReport, ORDERS_PATH, Orders, OrdersReport, STATUS_PATH, Stage, keys};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
@@ -33,6 +34,8 @@ use super::operator::CLUSTERS_NAMESPACE;
 pub enum Luck {
     /// The cluster comes up.
     Ready,
+    /// The cluster comes up, with an agent of a release that takes no orders.
+    ReadyButOutdated,
     /// kind fails so.
     Fails(Reason, String),
     /// The pod ends without a word.
@@ -167,6 +170,12 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod,
     agents.certificates.lock().unwrap().insert(format!("{uid}.agent.nestling"), Arc::new(CertifiedKey::new(certificates, signing)));
     let (sender, _) =
         watch::channel(AgentReport { schema: 1, revision: 1, cluster_uid: uid.clone(), attempt, stage: Stage::Preflight, ..AgentReport::default() });
+    if luck != Luck::ReadyButOutdated {
+        sender.send_modify(|report| {
+            report.cgroup_v1 = Some(true);
+            report.orders = Some(OrdersReport::default());
+        });
+    }
     agents.reports.lock().unwrap().insert(uid, sender.clone());
 
     let status = json!({"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}],
@@ -192,7 +201,7 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod,
                 "imageID": "i", "state": {"terminated": {"exitCode": 139, "reason": "Error"}}}]}});
             let _ = pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(terminated)).await;
         }
-        Luck::Ready => {
+        Luck::Ready | Luck::ReadyButOutdated => {
             say(&|report| {
                 report.stage = Stage::Serving;
                 report.control_plane_ready = true;
@@ -218,7 +227,28 @@ struct Poll {
     wait: u64,
 }
 
-async fn status(State(mut report): State<watch::Receiver<AgentReport>>, Query(poll): Query<Poll>) -> Json<AgentReport> {
+/// Takes orders, and carries them out a moment later.
+async fn take_orders(State(report): State<watch::Sender<AgentReport>>, Json(orders): Json<Orders>) -> Json<AgentReport> {
+    report.send_modify(|report| {
+        report.revision += 1;
+        report.control_plane_ready = false;
+        report.orders.get_or_insert_default().received = orders.clone();
+    });
+    let carried_out = report.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        carried_out.send_modify(|report| {
+            report.revision += 1;
+            report.control_plane_ready = orders.power == PowerState::Running;
+            report.orders.get_or_insert_default().carried_out = orders;
+        });
+    });
+    let now = report.borrow().clone();
+    Json(now)
+}
+
+async fn status(State(report): State<watch::Sender<AgentReport>>, Query(poll): Query<Poll>) -> Json<AgentReport> {
+    let mut report = report.subscribe();
     let newer = report.wait_for(|report| report.revision > poll.after);
     let _ = tokio::time::timeout(Duration::from_secs(poll.wait), newer).await;
     Json(report.borrow().clone())
@@ -234,8 +264,8 @@ async fn serve(listener: tokio::net::TcpListener, agents: Arc<Agents>) {
             let config = rustls::ServerConfig::builder().with_client_cert_verifier(verifier).with_cert_resolver(agents.clone());
             let Ok(stream) = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await else { return };
             let uid = stream.get_ref().1.server_name().unwrap_or_default().split('.').next().unwrap_or_default().to_owned();
-            let Some(report) = agents.reports.lock().unwrap().get(&uid).map(watch::Sender::subscribe) else { return };
-            let app = Router::new().route(STATUS_PATH, get(status)).with_state(report);
+            let Some(report) = agents.reports.lock().unwrap().get(&uid).cloned() else { return };
+            let app = Router::new().route(STATUS_PATH, get(status)).route(ORDERS_PATH, put(take_orders)).with_state(report);
             let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), TowerToHyperService::new(app)).await;
         });
     }

@@ -30,7 +30,7 @@ pub fn push(host: &HostCluster, images: &Images) -> Result<Pushed> {
 
 /// The arguments of `helm` that fit the chart to the lab: its images, and a machine that may have cgroup v1.
 pub fn values(paths: &LabPaths, pushed: &Pushed) -> Result<Vec<String>> {
-    let mut values = vec!["--set".to_owned(), "allowCgroupV1=true".to_owned()];
+    let mut values = ["--set", "allowCgroupV1=true", "--set", "power.allowFreezeOnCgroupV1=true"].map(str::to_owned).to_vec();
     for (key, reference) in [("image", &pushed.operator), ("nodeImage", &pushed.node)] {
         let (repository, tag) = reference.rsplit_once(':').unwrap_or((reference, "latest"));
         values.extend(["--set".to_owned(), format!("{key}.repository={repository}"), "--set".to_owned(), format!("{key}.tag={tag}")]);

@@ -28,6 +28,8 @@ pub const NETWORK_POLICY_ENFORCED: &str = "NetworkPolicyEnforced";
 pub const DISK_PRESSURE: &str = "DiskPressure";
 /// What runs is what the spec says; `False` with `RecreateRequired` names what only a new cluster can take over.
 pub const UP_TO_DATE: &str = "UpToDate";
+/// `spec.powerState` has frozen or stopped the cluster.
+pub const SUSPENDED: &str = "Suspended";
 /// The cluster is about to be deleted because its time is over; the message says when. `False` if that is far or never.
 pub const EXPIRING: &str = "Expiring";
 /// `spec.paused` is set.
@@ -36,7 +38,7 @@ pub const PAUSED: &str = "Paused";
 pub const DELETING: &str = "Deleting";
 
 /// Every type, in the order in which `kubectl describe` shows them.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 14] = [
     READY,
     RECONCILING,
     STALLED,
@@ -47,6 +49,7 @@ pub const ALL: [&str; 13] = [
     NETWORK_POLICY_ENFORCED,
     DISK_PRESSURE,
     UP_TO_DATE,
+    SUSPENDED,
     EXPIRING,
     PAUSED,
     DELETING,

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::kind_config::KindConfig;
+use super::power::PowerState;
 use super::status::KindClusterStatus;
 
 /// A real kind cluster that runs inside one pod of this cluster.
@@ -33,6 +34,7 @@ use super::status::KindClusterStatus;
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoints[0].url", priority = 1),
+    printcolumn(name = "Power", type_ = "string", json_path = ".status.powerState", priority = 1),
     printcolumn(name = "Node", type_ = "string", json_path = ".status.podRef.nodeName", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
@@ -43,10 +45,14 @@ use super::status::KindClusterStatus;
         .message("nodes and config.nodes exclude each other"),
     validation = Rule::new("!(has(self.networking) && has(self.config) && has(self.config.networking))")
         .message("networking and config.networking exclude each other"),
+    validation = Rule::new("!(has(self.lifecycle) && has(self.lifecycle.podLossPolicy) && self.lifecycle.podLossPolicy == 'Resume') || (has(self.storage) && has(self.storage.type) && self.storage.type == 'Persistent')")
+        .message("podLossPolicy: Resume needs storage.type: Persistent"),
     validation = Rule::new("(has(self.storage) && has(self.storage.type) ? self.storage.type : 'Ephemeral') == (has(oldSelf.storage) && has(oldSelf.storage.type) ? oldSelf.storage.type : 'Ephemeral')")
         .message("storage.type cannot be changed; delete the object and create it anew"),
     validation = Rule::new("(has(self.storage) && has(self.storage.storageClassName) ? self.storage.storageClassName : '') == (has(oldSelf.storage) && has(oldSelf.storage.storageClassName) ? oldSelf.storage.storageClassName : '')")
         .message("storage.storageClassName cannot be changed; delete the object and create it anew"),
+    validation = Rule::new("!has(self.powerState) || self.powerState == 'Running' || ((!has(self.nodes) || !has(self.nodes.controlPlanes) || self.nodes.controlPlanes == 1) && (!has(self.config) || !has(self.config.nodes) || self.config.nodes.filter(n, !has(n.role) || n.role == 'control-plane').size() <= 1))")
+        .message("powerState must be Running with several control planes: their etcd members would lose each other"),
 )]
 pub struct KindClusterSpec {
     /// Kubernetes version of the nodes, such as `v1.34.4`. The operator knows which node image carries it. Without
@@ -104,6 +110,12 @@ pub struct KindClusterSpec {
     /// How the pod is placed and labelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodOptions>,
+
+    /// `Running`; `Frozen`: the nodes use no CPU, keep their memory and are back within a second; `Stopped`: they use neither CPU nor memory, keep
+    /// their disks, and boot again. Either way connections are refused at once, and the pod keeps what it requests of the host. A cluster first becomes
+    /// ready, then it is suspended. Only with one control plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_state: Option<PowerState>,
 
     /// While true, the operator changes nothing of this cluster, also not on deletion or when it expires.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -301,6 +313,9 @@ pub enum PodLossPolicy {
     /// A new, empty cluster takes its place: new `status.clusterUID`, event `ClusterReplaced`.
     #[default]
     Recreate,
+    /// The next pod brings the same cluster back from its volume, on whichever node can have it: same `status.clusterUID`, event `ClusterResumed`. Needs
+    /// `storage.type: Persistent`. A cluster that does not come back is never replaced by an empty one: the object becomes `Stalled`, and the state stays.
+    Resume,
     /// The object becomes `Stalled`; what ran in the cluster is gone and nothing pretends otherwise.
     Fail,
 }

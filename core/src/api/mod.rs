@@ -4,10 +4,12 @@ pub mod conditions;
 pub mod crds;
 pub mod kind_config;
 pub mod kindcluster;
+mod power;
 pub mod reasons;
 mod status;
 
 pub use kindcluster::*;
+pub use power::*;
 pub use status::*;
 
 /// API group of all kinds.

@@ -100,6 +100,8 @@ reasons! {
     NoExpiry,
     /// The cluster's time is not over yet.
     NotExpiring,
+    /// `spec.powerState` lets the cluster run.
+    NotSuspended,
     /// `spec.paused` is not set.
     NotPaused,
     /// The object is not being deleted.
@@ -118,6 +120,18 @@ reasons! {
     // By wish of the user.
     /// `spec.paused` is set: the operator changes nothing.
     Paused => "Set spec.paused to false to go on.",
+    /// The cluster becomes ready first; then it is suspended as `spec.powerState` says.
+    SuspendsWhenReady,
+    /// The cluster's nodes are being frozen, as `spec.powerState` says.
+    Freezing,
+    /// The cluster's nodes are frozen: they use no CPU, and connections are refused.
+    Frozen => "Set spec.powerState to Running to go on.",
+    /// The cluster's nodes are being stopped, as `spec.powerState` says.
+    Stopping,
+    /// The cluster's nodes are stopped: they use neither CPU nor memory, and connections are refused.
+    Stopped => "Set spec.powerState to Running to go on.",
+    /// The cluster's nodes are being brought back: as `spec.powerState` says, or from the volume on which a lost pod has left them.
+    Resuming,
     /// The cluster's time is about to be over; then the object is deleted.
     ExpiresSoon => "Raise spec.lifecycle.ttl or spec.lifecycle.expirationTime as far as the operator's owner allows, or save what you need.",
     /// The cluster's time is over; the operator deletes the object.
@@ -128,6 +142,14 @@ reasons! {
     CleanupUnverified => "Look at the named objects and at their node; once they are gone, the object goes as well.",
     /// Some change can only be taken over by a new cluster.
     RecreateRequired => "Undo the change, or delete the object and create it anew.",
+
+    // `spec.powerState` cannot be carried out; the cluster goes on as it is.
+    /// The host has cgroup v1, where a frozen process cannot be killed: a pod whose agent is gone would stay until somebody thaws it.
+    FreezeUnsupported => "Set spec.powerState to Stopped or Running, use a host with cgroup v2, or ask the operator's owner to set power.allowFreezeOnCgroupV1 in the chart's values.",
+    /// The pod's agent is of an earlier release, which does not know this.
+    AgentOutdated => "Delete the object and create it anew, or live without: pods of earlier releases are never restarted by an upgrade.",
+    /// Nodes could not be frozen, stopped or brought back in time; the agent tries again.
+    PowerChangeFailed => "See the message; the cluster's pod has the log. Setting spec.powerState anew, or deleting the object, works at any time.",
 
     // The spec cannot be carried out.
     /// The spec sets a field of kind's configuration that belongs to the operator.
@@ -230,6 +252,8 @@ reasons! {
     AgentCrashed => "See the evidence; if it comes again, please report it.",
     /// The agent does not answer.
     AgentUnreachable => "Check that the operator may reach the clusters namespace (NetworkPolicy, CNI).",
+    /// The cluster on the volume does not come back. Nothing of it was removed, and no empty one takes its place.
+    ResumeFailed => "See the evidence. The state is still on the volume: any change of the spec, such as lifecycle.backoffLimit, tries again; lifecycle.podLossPolicy Recreate gives it up for a new, empty cluster.",
     /// The attempt took longer than `lifecycle.creationTimeout`.
     CreationTimeout => "See what was being waited for; raise lifecycle.creationTimeout if the host is slow.",
     /// The Docker daemon did not start or died.

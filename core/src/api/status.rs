@@ -5,6 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::power::PowerState;
+
 /// What the operator has seen and done.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -41,6 +43,10 @@ pub struct KindClusterStatus {
     /// Number of the current attempt, counted from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<i64>,
+
+    /// How the cluster is, in the terms of `spec.powerState`. Something is being changed while they differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_state: Option<PowerState>,
 
     /// When the current cluster became ready for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]

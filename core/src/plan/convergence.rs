@@ -8,16 +8,16 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Conta
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use proptest::prelude::*;
 
-use super::decide::{ChildKind, Step, decide};
+use super::decide::{ChildKind, Step, decide, is_moving};
 use super::objects::attempt_of;
 use super::observed::{Children, Observed, Turn, needs_live};
 use super::problem::Problem;
 use super::settle::{Outcome, settle};
-use super::wire::{AgentReport, NodeReport, Stage};
+use super::wire::{AgentReport, NodeReport, Orders, OrdersReport, Stage};
 use super::{names::Identity, testing};
-use crate::api::conditions::{self, READY, STALLED};
+use crate::api::conditions::{self, READY, STALLED, SUSPENDED};
 use crate::api::reasons::Reason;
-use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, Registry, StorageType};
+use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, PowerState, Registry, StorageType};
 
 /// How the next pods turn out.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +51,8 @@ enum Happening {
     Registries(bool),
     /// The user lets the cluster live for so many seconds, or for ever.
     Ttl(Option<u64>),
+    /// The user freezes or stops the cluster, or lets it run.
+    Power(PowerState),
     /// The user pauses or resumes.
     Pause(bool),
     /// The user deletes the object.
@@ -71,6 +73,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Edit),
         1 => any::<bool>().prop_map(Happening::Registries),
         1 => prop::option::of(1..6000_u64).prop_map(Happening::Ttl),
+        2 => prop_oneof![Just(PowerState::Running), Just(PowerState::Frozen), Just(PowerState::Stopped)].prop_map(Happening::Power),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
         2 => prop_oneof![Just(Luck::Ready), Just(Luck::KindFails), Just(Luck::Crashes), Just(Luck::Hangs)].prop_map(Happening::Luck),
@@ -88,6 +91,8 @@ struct World {
     luck: Luck,
     next_uid: u64,
     identity: Identity,
+    /// The pod whose agent got orders, these, and when.
+    orders: Option<(String, Orders, Timestamp)>,
 }
 
 impl World {
@@ -96,7 +101,7 @@ impl World {
         let identity = testing::identity(&cluster);
         let now = Timestamp::from_second(1_000_000).unwrap();
         cluster.metadata.creation_timestamp = Some(Time(now));
-        Self { now, cluster: Some(cluster), version: 0, children: Children::default(), history: vec![], luck: Luck::Ready, next_uid: 0, identity }
+        Self { now, cluster: Some(cluster), version: 0, children: Children::default(), history: vec![], luck: Luck::Ready, next_uid: 0, identity, orders: None }
     }
 
     fn changed(&mut self) {
@@ -128,6 +133,22 @@ impl World {
             report.stage = Stage::Failed;
             report.failure = Some(super::wire::AgentFailure { reason: Reason::KubeadmInitFailed, message: "no".into(), log_tail: "tail".into() });
         }
+        let mut said = OrdersReport::default();
+        if let Some((ordered, orders, since)) = &self.orders
+            && pod.metadata.uid.as_ref() == Some(ordered)
+        {
+            said.received = orders.clone();
+            // It takes its time.
+            if self.now.duration_since(*since).as_secs() >= 5 {
+                said.carried_out = orders.clone();
+            }
+            if orders.power != PowerState::Running || said.received != said.carried_out {
+                assert!(report.stage == Stage::Serving, "orders to an agent that serves no cluster");
+                report.control_plane_ready = said.carried_out.power == PowerState::Running && said.received == said.carried_out;
+            }
+        }
+        report.cgroup_v1 = Some(false);
+        report.orders = Some(said);
         (age >= 5).then_some(report)
     }
 
@@ -229,6 +250,10 @@ impl World {
                 self.children.pods.push(pod);
             }
             Step::PublishKubeconfig(_) | Step::RetractKubeconfig { .. } => {}
+            Step::Order(orders) => {
+                let pod = self.children.current_pod().and_then(|pod| pod.metadata.uid.clone()).ok_or_else(conflict)?;
+                self.orders = Some((pod, orders.clone(), self.now));
+            }
             Step::Expire => {
                 let cluster = self.cluster.as_ref().ok_or_else(conflict)?;
                 let ttl = cluster.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.ttl).expect("ended without an expiry");
@@ -314,6 +339,7 @@ impl World {
             Happening::Ttl(seconds) => self.edit(|cluster| {
                 cluster.spec.lifecycle.get_or_insert_default().ttl = seconds.map(|seconds| std::time::Duration::from_secs(seconds).into());
             }),
+            Happening::Power(power) => self.edit(|cluster| cluster.spec.power_state = Some(power)),
             Happening::Pause(paused) => self.edit(|cluster| cluster.spec.paused = paused),
             Happening::Delete => {
                 let now = self.now;
@@ -410,10 +436,17 @@ proptest! {
                 let status = world.status();
                 let ready = conditions::is_true(&status.conditions, READY);
                 let stalled = conditions::is_true(&status.conditions, STALLED);
+                let suspended = conditions::is_true(&status.conditions, SUSPENDED);
                 prop_assert!(cluster.metadata.deletion_timestamp.is_none(), "deletion hangs: {status:?}");
-                prop_assert!(ready != stalled, "neither ready nor given up: {status:#?}");
+                prop_assert!([ready, stalled, suspended].into_iter().filter(|holds| *holds).count() == 1, "neither ready nor suspended nor given up: {status:#?}");
                 prop_assert_eq!(status.conditions.len(), conditions::ALL.len());
-                if ready {
+                let asked = cluster.spec.power_state.unwrap_or_default();
+                if !stalled {
+                    prop_assert_eq!(status.power_state, Some(asked));
+                    prop_assert_eq!(suspended, asked != PowerState::Running);
+                    prop_assert!(!is_moving(&status, true), "at rest nobody is asked: {status:#?}");
+                }
+                if ready || suspended {
                     prop_assert_eq!(world.children.pods.len(), 1);
                     let copied = world.secret(&world.identity.registries()).is_some();
                     prop_assert_eq!(mounts_registries(&world.children.pods[0]), copied, "a pod has the Secret that it mounts, and no other is left");

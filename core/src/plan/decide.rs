@@ -12,9 +12,12 @@ use super::expiry::{expiry, is_recorded};
 use super::names::Identity;
 use super::objects::{self, attempt_of, digests_of};
 use super::observed::{Observed, created_at};
+use super::orders;
+use super::power;
 use super::registries::{self, RegistriesPlan};
 use super::settings::CleanupPolicy;
 use super::situation::{Situation, later, situation};
+use super::wire::Orders;
 use crate::api::conditions;
 use crate::api::reasons::Reason;
 use crate::api::{KindClusterStatus, ServiceType};
@@ -61,6 +64,8 @@ pub enum Step {
         /// Name of the Secret.
         secret: String,
     },
+    /// Tells the agent what is wanted of it.
+    Order(Orders),
     /// Deletes the object itself, if nobody has changed it since it was read.
     Expire,
     /// Deletes a child of exactly this UID.
@@ -71,7 +76,7 @@ pub enum Step {
 
 impl Step {
     /// Every kind of step, for tests that stop the operator behind each.
-    pub const NAMES: [&'static str; 12] = [
+    pub const NAMES: [&'static str; 13] = [
         "AddFinalizer",
         "CreateKeys",
         "ApplyRegistries",
@@ -81,6 +86,7 @@ impl Step {
         "CreatePod",
         "PublishKubeconfig",
         "RetractKubeconfig",
+        "Order",
         "Expire",
         "Delete",
         "RemoveFinalizer",
@@ -98,6 +104,7 @@ impl Step {
             Self::CreatePod(_) => "CreatePod",
             Self::PublishKubeconfig(_) => "PublishKubeconfig",
             Self::RetractKubeconfig { .. } => "RetractKubeconfig",
+            Self::Order(_) => "Order",
             Self::Expire => "Expire",
             Self::Delete(_) => "Delete",
             Self::RemoveFinalizer => "RemoveFinalizer",
@@ -193,6 +200,8 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
         }
         Situation::Running { pod, desired } => {
             let mut steps = surroundings(seen, attempt_of(pod));
+            // Before what may be refused: a cluster can be suspended whatever else is wrong.
+            steps.extend(orders::due(seen).map(Step::Order));
             if let Ok(desired) = &desired {
                 steps.extend(publication(now, seen, desired));
                 // Last: a Secret of the user's that has gone is to stop nothing else.
@@ -361,7 +370,7 @@ fn delete(kind: ChildKind, meta: &ObjectMeta) -> Option<Step> {
 
 /// Whether a cluster's agent should be listened to: while something moves, or when nothing has been heard of it yet.
 pub fn is_moving(status: &KindClusterStatus, seen_report: bool) -> bool {
-    !seen_report || !conditions::is_true(&status.conditions, conditions::READY)
+    !seen_report || !(conditions::is_true(&status.conditions, conditions::READY) || power::rests(status))
 }
 
 /// Whether a pod takes one of the slots for clusters under creation.

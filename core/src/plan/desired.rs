@@ -100,6 +100,8 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
     let policy = &settings.policy;
     let storage_bytes = storage(cluster, node_count, policy)?;
     let persistent = spec.storage.as_ref().is_some_and(|storage| storage.type_ == StorageType::Persistent);
+    let loss = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pod_loss_policy).unwrap_or_default();
+    let keep = persistent && loss == PodLossPolicy::Resume;
     let pod_disk = if persistent { policy.storage_within(STORAGE_BESIDE_VOLUME) } else { storage_bytes };
     let (resources, memory_bytes, cpu_millis) = resources(spec.resources.as_ref(), &nodes, pod_disk, policy)?;
     let limits = PodLimits { memory_bytes, cpu_millis, storage_bytes };
@@ -131,6 +133,9 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
         registries: registries::settings(&spec.registries),
         egress: EgressPlan { guard: settings.egress_guard, allowed: settings.egress_allowed.clone(), host_api: settings.host.api },
         persistent,
+        // As long as it has been a cluster, and none that was begun anew since.
+        resume: keep && cluster.status.as_ref().is_some_and(|status| status.cluster_attempt.is_some()),
+        keep,
     };
     let size = serde_json::to_string(&agent).map_or(usize::MAX, |text| text.len());
     if size > SETTINGS_LIMIT {
@@ -152,7 +157,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
             .unwrap_or_else(|| identity.default_kubeconfig_secret()),
         creation_timeout: lifecycle.creation_timeout.map_or(DEFAULT_CREATION_TIMEOUT, Duration::from),
         backoff_limit: lifecycle.backoff_limit.unwrap_or(2),
-        pod_loss_policy: lifecycle.pod_loss_policy.unwrap_or_default(),
+        pod_loss_policy: loss,
         violation,
     })
 }

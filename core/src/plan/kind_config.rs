@@ -237,12 +237,11 @@ pub fn compose(settings: &AgentSettings, host: &NodeHost, version: KubernetesVer
 }
 
 fn kubeadm_patches(settings: &AgentSettings, host: &NodeHost, version: KubernetesVersion, token: &str, nodes: &[KindNode]) -> Vec<Value> {
-    let mut cluster = json!({
-        "kind": "ClusterConfiguration",
-        "apiServer": {"certSANs": settings.cert_sans},
-        // What a cluster holds lives and dies with its pod, also on a volume: an fsync would protect what nobody can come back to.
-        "etcd": {"local": {"extraArgs": {"unsafe-no-fsync": "true"}}},
-    });
+    let mut cluster = json!({"kind": "ClusterConfiguration", "apiServer": {"certSANs": settings.cert_sans}});
+    if !settings.persistent {
+        // What a cluster holds lives and dies with its pod: an fsync would protect what nobody can come back to.
+        cluster["etcd"] = json!({"local": {"extraArgs": {"unsafe-no-fsync": "true"}}});
+    }
     if version.at_least(36) {
         cluster["encryptionAlgorithm"] = json!("ECDSA-P256");
     } else {
@@ -288,7 +287,7 @@ fn disk_patch() -> Value {
 
 /// What each kubelet must leave alone, so that all allocatable memory and CPU together fit into the pod: a kubelet takes the whole machine for
 /// its own. Equal for all nodes, because joining nodes read the first one's configuration.
-fn reserved(settings: &AgentSettings, host: &NodeHost, nodes: &[KindNode]) -> BTreeMap<&'static str, String> {
+pub fn reserved(settings: &AgentSettings, host: &NodeHost, nodes: &[KindNode]) -> BTreeMap<&'static str, String> {
     let load_balancer = if control_planes(nodes) > 1 { LOAD_BALANCER_MEMORY } else { 0 };
     let nodes = i64::try_from(nodes.len()).unwrap_or(i64::MAX).max(1);
     let mut reserved = BTreeMap::new();
@@ -391,6 +390,8 @@ mod tests {
             registries: vec![],
             egress: EgressPlan::default(),
             persistent: false,
+            resume: false,
+            keep: false,
         }
     }
 

@@ -32,6 +32,8 @@ pub struct Settings {
     pub default_version: String,
     /// Whether hosts with cgroup v1 will do.
     pub allow_cgroup_v1: bool,
+    /// Whether clusters may be frozen on hosts with cgroup v1.
+    pub allow_freeze_on_cgroup_v1: bool,
     /// Whether pods get the host's `/lib/modules`, read-only.
     pub mount_modules: bool,
     /// The way out of the host's network.

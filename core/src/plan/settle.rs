@@ -7,10 +7,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::decide::{Step, external_url, internal_url, is_overdue, kubeconfig};
 use super::desired::{Desired, desire};
 use super::expiry;
-use super::objects::{attempt_of, digests_of};
+use super::objects::{attempt_of, digests_of, resumes};
 use super::observed::Observed;
+use super::power;
 use super::problem::Problem;
-use super::situation::{Situation, progress, readable, situation};
+use super::situation::{Situation, is_resuming, progress, readable, situation};
 use super::wire::{AgentReport, DeadContainer, PolicyProbe};
 use crate::api::conditions::{self, Claim, clip};
 use crate::api::reasons::Reason;
@@ -91,11 +92,15 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
         Situation::Unfinalized => Claims::idle(Reason::Pending, "the object was accepted"),
         Situation::Refused(problem) => Claims::stalled(problem.reason, &problem.explain()),
         Situation::Stalled(failure) => {
-            Claims::stalled(reason_of(failure), &format!("{} No further attempt is made (attempt {}).", failure.message, failure.attempt))
+            let kept = if is_resuming(&status, failure.attempt) { " The cluster is still on its volume." } else { "" };
+            Claims::stalled(reason_of(failure), &format!("{} No further attempt is made (attempt {}).{kept}", failure.message, failure.attempt))
         }
         Situation::BackingOff { failure, until } => Claims::idle(reason_of(failure), &format!("{} The next attempt is made at {until}.", failure.message)),
         Situation::Queued { before } => Claims::idle(Reason::Queued, &format!("{before} cluster(s) are created first")),
-        Situation::Create { attempt, .. } => Claims::idle(Reason::PodPending, &format!("attempt {attempt} is being started")),
+        Situation::Create { desired, attempt } => {
+            let reason = if desired.agent.resume { Reason::Resuming } else { Reason::PodPending };
+            Claims::idle(reason, &format!("attempt {attempt} is being started"))
+        }
         Situation::Failed(failure) => Claims::idle(reason_of(failure), &failure.message),
         Situation::Discard(_) => match &status.last_failure {
             Some(failure) => Claims::idle(reason_of(failure), &failure.message),
@@ -120,6 +125,13 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
     if !matches!(stands, Situation::Deleting) || conditions::get(&status.conditions, conditions::EXPIRING).is_none() {
         conditions::set(&mut status.conditions, now, generation, conditions::EXPIRING, &expiry::claim(now, seen));
     }
+    let suspended = match &stands {
+        Situation::Running { .. } => power::claim(seen),
+        Situation::Deleting | Situation::Expired => None,
+        _ => Some(power::claim_without_cluster(seen)),
+    };
+    let suspended = suspended.unwrap_or_else(|| kept(&status, conditions::SUSPENDED));
+    conditions::set(&mut status.conditions, now, generation, conditions::SUSPENDED, &suspended);
     conditions::set(&mut status.conditions, now, generation, conditions::PAUSED, &Claim::no(Reason::NotPaused, ""));
     conditions::set(&mut status.conditions, now, generation, conditions::DELETING, &deleting);
     status
@@ -176,9 +188,13 @@ fn record_facts(seen: &Observed, done: &Outcome, stands: &Situation<'_>, status:
             status.attempt = Some(failure.attempt);
             status.ready_time = None;
             status.nodes_ready = None;
+            status.power_state = None;
         }
         Situation::Creating { pod, .. } | Situation::Running { pod, .. } => record_pod(pod, seen.report.as_ref(), status),
         _ => {}
+    }
+    if matches!(stands, Situation::Running { .. }) && seen.report.is_some() {
+        status.power_state = Some(power::actual(seen).unwrap_or_default());
     }
     if let Situation::Running { pod, .. } = stands
         && let Some(report) = seen.report.as_ref().filter(|report| report.control_plane_ready)
@@ -214,9 +230,14 @@ fn record_pod(pod: &Pod, report: Option<&AgentReport>, status: &mut KindClusterS
     if status.attempt != Some(attempt) {
         status.ready_time = None;
         status.nodes_ready = None;
+        status.power_state = None;
         status.control_planes = None;
         status.workers = None;
         status.stages.clear();
+    }
+    if !resumes(pod) && is_resuming(status, attempt) {
+        // It begins with an empty volume: there is nothing left that could come back.
+        status.cluster_attempt = None;
     }
     status.attempt = Some(attempt);
     status.pod_ref = Some(PodRef {
@@ -259,6 +280,8 @@ pub(super) fn reason_of(failure: &LastFailure) -> Reason {
 fn creating(now: Timestamp, seen: &Observed, pod: &Pod, desired: Option<&Desired>) -> Claims {
     let (reason, message) = progress(now, pod, seen.report.as_ref(), &seen.children.claims);
     let message = if reason.remedy().is_empty() && message.is_empty() { reason.meaning().to_owned() } else { reason.explain(&message) };
+    // What a creation is told by, step by step, is a matter of seconds here; what hinders has a remedy and keeps its name.
+    let reason = if resumes(pod) && reason.remedy().is_empty() { Reason::Resuming } else { reason };
     let host = match &seen.report {
         Some(report) if report.stage > super::wire::Stage::Preflight => Claim::yes(Reason::HostFit, report.warnings.join(" ")),
         _ => Claim::unknown(reason, &message),
@@ -308,12 +331,15 @@ fn in_sync() -> Claim {
 }
 
 fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, status: &KindClusterStatus) -> Claims {
-    let up_to_date = up_to_date(pod, desired);
+    let up_to_date = up_to_date(pod, desired, seen.report.as_ref());
     let Some(report) = &seen.report else {
         // Nothing new has been heard: what was said last stands, unless the pod itself says that it is not ready.
         let (ready, reconciling) = (kept(status, conditions::READY), kept(status, conditions::RECONCILING));
         return Claims { up_to_date: Some(up_to_date), ..Claims::unseen(ready, reconciling, not_stalled()) };
     };
+    if let Some(hindrance) = power::hindrance(seen) {
+        return suspended(report, hindrance, up_to_date);
+    }
     let dead = (!report.dead_containers.is_empty()).then(|| Claim::no(Reason::NodeContainerDead, Reason::NodeContainerDead.explain(&dead(report))));
     let control_plane = if report.control_plane_ready {
         Claim::yes(Reason::ApiServerReady, "")
@@ -373,6 +399,23 @@ fn dead(report: &AgentReport) -> String {
     report.dead_containers.iter().take(3).map(one).collect::<Vec<_>>().join("; ")
 }
 
+/// The cluster does not run, by wish of its user; or is on its way there or back.
+fn suspended(report: &AgentReport, hindrance: Claim, up_to_date: Claim) -> Claims {
+    let at_rest = matches!(hindrance.reason, Reason::Frozen | Reason::Stopped);
+    Claims {
+        reconciling: if at_rest { Claim::no(Reason::Settled, "") } else { Claim::yes(hindrance.reason, hindrance.message.clone()) },
+        stalled: not_stalled(),
+        host: Some(Claim::yes(Reason::HostFit, report.warnings.join(" "))),
+        control_plane: Some(hindrance.clone()),
+        nodes: Some(hindrance.clone()),
+        kubeconfig: None,
+        policy: Some(policy(Some(report))),
+        disk: Some(disk(Some(report))),
+        up_to_date: Some(up_to_date),
+        ready: hindrance,
+    }
+}
+
 fn kept(status: &KindClusterStatus, type_: &str) -> Claim {
     match conditions::get(&status.conditions, type_) {
         Some(old) => Claim {
@@ -388,13 +431,19 @@ fn kept(status: &KindClusterStatus, type_: &str) -> Claim {
     }
 }
 
-fn up_to_date(pod: &Pod, desired: Result<&Desired, &Problem>) -> Claim {
+fn up_to_date(pod: &Pod, desired: Result<&Desired, &Problem>, report: Option<&AgentReport>) -> Claim {
     match desired {
         Ok(Desired { violation: Some(problem), .. }) | Err(problem) => Claim::no(problem.reason, problem.explain()),
         Ok(desired) => {
             let made_from = digests_of(pod);
-            let changed: Vec<&str> =
-                desired.digests.iter().filter(|(part, digest)| made_from.get(*part) != Some(digest)).map(|(part, _)| part.as_str()).collect();
+            // A pod that took an earlier one's cluster over was made from a newer spec than that.
+            let older = report.map_or(&[][..], |report| &report.outdated);
+            let changed: Vec<&str> = desired
+                .digests
+                .iter()
+                .filter(|(part, digest)| made_from.get(*part) != Some(digest) || older.contains(part))
+                .map(|(part, _)| part.as_str())
+                .collect();
             if changed.is_empty() {
                 in_sync()
             } else {
@@ -496,14 +545,37 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     if before.cluster_uid.is_some() && after.cluster_uid != before.cluster_uid && after.cluster_uid.is_some() {
         note(true, "ClusterReplaced", "the cluster was lost and a new, empty one has taken its place".to_owned());
     }
+    if let (Some(from), Some(to)) = (before.cluster_attempt, after.cluster_attempt)
+        && from != to
+        && after.cluster_uid == before.cluster_uid
+    {
+        note(false, "ClusterResumed", format!("attempt {to} has brought the cluster of attempt {from} back from its volume"));
+    }
     if became(conditions::KUBECONFIG_PUBLISHED, "True") {
         note(false, "KubeconfigPublished", message_of(conditions::KUBECONFIG_PUBLISHED));
     }
     if became(conditions::READY, "True") {
         note(false, "Ready", "the cluster is ready".to_owned());
     }
-    // A failure, a deletion and what stalls a cluster have events of their own.
-    let told_otherwise = after.last_failure != before.last_failure || became(conditions::STALLED, "True") || became(conditions::DELETING, "True");
+    let said = |status: &KindClusterStatus| {
+        conditions::get(&status.conditions, conditions::SUSPENDED).and_then(|have| Some((have.status.clone(), Reason::parse(&have.reason)?)))
+    };
+    let suspension = said(after).filter(|now_said| said(before).as_ref() != Some(now_said));
+    if let Some((_, reason)) = &suspension {
+        match reason {
+            Reason::FreezeUnsupported | Reason::AgentOutdated | Reason::PowerChangeFailed => note(true, reason.as_str(), message_of(conditions::SUSPENDED)),
+            reason if power::is_wanted(*reason) => note(false, reason.as_str(), message_of(conditions::SUSPENDED)),
+            _ if became(conditions::SUSPENDED, "False") && conditions::is_true(&before.conditions, conditions::SUSPENDED) => {
+                note(false, "Resumed", "the cluster runs again".to_owned());
+            }
+            _ => {}
+        }
+    }
+    // A failure, a deletion, a change of power and what stalls a cluster have events of their own.
+    let told_otherwise = after.last_failure != before.last_failure
+        || became(conditions::STALLED, "True")
+        || became(conditions::DELETING, "True")
+        || suspension.is_some_and(|(_, reason)| power::is_wanted(reason) || reason == Reason::PowerChangeFailed);
     if conditions::is_true(&before.conditions, conditions::READY) && became(conditions::READY, "False") && !told_otherwise {
         let reason = conditions::get(&after.conditions, conditions::READY).and_then(|condition| Reason::parse(&condition.reason));
         note(true, reason.unwrap_or(Reason::Progressing).as_str(), message_of(conditions::READY));

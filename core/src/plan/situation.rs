@@ -117,6 +117,11 @@ pub fn is_established(status: &KindClusterStatus, attempt: i64) -> bool {
     status.cluster_attempt == Some(attempt)
 }
 
+/// Whether this attempt is to bring an earlier one's cluster back.
+pub fn is_resuming(status: &KindClusterStatus, attempt: i64) -> bool {
+    status.cluster_attempt.is_some_and(|before| before < attempt)
+}
+
 fn with_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, desired: Result<Desired, Problem>, pod: &'a Pod) -> Situation<'a> {
     let attempt = attempt_of(pod);
     if status.last_failure.as_ref().is_some_and(|failure| failure.attempt == attempt) {
@@ -185,18 +190,20 @@ fn without_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatu
     }
 }
 
-/// A failure as it goes on record. Attempts in a row are counted; a newer spec, or a cluster that had been there, starts anew.
+/// A failure as it goes on record. Attempts in a row are counted; a newer spec, or a cluster that had been there, starts anew. A pod that is taken away while it
+/// brings a cluster back has not failed of the cluster: nothing gives up for that.
 fn record(now: Timestamp, seen: &Observed, status: &KindClusterStatus, attempt: i64, failure: &AgentFailure) -> LastFailure {
     let generation = seen.generation();
     let before =
         status.last_failure.as_ref().filter(|last| last.generation == generation && !is_established(status, last.attempt)).map_or(0, |last| last.count);
+    let taken_away = matches!(failure.reason, Reason::PodLost | Reason::PodEvicted) && is_resuming(status, attempt);
     LastFailure {
         reason: failure.reason.as_str().to_owned(),
         message: failure.reason.explain(clip(&failure.message, MESSAGE_LIMIT)),
         time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now)),
         attempt,
         generation,
-        count: if is_established(status, attempt) { 0 } else { before + 1 },
+        count: if is_established(status, attempt) { 0 } else { before + i32::from(!taken_away) },
         log_tail: Some(clip_start(&failure.log_tail, EVIDENCE_LIMIT).to_owned()).filter(|tail| !tail.is_empty()),
     }
 }

@@ -41,6 +41,7 @@ pub fn settings() -> Settings {
         node_image_repository: "kindest/node".into(),
         default_version: "v1.34.4".into(),
         allow_cgroup_v1: false,
+        allow_freeze_on_cgroup_v1: false,
         mount_modules: true,
         proxy: Proxy::default(),
         egress_guard: true,

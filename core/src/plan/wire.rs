@@ -6,6 +6,7 @@ use std::net::SocketAddrV4;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::api::PowerState;
 use crate::api::kind_config::KindConfig;
 use crate::api::reasons::Reason;
 
@@ -27,6 +28,12 @@ pub const HEALTH_PORT: i32 = 7480;
 /// Path of the report: `GET /v1/status?after=<revision>&wait=<seconds>` answers when there is a newer revision or the
 /// time is over.
 pub const STATUS_PATH: &str = "/v1/status";
+
+/// Path of the orders: `PUT /v1/orders` with [`Orders`] as JSON. Answers with the report as it is afterwards.
+pub const ORDERS_PATH: &str = "/v1/orders";
+
+/// Largest orders that the agent reads, in bytes.
+pub const ORDERS_LIMIT: usize = 16 * 1024;
 
 /// Longest time that the agent lets a status request wait, in seconds.
 pub const MAX_WAIT_SECONDS: u64 = 30;
@@ -117,6 +124,12 @@ pub struct AgentSettings {
     /// Whether the data-root is a volume that outlives the pod.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub persistent: bool,
+    /// Whether the cluster on the volume is to be brought back. Never a new one instead.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resume: bool,
+    /// Whether the cluster stays on the volume when the pod ends, unless [`Orders::keep`] says otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
 }
 
 /// A registry that needs something said. What it wants to see is not here but in [`REGISTRIES_DIRECTORY`].
@@ -185,6 +198,45 @@ pub struct PodLimits {
     pub storage_bytes: i64,
 }
 
+/// What the operator wants of a running agent, beyond its [`AgentSettings`]: the whole wish at once, which may be said any number of times. A
+/// field that is missing means what an operator meant that did not know of it; one that is not known is ignored, and then is missing from
+/// [`OrdersReport::received`].
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Orders {
+    /// Whether the cluster runs.
+    pub power: PowerState,
+    /// Whether the cluster stays on its volume when the pod ends; `None`: as the pod's settings say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep: Option<bool>,
+}
+
+/// What has become of the orders.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OrdersReport {
+    /// The newest orders that have arrived; those of a new agent are [`Orders::default`].
+    pub received: Orders,
+    /// How the cluster is, in the same terms: other than `received` for as long as something is being carried out.
+    pub carried_out: Orders,
+    /// What could not be carried out and is tried again; at most one for each reason.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<AgentFailure>,
+}
+
+impl OrdersReport {
+    /// What hinders orders that fail for this reason.
+    pub fn failure(&self, reason: Reason) -> Option<&AgentFailure> {
+        self.failures.iter().find(|failure| failure.reason == reason)
+    }
+
+    /// Says what hinders orders for this reason, or that nothing does any more.
+    pub fn set_failure(&mut self, reason: Reason, failure: Option<AgentFailure>) {
+        self.failures.retain(|have| have.reason != reason);
+        self.failures.extend(failure);
+    }
+}
+
 /// What the agent has done and sees.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -233,6 +285,15 @@ pub struct AgentReport {
     /// What the pod's own connections say about its NetworkPolicy.
     #[serde(default)]
     pub policy_probe: PolicyProbe,
+    /// Parts of the spec that the cluster was not made with, where the pod has taken it over from an earlier one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outdated: Vec<String>,
+    /// Whether the host has cgroup v1; `None` from an agent that does not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup_v1: Option<bool>,
+    /// What has become of the orders; `None` from an agent that takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orders: Option<OrdersReport>,
 }
 
 /// What came of a connection from the pod to the host's API server, which its NetworkPolicy forbids.
@@ -340,6 +401,8 @@ stages! {
     Network => PreparingNetwork,
     /// The Docker daemon.
     Dockerd => StartingDocker,
+    /// The nodes of a cluster that was there before start again.
+    Resuming => Resuming,
     /// Node image present in Docker.
     NodeImage => LoadingNodeImage,
     /// kind: Ensuring node image.
@@ -406,6 +469,16 @@ mod tests {
         .unwrap();
         assert_eq!(report.stage, Stage::Unknown);
         assert_eq!(report.failure.unwrap().reason, Reason::KindFailed);
+    }
+
+    #[test]
+    fn orders_of_another_release_are_understood() {
+        let orders: Orders = serde_json::from_str(r#"{"schema":9,"power":"Frozen","new":{}}"#).unwrap();
+        assert_eq!(orders, Orders { power: PowerState::Frozen, keep: None });
+        assert_eq!(serde_json::from_str::<Orders>("{}").unwrap(), Orders::default());
+        assert!(serde_json::from_str::<Orders>(r#"{"power":"Dreaming"}"#).is_err(), "a wish that is not understood is refused");
+        let older: AgentReport = serde_json::from_str(r#"{"revision":3,"clusterUid":"u","attempt":1,"stage":"Serving"}"#).unwrap();
+        assert_eq!(older.orders, None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod volume_claim;
 pub use doctor_pod::{DOCTOR_LABEL, Examination, doctor_pod};
 pub use kubeconfig::{Credentials, kubeconfig_secret};
 pub use network_policy::network_policy;
-pub use pod::{attempt_of, digests_of, pod};
+pub use pod::{attempt_of, digests_of, pod, resumes};
 pub use service::service;
 pub use volume_claim::volume_claim;
 

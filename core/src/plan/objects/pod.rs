@@ -15,7 +15,7 @@ use crate::plan::desired::{Desired, registries_digest};
 use crate::plan::quantity;
 use crate::plan::registries::{self, want_secret};
 use crate::plan::settings::{Proxy, Settings};
-use crate::plan::wire::{AGENT_PORT, API_PORT, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, REGISTRIES_DIRECTORY, SETTINGS_FILE};
+use crate::plan::wire::{AgentSettings, AGENT_PORT, API_PORT, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, REGISTRIES_DIRECTORY, SETTINGS_FILE};
 
 /// Time that the agent has to take the cluster down, in seconds. The 30 that a pod gets by default are not enough for
 /// containers, daemon and mounts.
@@ -33,6 +33,12 @@ pub fn digests_of(pod: &Pod) -> BTreeMap<String, String> {
     // Earlier operators knew of no registries: their pods are not outdated for that.
     digests.entry(registries::DIGEST.to_owned()).or_insert_with(|| registries_digest(&[]));
     digests
+}
+
+/// Whether a pod is to bring an earlier one's cluster back.
+pub fn resumes(pod: &Pod) -> bool {
+    let text = pod.metadata.annotations.as_ref().and_then(|have| have.get(annotations::SETTINGS));
+    text.and_then(|text| serde_json::from_str::<AgentSettings>(text).ok()).is_some_and(|settings| settings.resume)
 }
 
 /// The pod of one attempt.
