@@ -118,7 +118,10 @@ resources:
             }
             let path = format!("{at}:{}", std::env::var("PATH").unwrap());
             let mut command = Command::new("bash");
-            Self(command.arg(program("envoy", ENVOY)).arg("-c").arg(directory.join("envoy.yaml")).env("PATH", path).stderr(Stdio::piped()).spawn().unwrap(), directory)
+            Self(
+                command.arg(program("envoy", ENVOY)).arg("-c").arg(directory.join("envoy.yaml")).env("PATH", path).stderr(Stdio::piped()).spawn().unwrap(),
+                directory,
+            )
         }
 
         /// Replaces a file as kind does it.

@@ -231,7 +231,11 @@ impl Keeper<'_> {
                 Ok(Some(TOLD_FOR.min(FIRST_PAUSE)))
             }
             Next::GiveUp => {
-                let message = format!("{name} has ended {} times in a row, the last time with exit code {}, and the API server does not answer", past.starts + 1, past.exit_code);
+                let message = format!(
+                    "{name} has ended {} times in a row, the last time with exit code {}, and the API server does not answer",
+                    past.starts + 1,
+                    past.exit_code
+                );
                 let log = timeout(LOOK_LIMIT, self.docker.logs(name, EVIDENCE)).await.ok().and_then(Result::ok).unwrap_or_default();
                 Err(evident(Reason::NodeContainerDead, message, &log))
             }

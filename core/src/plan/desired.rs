@@ -225,7 +225,12 @@ fn storage(cluster: &KindCluster, nodes: i32, policy: &Policy) -> Result<i64, Pr
 /// limited, because a control plane that is throttled misses its deadlines; unless the policy knows a maximum.
 ///
 /// Returns also the limits of memory, in bytes, and of CPU, in thousandths.
-fn resources(given: Option<&ResourceRequirements>, nodes: &[KindNode], disk: i64, policy: &Policy) -> Result<(ResourceRequirements, i64, Option<i64>), Problem> {
+fn resources(
+    given: Option<&ResourceRequirements>,
+    nodes: &[KindNode],
+    disk: i64,
+    policy: &Policy,
+) -> Result<(ResourceRequirements, i64, Option<i64>), Problem> {
     let mut resources = given.cloned().unwrap_or_default();
     let requests = resources.requests.get_or_insert_default();
     let limits = resources.limits.get_or_insert_default();
@@ -234,12 +239,9 @@ fn resources(given: Option<&ResourceRequirements>, nodes: &[KindNode], disk: i64
     let workers = whole(nodes.len()) - control_planes;
     let load_balancer = if control_planes > 1 { kind_config::LOAD_BALANCER_MEMORY } else { 0 };
     let default_memory = DEFAULT_MEMORY.0 + (control_planes - 1).max(0) * DEFAULT_CONTROL_PLANE_MEMORY + load_balancer + workers * DEFAULT_MEMORY.1;
-    let memory = limits
-        .get("memory")
-        .or_else(|| requests.get("memory"))
-        .cloned()
-        .unwrap_or_else(|| policy.within("memory", quantity::bytes(default_memory)));
-    let cpu = limits.get("cpu").cloned().unwrap_or_else(|| policy.within("cpu", Quantity(format!("{}m", control_planes * DEFAULT_CPU.0 + workers * DEFAULT_CPU.1))));
+    let memory = limits.get("memory").or_else(|| requests.get("memory")).cloned().unwrap_or_else(|| policy.within("memory", quantity::bytes(default_memory)));
+    let cpu =
+        limits.get("cpu").cloned().unwrap_or_else(|| policy.within("cpu", Quantity(format!("{}m", control_planes * DEFAULT_CPU.0 + workers * DEFAULT_CPU.1))));
     if let Some(most) = policy.most("cpu") {
         limits.entry("cpu".into()).or_insert_with(|| most.clone());
     }

@@ -19,7 +19,11 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
         ("three-nodes", one("One control plane and two workers, all in one pod.", "three-nodes", three_nodes())?),
         (
             "high-availability",
-            one("Three control planes: the cluster outlives the death of any one of them. Its pods run on the worker.", "high-availability", three_control_planes())?,
+            one(
+                "Three control planes: the cluster outlives the death of any one of them. Its pods run on the worker.",
+                "high-availability",
+                three_control_planes(),
+            )?,
         ),
         ("node-port", one("Reachable from outside through a port of the host's nodes; see the Secret's key `external`.", "node-port", node_port())?),
         ("config", one("A kind configuration, as one would give to `kind create cluster --config`.", "config", config())?),

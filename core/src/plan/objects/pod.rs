@@ -15,7 +15,7 @@ use crate::plan::desired::{Desired, registries_digest};
 use crate::plan::quantity;
 use crate::plan::registries::{self, want_secret};
 use crate::plan::settings::{Proxy, Settings};
-use crate::plan::wire::{AgentSettings, AGENT_PORT, API_PORT, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, REGISTRIES_DIRECTORY, SETTINGS_FILE};
+use crate::plan::wire::{AGENT_PORT, API_PORT, AgentSettings, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, REGISTRIES_DIRECTORY, SETTINGS_FILE};
 
 /// Time that the agent has to take the cluster down, in seconds. The 30 that a pod gets by default are not enough for
 /// containers, daemon and mounts.
