@@ -111,6 +111,10 @@ fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
         ("pod: SELinux", json!({"pod": {"seLinuxOptions": {"type": "spc_t"}}}), None),
         ("pod: a user namespace", json!({"pod": {"hostUsers": false}}), Some("hostUsers: false cannot work: in a user namespace")),
         ("pod: no user namespace", json!({"pod": {"hostUsers": true}}), None),
+        ("power", json!({"powerState": "Frozen"}), None),
+        ("power: nodes", json!({"powerState": "Stopped", "nodes": {"workers": 2}}), None),
+        ("power: a config", json!({"powerState": "Frozen", "config": {"nodes": [{}, {"role": "worker"}]}}), None),
+        ("power: no such state", json!({"powerState": "Dreaming"}), Some("Unsupported value")),
         ("paused", json!({"paused": true}), None),
     ]
 }

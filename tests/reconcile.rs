@@ -11,9 +11,9 @@ use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod, Secret, Serv
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use nestling_core::api::conditions::{EXPIRING, KUBECONFIG_PUBLISHED, PAUSED, READY, STALLED, UP_TO_DATE, get};
+use nestling_core::api::conditions::{EXPIRING, KUBECONFIG_PUBLISHED, PAUSED, READY, STALLED, SUSPENDED, UP_TO_DATE, get};
 use nestling_core::api::reasons::Reason;
-use nestling_core::api::{KindCluster, KindClusterSpec};
+use nestling_core::api::{KindCluster, KindClusterSpec, PowerState};
 use nestling_core::plan::decide::Step;
 use nestling_core::plan::wire::DeadContainer;
 use rand::rngs::StdRng;
@@ -144,6 +144,58 @@ async fn a_cluster_comes_and_goes_and_leaves_nothing() {
     stage.delete("crane").await;
     assert_eq!(stage.children().await, Vec::<String>::new());
     gone(&stage.secrets(), "crane-kubeconfig", SOON).await;
+}
+
+/// Each change by its condition, each told by an event, none of them as a warning.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_becomes_ready_and_is_then_suspended_and_resumed_as_ordered() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator_with(&["--allow-freeze-on-cgroup-v1"]);
+    stage.create("crane", json!({"powerState": "Stopped"})).await;
+    let cluster = condition(&stage.clusters, "crane", SUSPENDED, "True", Some("Stopped"), SOON).await;
+    let status = cluster.status.unwrap();
+    assert!(status.ready_time.is_some(), "it has been ready");
+    assert_eq!(status.power_state, Some(PowerState::Stopped));
+    for (power, type_, value, reason) in
+        [("Frozen", SUSPENDED, "True", "Frozen"), ("Running", READY, "True", "ClusterReady"), ("Frozen", READY, "False", "Frozen")]
+    {
+        stage.patch("crane", json!({"spec": {"powerState": power}})).await;
+        let cluster = condition(&stage.clusters, "crane", type_, value, Some(reason), SOON).await;
+        let conditions = cluster.status.unwrap().conditions;
+        assert_eq!(get(&conditions, STALLED).unwrap().status, "False", "{power}");
+        assert_eq!(get(&conditions, SUSPENDED).unwrap().status, if power == "Running" { "False" } else { "True" });
+    }
+    let events: Api<Event> = Api::namespaced(stage.plane.client.clone(), "team");
+    for reason in ["Stopping", "Stopped", "Freezing", "Frozen", "Resumed"] {
+        until(&format!("the event {reason}"), SOON, async || {
+            let told = events.list(&ListParams::default()).await.unwrap();
+            if told.iter().any(|event| event.reason.as_deref() == Some(reason)) { Ok(()) } else { Err(format!("{told:?}")) }
+        })
+        .await;
+    }
+    let warnings = events.list(&ListParams::default().fields("type=Warning")).await.unwrap().items;
+    assert!(warnings.iter().all(|event| event.reason.as_deref() == Some("NotEnforced")), "{warnings:?}");
+    assert_eq!(stage.host.started.lock().unwrap().get("crane"), Some(&1));
+    stage.delete("crane").await;
+    assert_eq!(stage.children().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_suspended_goes_on_and_says_why() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    stage.host.set_luck("heron", Luck::ReadyButOutdated);
+    // The fake host has cgroup v1, and nobody has agreed to freeze there.
+    for (name, power, reason) in [("crane", "Frozen", "FreezeUnsupported"), ("heron", "Stopped", "AgentOutdated")] {
+        stage.create(name, json!({"powerState": power})).await;
+        condition(&stage.clusters, name, READY, "True", None, SOON).await;
+        let cluster = condition(&stage.clusters, name, SUSPENDED, "False", Some(reason), SOON).await;
+        let status = cluster.status.unwrap();
+        assert!(get(&status.conditions, SUSPENDED).unwrap().message.ends_with(Reason::parse(reason).unwrap().remedy()));
+        assert_eq!((get(&status.conditions, READY).unwrap().status.as_str(), status.power_state), ("True", Some(PowerState::Running)));
+        stage.patch(name, json!({"spec": {"powerState": "Running"}})).await;
+        condition(&stage.clusters, name, SUSPENDED, "False", Some("NotSuspended"), SOON).await;
+    }
 }
 
 /// The files that only the agents' authority shares are public.
@@ -450,6 +502,8 @@ async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, k
         condition(&stage.clusters, name, READY, "True", None, SOON).await;
         stage.patch(name, json!({"spec": {"kubeconfig": {"secretName": format!("{name}-new")}}})).await;
         gone(&stage.secrets(), &foreign_name, SOON).await;
+        stage.patch(name, json!({"spec": {"powerState": "Stopped"}})).await;
+        condition(&stage.clusters, name, SUSPENDED, "True", Some("Stopped"), SOON).await;
         if expires {
             stage.patch(name, json!({"spec": {"lifecycle": {"ttl": "1s"}}})).await;
         } else {

@@ -309,6 +309,14 @@ impl Docker {
         }
     }
 
+    /// Freezes a container, which runs.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn freeze(&self, container: &str) -> Result<(), Error> {
+        Ok(self.short.pause_container(container).await?)
+    }
+
     /// Thaws a frozen container.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ use signal_hook::iterator::Signals;
 use super::cgroup;
 use super::failure::{failure, leave};
 use super::fault::disabled;
+use super::freezer;
 
 /// Tells the machine why the control groups could not be set up; the machine reports it like any other failure.
 pub const CGROUP_FAILURE_VARIABLE: &str = "NESTLING_CGROUP_FAILURE";
@@ -57,6 +58,8 @@ fn supervise() -> std::io::Result<u8> {
     for signal in signals.forever() {
         if signal == SIGCHLD {
             if let Some(code) = reap(machine) {
+                // Whatever the machine has left frozen would outlive the pod.
+                freezer::thaw_all();
                 return Ok(code);
             }
         } else if let Ok(signal) = Signal::try_from(signal) {

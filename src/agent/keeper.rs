@@ -1,18 +1,18 @@
 //! Keeps the containers of a cluster running. One that dies is started again at its old address, at once the first time and ever more slowly while it does not
 //! last. Docker tells of deaths as they happen; nothing is polled often.
 //!
+//! This goes on while the cluster is served. Whoever stops or freezes containers on purpose ends it first.
+//!
 //! An address that changed would be repaired by kind's entrypoint in the node itself, but not in what others know of it, such as the members of etcd.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::join_all;
 use nestling_core::api::reasons::Reason;
 use nestling_core::plan::wire::{AgentFailure, DeadContainer};
-use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::docker::{Container, Docker};
@@ -46,34 +46,6 @@ const EVIDENCE: u32 = 60;
 
 /// Time for reading them.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
-
-/// Whether the containers of a cluster are meant to run. Whoever stops or freezes them on purpose says so here first, and again when they run.
-#[derive(Clone, Debug)]
-pub struct Intent {
-    runs: watch::Sender<bool>,
-    /// Held while containers are started.
-    hands: Arc<Mutex<()>>,
-}
-
-impl Default for Intent {
-    /// They are meant to run.
-    fn default() -> Self {
-        Self { runs: watch::Sender::new(true), hands: Arc::default() }
-    }
-}
-
-impl Intent {
-    /// Says whether they are meant to run. After `false` has returned, none is started.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever stops nodes on purpose"))]
-    pub async fn set(&self, runs: bool) {
-        self.runs.send_replace(runs);
-        drop(self.hands.lock().await);
-    }
-
-    fn holds(&self) -> bool {
-        *self.runs.borrow()
-    }
-}
 
 /// What is known of a container that has died.
 #[derive(Clone, Copy, Debug)]
@@ -127,9 +99,9 @@ fn wait_for_report(past: &Past, now: Instant) -> Option<Duration> {
 }
 
 /// Keeps all containers of a cluster running, until one cannot be kept and the cluster does not answer any more.
-pub async fn keep(docker: &Docker, cluster: &str, intent: &Intent, report: &Report) -> AgentFailure {
-    let mut keeper = Keeper { docker, cluster, intent, report, addresses: BTreeMap::new(), pasts: BTreeMap::new() };
-    let mut wishes = intent.runs.subscribe();
+/// `known`: the addresses of those that are dead from the beginning.
+pub async fn keep(docker: &Docker, cluster: &str, known: BTreeMap<String, Ipv4Addr>, report: &Report) -> AgentFailure {
+    let mut keeper = Keeper { docker, cluster, report, known, taken_over: BTreeSet::new(), pasts: BTreeMap::new() };
     loop {
         // Docker tells again what happened from here on, however long it takes to connect.
         let mut deaths = std::pin::pin!(docker.deaths(cluster, jiff::Timestamp::now().as_second()));
@@ -140,7 +112,6 @@ pub async fn keep(docker: &Docker, cluster: &str, intent: &Intent, report: &Repo
             };
             tokio::select! {
                 death = deaths.next() => if !matches!(death, Some(Ok(()))) { break },
-                _ = wishes.changed() => {}
                 () = sleep(pause) => {}
             }
         }
@@ -151,10 +122,11 @@ pub async fn keep(docker: &Docker, cluster: &str, intent: &Intent, report: &Repo
 struct Keeper<'a> {
     docker: &'a Docker,
     cluster: &'a str,
-    intent: &'a Intent,
     report: &'a Report,
     /// The addresses that containers had while they ran.
-    addresses: BTreeMap<String, Ipv4Addr>,
+    known: BTreeMap<String, Ipv4Addr>,
+    /// Those that Docker does not start any more.
+    taken_over: BTreeSet<String>,
     /// Those that have died.
     pasts: BTreeMap<String, Past>,
 }
@@ -162,13 +134,6 @@ struct Keeper<'a> {
 impl Keeper<'_> {
     /// Looks at every container and does what follows; the time until the next look.
     async fn look(&mut self) -> Result<Duration, AgentFailure> {
-        let _hands = self.intent.hands.lock().await;
-        if !self.intent.holds() {
-            // What becomes of them now is as it is wanted.
-            self.pasts.clear();
-            self.tell(Instant::now());
-            return Ok(REGULAR);
-        }
         // A daemon that does not answer is watched by others.
         let Ok(mut containers) = self.docker.containers(self.cluster).await else { return Ok(RECONNECT) };
         self.pasts.retain(|name, _| containers.iter().any(|container| container.name == *name));
@@ -186,16 +151,17 @@ impl Keeper<'_> {
 
     /// Learns the addresses of containers that run, and makes sure that nobody else starts them.
     async fn take_over(&mut self, running: impl Iterator<Item = &Container>) {
-        let unknown = running.filter(|container| !self.addresses.contains_key(&container.name));
-        let found = join_all(unknown.map(async |container| {
-            let name = container.name.clone();
-            if let Err(error) = self.docker.leave_starts_to_us(&name).await {
-                tracing::warn!(name, "Docker may still start it by itself: {error}");
+        let new: Vec<&Container> = running.filter(|container| !self.taken_over.contains(&container.name)).collect();
+        let found = join_all(new.iter().map(async |container| {
+            if let Err(error) = self.docker.leave_starts_to_us(&container.name).await {
+                tracing::warn!(container.name, "Docker may still start it by itself: {error}");
             }
-            Some((self.docker.address(&name).await?, name))
+            self.docker.address(&container.name).await
         }));
-        let found = found.await;
-        self.addresses.extend(found.into_iter().flatten().map(|(address, name)| (name, address)));
+        for (container, address) in new.iter().zip(found.await) {
+            self.taken_over.insert(container.name.clone());
+            self.known.extend(address.map(|address| (container.name.clone(), address)));
+        }
     }
 
     /// Does what follows for one container; when to look again, if there is a reason to.
@@ -221,7 +187,7 @@ impl Keeper<'_> {
             Next::Wait(wait) => Ok(Some(wait)),
             Next::Start => {
                 past.starts += 1;
-                match nodes::start_again(self.docker, name, self.addresses.get(name).copied()).await {
+                match nodes::start_again(self.docker, name, self.known.get(name).copied()).await {
                     Ok(()) => past.started = Some(Instant::now()),
                     Err(error) => {
                         tracing::warn!(name, "it cannot be started: {error}");
@@ -302,22 +268,5 @@ mod tests {
         let mut roles = ["worker", "external-load-balancer", "control-plane"];
         roles.sort_by_key(|role| rank(role));
         assert_eq!(roles, ["control-plane", "external-load-balancer", "worker"]);
-    }
-
-    #[tokio::test]
-    async fn nobody_is_at_work_once_the_wish_has_changed() {
-        let intent = Intent::default();
-        assert!(intent.holds());
-        let hands = intent.hands.clone().lock_owned().await;
-        let change = tokio::spawn({
-            let intent = intent.clone();
-            async move { intent.set(false).await }
-        });
-        while intent.holds() {
-            tokio::task::yield_now().await;
-        }
-        assert!(!change.is_finished(), "somebody is still starting a container");
-        drop(hands);
-        change.await.unwrap();
     }
 }

@@ -1,8 +1,9 @@
 //! The machine: one stage after the other, from the checks of the host to the running cluster.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs::{self, File};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::OnceLock;
@@ -30,16 +31,16 @@ use super::dockerd::{self, Dockerd};
 use super::facts::{self, Facts, Surroundings};
 use super::failure::{evident, failure, from_problem, judge, leave};
 use super::fault::disabled;
-use super::keeper::{self, Intent};
 use super::kind::Kind;
 use super::nested::{Connector, Nested};
 use super::nodes::{self, Landing};
+use super::power::{self, Hands};
 use super::registries::Registries;
 use super::relay::{Relay, Resolve};
 use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
-use super::{RUN_DIRECTORY, cgroup, egress, image, init, keys, made, network, node_files, output, policy_probe, preflight, storage, store, teardown};
+use super::{RUN_DIRECTORY, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, preflight, storage, store, teardown};
 
 /// How long a failed agent stays to be asked, in the end nobody came.
 const LINGER: Duration = Duration::from_mins(10);
@@ -58,6 +59,9 @@ const RETURN_LIMIT: Duration = Duration::from_mins(5);
 
 /// Time for a node to stop.
 const NODE_STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// Time for freezing all nodes, which takes a fraction of a second.
+const FREEZE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Pause between two looks at a server that is up, and at one that is down.
 const PROBE_PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
@@ -120,16 +124,7 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
     let _health = AbortOnDropHandle::new(tokio::spawn(server::serve_health(kubelet, health)));
 
     let registries = Registries::new(&settings.registries);
-    let machine = Machine {
-        kind: Kind::new(&settings.cluster_name),
-        registries,
-        settings,
-        made,
-        report,
-        intent: Intent::default(),
-        data_root: OnceLock::new(),
-        dockerd: OnceLock::new(),
-    };
+    let machine = Machine { kind: Kind::new(&settings.cluster_name), registries, settings, made, report, data_root: OnceLock::new(), dockerd: OnceLock::new() };
     let beat = async {
         let mut ticks = interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -202,8 +197,6 @@ struct Machine {
     report: Report,
     kind: Kind,
     registries: Registries,
-    /// Whether the nodes of a cluster that is whole are meant to run.
-    intent: Intent,
     /// The lock on a persistent data-root, until the end of the process.
     data_root: OnceLock<File>,
     /// Set as soon as there is a process to stop.
@@ -323,7 +316,10 @@ impl Machine {
         if self.settings.persistent && !storage::is_own(&self.settings, &facts) {
             warnings.push(storage::SHARED.to_owned());
         }
-        self.report.update(|report| report.warnings = warnings);
+        self.report.update(|report| {
+            report.warnings = warnings;
+            report.cgroup_v1 = Some(facts.cgroup == cgroup::Version::V1);
+        });
         Ok(facts)
     }
 
@@ -395,9 +391,8 @@ impl Machine {
 
     /// What nodes that come back have to know of this machine.
     fn landing(&self, ground: &Ground, made: &Made) -> Landing {
-        let addresses = made.addresses.keys().filter_map(|name| Some((name.clone(), made.address(name)?))).collect();
         let reserved = kind_config::reserved(&self.settings, &ground.host, &self.nodes());
-        Landing { network: self.settings.network.nodes, mtu: ground.mtu, reserved, addresses }
+        Landing { network: self.settings.network.nodes, mtu: ground.mtu, reserved, addresses: addresses_of(made) }
     }
 
     /// Why the cluster is not back, with what its nodes say about it.
@@ -520,8 +515,25 @@ impl Machine {
         }
     }
 
-    /// Serves the cluster; what its nodes have said `since` counts.
+    /// Serves the cluster, or keeps it suspended, as ordered. What its nodes have said `since` counts.
     async fn serve(&self, docker: &Docker, nested: Nested, ground: &Ground, since: Timestamp) -> Result<Infallible, AgentFailure> {
+        let nodes = NodesHere { machine: self, docker, ground };
+        let as_ordered = async {
+            let (mut nested, mut since) = (nested, since);
+            loop {
+                self.serve_until_suspended(docker, &nested, since).await?;
+                let back = power::keep(&nodes, &self.report).await;
+                nested = back.nested;
+                since = back.since.unwrap_or(since);
+            }
+        };
+        tokio::select! {
+            ended = as_ordered => ended,
+            never = storage::watch(ground.host.own_disk, self.settings.limits.storage_bytes, &self.report) => match never {},
+        }
+    }
+
+    async fn serve_until_suspended(&self, docker: &Docker, nested: &Nested, since: Timestamp) -> Result<(), AgentFailure> {
         let mut names = self.control_planes();
         if names.len() > 1 {
             // It stands before all of them; while it is dead, they are asked themselves.
@@ -529,16 +541,20 @@ impl Machine {
         }
         let relay = Relay::open(port(API_PORT), Containers { docker: docker.clone(), names }).await;
         let relay = relay.map_err(|error| failure(Reason::AgentCrashed, format!("the front door cannot be opened: {error}")))?;
-        self.report.update(|report| report.control_plane_ready = true);
+        let known = made::read(Path::new(DATA_ROOT)).map(|made| addresses_of(&made)).unwrap_or_default();
+        power::runs(&self.report);
         self.report.enter(Stage::Serving);
-        tokio::select! {
+        let ended = tokio::select! {
             never = relay.run() => match never {},
             () = nested.follow_nodes(&self.report, since) => Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
-            never = self.probe(&nested) => match never {},
-            failure = keeper::keep(docker, &self.settings.cluster_name, &self.intent, &self.report) => Err(failure),
-            never = storage::watch(ground.host.own_disk, self.settings.limits.storage_bytes, &self.report) => match never {},
-            never = forget_tokens(&nested) => match never {},
-        }
+            never = self.probe(nested) => match never {},
+            never = forget_tokens(nested) => match never {},
+            failure = keeper::keep(docker, &self.settings.cluster_name, known, &self.report) => Err(failure),
+            // From here on nobody starts what is to be stopped.
+            () = power::is_due(&self.report) => Ok(()),
+        };
+        self.report.update(|report| report.dead_containers.clear());
+        ended
     }
 
     /// Follows the API server's readiness.
@@ -558,6 +574,11 @@ impl Machine {
     }
 }
 
+/// The addresses that the nodes had when the cluster was whole.
+fn addresses_of(made: &Made) -> BTreeMap<String, Ipv4Addr> {
+    made.addresses.keys().filter_map(|name| Some((name.clone(), made.address(name)?))).collect()
+}
+
 /// A client with the credentials of the first control plane that runs and has any. What it asks goes to kind's own port, behind which all of them are.
 async fn connect(docker: &Docker, connector: &mut Connector, control_planes: &[String]) -> Option<Nested> {
     for name in control_planes {
@@ -568,6 +589,46 @@ async fn connect(docker: &Docker, connector: &mut Connector, control_planes: &[S
         }
     }
     None
+}
+
+/// The nodes of the cluster that this machine serves.
+struct NodesHere<'a> {
+    machine: &'a Machine,
+    docker: &'a Docker,
+    ground: &'a Ground,
+}
+
+/// A cluster that is back.
+struct Back {
+    nested: Nested,
+    /// Since when the word of its nodes counts, if that has changed.
+    since: Option<Timestamp>,
+}
+
+impl Hands for NodesHere<'_> {
+    type Cluster = Back;
+
+    async fn freeze(&self) -> Result<(), AgentFailure> {
+        nodes::freeze(self.docker, &self.machine.settings.cluster_name, FREEZE_LIMIT).await
+    }
+
+    async fn stop(&self) -> Result<(), AgentFailure> {
+        let stopped = nodes::stop(self.docker, &self.machine.settings.cluster_name, NODE_STOP_LIMIT).await;
+        if stopped { Ok(()) } else { Err(failure(Reason::DockerFailed, "not all nodes could be stopped")) }
+    }
+
+    async fn bring_back(&self) -> Result<Back, AgentFailure> {
+        let Self { machine, docker, ground } = self;
+        let cluster = &machine.settings.cluster_name;
+        let since = Timestamp::now();
+        // Nodes that were only frozen need not say again that they are ready, and kubelets would do so within minutes only.
+        let started = docker.containers(cluster).await.is_ok_and(|containers| containers.iter().any(|container| !container.running));
+        let made = made::read(Path::new(DATA_ROOT));
+        let made = made.unwrap_or_else(|| Made::new(machine.settings.clone(), ground.host.cgroup_v2, BTreeMap::new()));
+        nodes::bring_back(docker, cluster, &machine.landing(ground, &made)).await?;
+        let nested = machine.open(docker, RETURN_LIMIT).await?;
+        Ok(Back { nested, since: started.then_some(since) })
+    }
 }
 
 fn node_host(facts: &Facts, pki: &Path, own_disk: bool) -> NodeHost {

@@ -17,6 +17,8 @@ use nestling_core::api::reasons::Reason;
 use nestling_core::plan::kubelet_config;
 use nestling_core::plan::wire::AgentFailure;
 
+use tokio::time::timeout;
+
 use super::docker::{Container, Docker, Error};
 use super::failure::{failure, from_problem};
 use super::node_files;
@@ -66,6 +68,26 @@ pub async fn bring_back(docker: &Docker, cluster: &str, landing: &Landing) -> Re
         try_join_all(group.iter().map(|name| start(docker, name))).await.map_err(docker_failed)?;
     }
     Ok(())
+}
+
+/// Freezes all nodes that run, within `limit`.
+///
+/// # Errors
+/// Docker's. Some nodes may be frozen then.
+pub async fn freeze(docker: &Docker, cluster: &str, limit: Duration) -> Result<(), AgentFailure> {
+    let freezing = async {
+        let containers = docker.containers(cluster).await?;
+        // The reverse of the way back: a control plane must not miss its workers.
+        for group in in_order(&containers, |container| container.running && !container.paused, [CONTROL_PLANE, LOAD_BALANCER, WORKER]) {
+            try_join_all(group.iter().map(|name| docker.freeze(name))).await?;
+        }
+        Ok::<_, Error>(())
+    };
+    match timeout(limit, freezing).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(failure(Reason::DockerFailed, format!("a node cannot be frozen: {error}"))),
+        Err(_) => Err(failure(Reason::DockerFailed, format!("the nodes were not frozen within {} s", limit.as_secs()))),
+    }
 }
 
 /// Stops all nodes, control planes last, each within `limit`; then by force. Tells whether all have stopped.

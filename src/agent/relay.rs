@@ -11,6 +11,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Most connections at once; each takes two file descriptors.
 const CONNECTIONS: usize = 4096;
@@ -27,11 +28,13 @@ pub trait Resolve: Send + Sync + 'static {
     fn resolve(&self) -> impl Future<Output = Vec<Option<SocketAddr>>> + Send;
 }
 
-/// A door that is open.
+/// A door that is open. When it is dropped, it is shut: connections through it end, and further ones are refused at once.
 #[derive(Debug)]
 pub struct Relay<R> {
     listener: TcpListener,
     target: Arc<Target<R>>,
+    shut: CancellationToken,
+    _shutter: DropGuard,
 }
 
 #[derive(Debug)]
@@ -48,19 +51,25 @@ impl<R: Resolve> Relay<R> {
     /// Those of the socket.
     pub async fn open(port: u16, resolver: R) -> std::io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
-        Ok(Self { listener, target: Arc::new(Target { resolver, known: Mutex::default(), places: Arc::new(Semaphore::new(CONNECTIONS)) }) })
+        let shut = CancellationToken::new();
+        Ok(Self {
+            listener,
+            _shutter: shut.clone().drop_guard(),
+            shut,
+            target: Arc::new(Target { resolver, known: Mutex::default(), places: Arc::new(Semaphore::new(CONNECTIONS)) }),
+        })
     }
 
-    /// Passes connections on, for ever. Those that are open survive the end of this.
+    /// Passes connections on, for ever.
     pub async fn run(&self) -> std::convert::Infallible {
         loop {
             match self.listener.accept().await {
                 Ok((client, _)) => {
                     // No place: dropping it closes it.
                     if let Ok(place) = self.target.places.clone().try_acquire_owned() {
-                        let target = self.target.clone();
+                        let (target, shut) = (self.target.clone(), self.shut.clone());
                         tokio::spawn(async move {
-                            target.pass_on(client).await;
+                            shut.run_until_cancelled(target.pass_on(client)).await;
                             drop(place);
                         });
                     }
@@ -137,6 +146,40 @@ mod tests {
             }
         });
         (address, task)
+    }
+
+    /// A server that says one word and then nothing for ever.
+    async fn holds(word: &'static str) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((mut client, _)) = listener.accept().await {
+                client.write_all(word.as_bytes()).await.unwrap();
+                held.push(client);
+            }
+        });
+        (address, task)
+    }
+
+    #[tokio::test]
+    async fn a_door_that_is_shut_refuses_at_once_and_ends_what_went_through_it() {
+        // Takes connections and never says more than a word, as what is frozen behind the door.
+        let (target, _task) = holds("word").await;
+        let relay = Relay::open(0, At(Arc::new(Mutex::new(vec![Some(target)])))).await.unwrap();
+        let door = SocketAddr::from((Ipv4Addr::LOCALHOST, relay.listener.local_addr().unwrap().port()));
+        let running = tokio::spawn(async move { relay.run().await });
+        let mut open = TcpStream::connect(door).await.unwrap();
+        let mut word = [0; 4];
+        open.read_exact(&mut word).await.unwrap();
+        running.abort();
+        let _ = running.await;
+        let ended = timeout(CONNECT_LIMIT, open.read(&mut word)).await.expect("no connection hangs");
+        assert!(ended.is_err() || ended.is_ok_and(|bytes| bytes == 0));
+        let refused = timeout(CONNECT_LIMIT, TcpStream::connect(door)).await.expect("nobody waits");
+        assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+        // And it can be opened again, whatever of the old connections is left in the kernel.
+        Relay::open(door.port(), At(Arc::default())).await.unwrap();
     }
 
     #[tokio::test]

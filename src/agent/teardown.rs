@@ -33,8 +33,13 @@ const STOP_LIMIT: Duration = Duration::from_mins(1);
 /// Takes the cluster and Docker down, within about 105 seconds at worst; the pod has 120. A cluster that is to stay on its volume (`keep`) is only
 /// stopped. Never fails: what cannot be removed is told in the log, and the rest goes on.
 pub async fn run(kind: &Kind, cluster: &str, keep: bool, dockerd: &Dockerd) {
+    let docker = timeout(THAW_LIMIT, Docker::connect()).await;
+    if let Ok(Ok(docker)) = &docker {
+        // Before anything else: on cgroup v1 a frozen process cannot be killed, and a pod that is deleted by force has two seconds.
+        let _ = timeout(THAW_LIMIT, thaw(cluster, docker)).await;
+    }
     let devices = if disabled("loop-devices") { Vec::new() } else { loop_devices::find().await };
-    if let Ok(Ok(docker)) = timeout(THAW_LIMIT, Docker::connect()).await {
+    if let Ok(Ok(docker)) = docker {
         if keep {
             let stopped = timeout(STOP_LIMIT, nodes::stop(&docker, cluster, NODE_LIMIT)).await;
             tracing::info!(in_order = stopped.unwrap_or(false), "the cluster stays on its volume");
@@ -49,8 +54,6 @@ pub async fn run(kind: &Kind, cluster: &str, keep: bool, dockerd: &Dockerd) {
 }
 
 async fn remove_cluster(kind: &Kind, cluster: &str, docker: &Docker) {
-    // On cgroup v1 a frozen process cannot be killed.
-    let _ = timeout(THAW_LIMIT, thaw(cluster, docker)).await;
     if timeout(DELETE_LIMIT, kind.delete()).await.unwrap_or(false) {
         return;
     }
@@ -64,10 +67,11 @@ async fn remove_containers(cluster: &str, docker: &Docker) -> Result<(), Error> 
     try_join_all(left.iter().map(|container| docker.remove(&container.name))).await.map(drop)
 }
 
-/// Thaws every frozen container of a cluster.
+/// Thaws every frozen container of a cluster. Also those that do not look frozen yet: one that is just being frozen has Docker's lock until it is, and
+/// the others only refuse.
 async fn thaw(cluster: &str, docker: &Docker) {
     let containers = docker.containers(cluster).await.unwrap_or_default();
-    join_all(containers.iter().filter(|container| container.paused).map(|container| docker.thaw(&container.name))).await;
+    join_all(containers.iter().filter(|container| container.running).map(|container| docker.thaw(&container.name))).await;
 }
 
 /// Detaches what is still mounted below the data-root: the kubelet cannot remove a volume with a mount in it.

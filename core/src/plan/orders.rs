@@ -20,6 +20,13 @@ fn keep(seen: &Observed) -> Option<bool> {
     persistent.then_some(policy == PodLossPolicy::Resume)
 }
 
+/// What the agent is to be told now: `None` if it knows all.
+pub fn due(seen: &Observed) -> Option<Orders> {
+    let wanted = wanted(seen)?;
+    let known = seen.report.as_ref()?.orders.as_ref()?;
+    (known.received != wanted).then_some(wanted)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,11 +47,4 @@ mod tests {
         seen.report = Some(AgentReport { orders: Some(OrdersReport { received, ..OrdersReport::default() }), ..AgentReport::default() });
         assert_eq!(due(&seen), None);
     }
-}
-
-/// What the agent is to be told now: `None` if it knows all.
-pub fn due(seen: &Observed) -> Option<Orders> {
-    let wanted = wanted(seen)?;
-    let known = seen.report.as_ref()?.orders.as_ref()?;
-    (known.received != wanted).then_some(wanted)
 }

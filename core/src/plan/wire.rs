@@ -89,6 +89,7 @@ pub mod keys {
 /// What the agent is to do; fixed for the life of a pod.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a wish of its own")]
 pub struct AgentSettings {
     /// [`SCHEMA`] of the writer.
     pub schema: u32,
