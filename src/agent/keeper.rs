@@ -99,6 +99,7 @@ fn wait_for_report(past: &Past, now: Instant) -> Option<Duration> {
 }
 
 /// Keeps all containers of a cluster running, until one cannot be kept and the cluster does not answer any more.
+///
 /// `known`: the addresses of those that are dead from the beginning.
 pub async fn keep(docker: &Docker, cluster: &str, known: BTreeMap<String, Ipv4Addr>, report: &Report) -> AgentFailure {
     let mut keeper = Keeper { docker, cluster, report, known, taken_over: BTreeSet::new(), pasts: BTreeMap::new() };
@@ -154,7 +155,7 @@ impl Keeper<'_> {
         let new: Vec<&Container> = running.filter(|container| !self.taken_over.contains(&container.name)).collect();
         let found = join_all(new.iter().map(async |container| {
             if let Err(error) = self.docker.leave_starts_to_us(&container.name).await {
-                tracing::warn!(container.name, "Docker may still start it by itself: {error}");
+                tracing::warn!(name = container.name, "Docker may still start it by itself: {error}");
             }
             self.docker.address(&container.name).await
         }));
