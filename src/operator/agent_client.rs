@@ -266,7 +266,7 @@ pub mod tests {
             (StatusCode::OK, report(7))
         })
         .await;
-        let orders = Orders { power: PowerState::Frozen };
+        let orders = Orders { power: PowerState::Frozen, ..Orders::default() };
         assert_eq!(client(&agents).order(&target(address), &orders).await.unwrap().revision, 7);
         // An agent of a release that takes none.
         let address = fake_server(&agents, |_, _| (StatusCode::NOT_FOUND, String::new())).await;

@@ -144,7 +144,11 @@ mod tests {
     fn seen(asked: PowerState, received: PowerState, carried_out: PowerState) -> Observed {
         let mut seen = testing::with_pod(testing::observed(cluster(asked)), 100);
         let serves = carried_out == RUNNING && received == RUNNING;
-        let orders = OrdersReport { received: Orders { power: received }, carried_out: Orders { power: carried_out }, failures: vec![] };
+        let orders = OrdersReport {
+            received: Orders { power: received, ..Orders::default() },
+            carried_out: Orders { power: carried_out, ..Orders::default() },
+            failures: vec![],
+        };
         seen.report = Some(AgentReport {
             attempt: 1,
             stage: Stage::Serving,
@@ -237,8 +241,11 @@ mod tests {
             assert!(notes(&before, &after).iter().any(|note| note.warning && note.reason == "FreezeUnsupported"));
         }
         // Consent that is taken back lets a frozen cluster run again.
-        seen.report.as_mut().unwrap().orders =
-            Some(OrdersReport { received: Orders { power: FROZEN }, carried_out: Orders { power: FROZEN }, failures: vec![] });
+        seen.report.as_mut().unwrap().orders = Some(OrdersReport {
+            received: Orders { power: FROZEN, ..Orders::default() },
+            carried_out: Orders { power: FROZEN, ..Orders::default() },
+            failures: vec![],
+        });
         assert_eq!(ordered(&seen), (!freezes).then_some(RUNNING));
     }
 
