@@ -42,6 +42,9 @@ fn has_failed(report: &AgentReport) -> bool {
 pub async fn is_due(report: &Report) {
     let mut reader = report.subscribe();
     loop {
+        if ordered(&reader.borrow()) == PowerState::Running {
+            failed(report, None);
+        }
         // The report outlives its readers.
         let Ok(wanted) = reader.wait_for(|report| ordered(report) != PowerState::Running).await.map(|report| ordered(&report)) else {
             return std::future::pending().await;
@@ -183,7 +186,10 @@ mod tests {
         let hands = Noting { luck: Mutex::new(luck.iter().copied().collect()), ..Noting::default() };
         let ordering = async {
             for (power, pause) in orders {
-                sleep(Duration::from_secs(*pause)).await;
+                // Without a pause nobody sees what was ordered before.
+                if *pause > 0 {
+                    sleep(Duration::from_secs(*pause)).await;
+                }
                 order(&report, *power);
             }
             // Long enough for every pause.
@@ -204,6 +210,9 @@ mod tests {
         (done, report)
     }
 
+    /// Orders as in [`history`], what is done, and the state at the end.
+    type Row<'a> = (&'a [(PowerState, u64)], &'a [&'a str], PowerState);
+
     fn state(report: &Report) -> (bool, PowerState, bool) {
         let report = report.subscribe().borrow().clone();
         (report.control_plane_ready, report.orders.as_ref().unwrap().carried_out.power, has_failed(&report))
@@ -212,7 +221,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn orders_are_carried_out() {
         use PowerState::{Frozen, Running, Stopped};
-        let table: [(&[(PowerState, u64)], &[&str], PowerState); 8] = [
+        let table: [Row<'_>; 8] = [
             (&[(Frozen, 0)], &["freeze"], Frozen),
             (&[(Frozen, 0), (Frozen, 5)], &["freeze"], Frozen),
             (&[(Frozen, 0), (Running, 5)], &["freeze", "bring back"], Running),
@@ -220,8 +229,8 @@ mod tests {
             (&[(Frozen, 0), (Stopped, 5)], &["freeze", "stop"], Stopped),
             // What has stopped runs before it is frozen.
             (&[(Stopped, 0), (Frozen, 5)], &["stop", "bring back", "freeze"], Frozen),
-            // Orders that change while something is being done wait for its end.
             (&[(Frozen, 0), (Running, 0)], &[], Running),
+            // Orders that change while something is being done wait for its end.
             (&[(Frozen, 0), (Stopped, 0), (Running, 1)], &["stop", "bring back"], Running),
         ];
         for (orders, expected, state_at_the_end) in table {
@@ -247,7 +256,7 @@ mod tests {
         assert_eq!(*hands.done.lock().unwrap(), ["freeze", "bring back", "freeze", "bring back"]);
         // Nobody wants it any more.
         order(&report, PowerState::Running);
-        let _ = timeout(Duration::from_secs(1), is_due(&report)).await.expect_err("nothing is due");
+        assert!(timeout(Duration::from_secs(1), is_due(&report)).await.is_err(), "nothing is due");
         assert_eq!(state(&report), (true, PowerState::Running, false));
     }
 
