@@ -77,7 +77,7 @@ fn next(past: &Past, runs: bool, answers: bool, now: Instant) -> Next {
     let since = |time: Instant| now.saturating_duration_since(time);
     if runs {
         let ran = past.started.map_or(LASTING, since);
-        return if ran >= LASTING { Next::Forget } else { Next::Wait(wait_for_report(past, now).unwrap_or(LASTING - ran)) };
+        return if ran >= LASTING { Next::Forget } else { Next::Wait(wait_for_report(past, now).unwrap_or(LASTING.saturating_sub(ran))) };
     }
     if past.starts >= BOUND && !answers {
         return Next::GiveUp;

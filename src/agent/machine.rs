@@ -227,7 +227,7 @@ impl Resolve for Containers {
 impl Machine {
     /// Works until something fails.
     async fn work(&self) -> AgentFailure {
-        match self.stages().await {
+        match Box::pin(self.stages()).await {
             Ok(never) => match never {},
             Err(failure) => failure,
         }

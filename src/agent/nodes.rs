@@ -110,6 +110,7 @@ pub async fn addresses(docker: &Docker, cluster: &str) -> BTreeMap<String, Ipv4A
     join_all(containers.into_iter().map(look)).await.into_iter().flatten().collect()
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "as map_err gives it")]
 fn docker_failed(error: Error) -> AgentFailure {
     failure(Reason::ResumeFailed, format!("a node cannot be started again: {error}"))
 }
