@@ -15,6 +15,7 @@ use nestling_core::api::conditions::{EXPIRING, KUBECONFIG_PUBLISHED, PAUSED, REA
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{KindCluster, KindClusterSpec, PowerState};
 use nestling_core::plan::decide::Step;
+use nestling_core::plan::wire::DeadContainer;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
@@ -583,6 +584,26 @@ async fn a_cluster_that_is_to_survive_comes_back_or_stays_on_its_volume() {
     })
     .await;
     assert!(told.iter().any(|reason| reason == "ClusterResumed"), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_dies_while_its_cluster_rests_is_told_and_comes_back() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    stage.create("lazarus", json!({})).await;
+    let before = condition(&stage.clusters, "lazarus", READY, "True", None, SOON).await.status.unwrap();
+    let dead = DeadContainer { name: "lazarus-worker".into(), exit_code: 137, starts: 1 };
+    stage.host.change("lazarus", false, |report| report.dead_containers = vec![dead]).await;
+    condition(&stage.clusters, "lazarus", READY, "False", Some("NodeContainerDead"), SOON).await;
+    let events: Api<Event> = Api::namespaced(stage.plane.client.clone(), "team");
+    until("its event", SOON, async || {
+        let told: Vec<String> = events.list(&ListParams::default()).await.unwrap().iter().filter_map(|event| event.reason.clone()).collect();
+        if told.iter().any(|reason| reason == "NodeContainerDead") { Ok(()) } else { Err(format!("{told:?}")) }
+    })
+    .await;
+    stage.host.change("lazarus", true, |report| report.dead_containers.clear()).await;
+    let after = condition(&stage.clusters, "lazarus", READY, "True", None, SOON).await.status.unwrap();
+    assert_eq!((after.attempt, after.cluster_uid, after.last_failure), (before.attempt, before.cluster_uid, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]

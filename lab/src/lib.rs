@@ -18,6 +18,7 @@ pub mod key;
 pub mod kind;
 mod lab;
 pub mod layer;
+pub mod load_balancer;
 pub mod machine;
 pub mod node_image;
 pub mod node_store;

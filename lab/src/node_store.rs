@@ -1,7 +1,7 @@
-//! The store: the node image as Docker keeps it on disk, made by the Docker of the pod image itself. A pod that finds it in its image has the node
-//! image at once, where loading an archive takes longer than everything else together.
+//! The store: the node image, and that of kind's load balancer, as Docker keeps them on disk, made by the Docker of the pod image itself. A pod that finds it in its
+//! image has them at once, where loading an archive takes longer than everything else together.
 //!
-//! The image is flattened to one layer: the marks by which a layer deletes files of the one below are devices that no image layer can carry.
+//! Each image is flattened to one layer: the marks by which a layer deletes files of the one below are devices that no image layer can carry.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::command::{output, wait_for};
 use crate::docker::Docker;
 use crate::images::ARCHIVE;
+use crate::load_balancer;
 use crate::node_image;
 use crate::part::Part;
 use crate::workshop::Workshop;
@@ -38,6 +39,13 @@ pub fn make(workshop: &Workshop) -> Result<()> {
     };
     let node = load(Part::NodeImage, node_image::NODE_ARCHIVE)?;
     let base = load(Part::DindBase, ARCHIVE)?;
+    let kinds = load_balancer::name(workshop)?;
+    let balancer = if workshop.pulling {
+        docker.run(&["pull", "-q", &kinds])?;
+        kinds.clone()
+    } else {
+        load(Part::LoadBalancer, ARCHIVE)?
+    };
 
     // A volume, because overlay2 does not work on a container's own file system.
     let container = docker.run(&[
@@ -55,31 +63,42 @@ pub fn make(workshop: &Workshop) -> Result<()> {
         "--bridge=none",
         "--iptables=false",
     ])?;
-    let made = fill(&docker, &container, &node, workshop).and_then(|()| save(&docker, &container, workshop));
+    let images = [(&*node, &*node), (&*balancer, &*kinds)];
+    let made = fill(&docker, &container, &images, workshop).and_then(|()| save(&docker, &container, workshop));
     docker.run(&["rm", "-f", "-v", &container])?;
     made
 }
 
-/// Brings the flattened image into the inner daemon, under its own name.
-fn fill(docker: &Docker, container: &str, node: &str, workshop: &Workshop) -> Result<()> {
+/// Brings images into the inner daemon, each as `(its name here, its name there)`.
+fn fill(docker: &Docker, container: &str, images: &[(&str, &str)], workshop: &Workshop) -> Result<()> {
     wait_for("the daemon that makes the store answers", START_WITHIN, || Ok(docker.succeeds(&["exec", container, "docker", "version"])))?;
-    let inspected: Value = serde_json::from_str(&docker.run(&["image", "inspect", node])?).context("docker image inspect printed no JSON")?;
+    let mut pinned_references = BTreeMap::new();
+    for (here, there) in images {
+        let inspected: Value = serde_json::from_str(&docker.run(&["image", "inspect", here])?).context("docker image inspect printed no JSON")?;
+        pinned_references.extend(pinned(&inspected[0], there));
+        bring(docker, container, here, there, &inspected[0]["Config"])?;
+    }
     let references = workshop.out.join(REFERENCES);
-    fs::write(&references, serde_json::to_vec(&pinned(&inspected[0], node))?)?;
+    fs::write(&references, serde_json::to_vec(&pinned_references)?)?;
     docker.run(&["cp", &references.to_string_lossy(), &format!("{container}:{DATA_ROOT}/{REFERENCES}")])?;
-    fs::remove_file(references)?;
+    Ok(fs::remove_file(references)?)
+}
+
+/// Brings one image into the inner daemon, flattened.
+fn bring(docker: &Docker, container: &str, here: &str, there: &str, config: &Value) -> Result<()> {
     let mut import = docker.command();
     import.args(["exec", "-i", container, "docker", "import"]);
-    for change in changes(&inspected[0]["Config"]) {
+    for change in changes(config) {
         import.args(["--change", &change]);
     }
-    let stopped = docker.run(&["create", node])?;
+    // The command is never run; an image may have none of its own.
+    let stopped = docker.run(&["create", here, "true"])?;
     let imported = (|| {
         let mut export = docker.command().args(["export", &stopped]).stdout(Stdio::piped()).spawn()?;
         let stream = export.stdout.take().context("docker export has no output")?;
-        let imported = import.args(["-", node]).stdin(stream).stdout(Stdio::null()).status()?;
+        let imported = import.args(["-", there]).stdin(stream).stdout(Stdio::null()).status()?;
         if !export.wait()?.success() || !imported.success() {
-            bail!("cannot flatten {node}");
+            bail!("cannot flatten {here}");
         }
         Ok(())
     })();

@@ -6,7 +6,7 @@ use crate::apt::Need;
 use crate::debian::DebianRoot;
 use crate::go::{GoPrograms, Stamp};
 use crate::workshop::Workshop;
-use crate::{images, node_image, node_store, release, vm_disk};
+use crate::{images, load_balancer, node_image, node_store, release, vm_disk};
 
 /// One thing that is built once and kept.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -47,6 +47,8 @@ pub enum Part {
     DindRoot,
     /// Debian with little more than libc.
     OperatorRoot,
+    /// Debian with HAProxy and a shell.
+    LoadBalancerRoot,
     /// The image of the local registry.
     RegistryImage,
     /// The image that the node pod's image starts from.
@@ -55,11 +57,13 @@ pub enum Part {
     OperatorBase,
     /// kind's base image.
     NodeBase,
+    /// The stand-in for the image of kind's load balancer.
+    LoadBalancer,
     /// The Kubernetes server archive that `kind build node-image` reads, with every image of a node.
     NodeServer,
     /// The node image.
     NodeImage,
-    /// The node image as Docker keeps it on disk.
+    /// The node image, and that of kind's load balancer, as Docker keeps them on disk.
     NodeStore,
     /// Debian with its own kernel, for the virtual machine.
     VmRoot,
@@ -89,6 +93,7 @@ pub enum Recipe {
 }
 
 const VM_DISK_SOURCE: &str = concat!(include_str!("vm_disk.rs"), include_str!("../scripts/vm/job.sh"), include_str!("../scripts/vm/job.service"));
+const LOAD_BALANCER_SOURCE: &str = concat!(include_str!("load_balancer.rs"), include_str!("../scripts/envoy.sh"));
 const CONTAINERD: &str = "github.com/containerd/containerd/v2";
 
 const PLAIN_GO: GoPrograms = GoPrograms { module: "kubernetes", programs: &[], sources: &[], tags: "", cgo: false, stamp: Stamp::None };
@@ -100,7 +105,7 @@ const MINIMAL_SYSTEM: &str = r#"cd "$1" && mkdir -p etc/ssl/certs tmp && chmod 1
 
 impl Part {
     /// Every part, each after what it needs.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::KubernetesApi,
         Self::KubernetesNode,
         Self::Etcd,
@@ -119,10 +124,12 @@ impl Part {
         Self::NodeRoot,
         Self::DindRoot,
         Self::OperatorRoot,
+        Self::LoadBalancerRoot,
         Self::RegistryImage,
         Self::DindBase,
         Self::OperatorBase,
         Self::NodeBase,
+        Self::LoadBalancer,
         Self::NodeServer,
         Self::NodeImage,
         Self::NodeStore,
@@ -154,10 +161,12 @@ impl Part {
             Self::NodeRoot => "node-root",
             Self::DindRoot => "dind-root",
             Self::OperatorRoot => "operator-root",
+            Self::LoadBalancerRoot => "load-balancer-root",
             Self::RegistryImage => "registry-image",
             Self::DindBase => "dind-base",
             Self::OperatorBase => "operator-base",
             Self::NodeBase => "node-base",
+            Self::LoadBalancer => "load-balancer",
             Self::NodeServer => "node-server",
             Self::NodeImage => "node-image",
             Self::NodeStore => "node-store",
@@ -181,7 +190,10 @@ impl Part {
             }
             Self::NodeImage if pulling => &[Self::ToolsRoot, Self::KubernetesApi],
             Self::NodeImage => &[Self::Kind, Self::NodeBase, Self::NodeServer],
-            Self::NodeStore => &[Self::DindBase, Self::NodeImage],
+            Self::LoadBalancer => &[Self::LoadBalancerRoot],
+            // The load balancer's image is pulled, too.
+            Self::NodeStore if pulling => &[Self::DindBase, Self::NodeImage],
+            Self::NodeStore => &[Self::DindBase, Self::NodeImage, Self::LoadBalancer],
             Self::VmDisk => &[Self::VmRoot, Self::DindRoot, Self::KubernetesApi, Self::Kind, Self::Runc, Self::NodeStore],
             Self::NodeServerNewer => &[Self::KubernetesNewer, Self::Etcd, Self::Coredns, Self::Provisioner, Self::Kindnetd, Self::Pause, Self::ToolsRoot],
             Self::NodeImageNewer if pulling => &[Self::ToolsRoot, Self::KubernetesNewer],
@@ -195,7 +207,7 @@ impl Part {
         match self {
             Self::Runc => &[Need::Compiler, Need::Seccomp],
             Self::Pause => &[Need::Compiler],
-            Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot | Self::VmRoot => &[Need::Debootstrap],
+            Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot | Self::LoadBalancerRoot | Self::VmRoot => &[Need::Debootstrap],
             Self::VmDisk => &[Need::Ext4],
             Self::NodeImage | Self::NodeStore | Self::NodeImageNewer => &[Need::Docker, Need::Zstd, Need::Jq],
             _ => &[],
@@ -209,6 +221,7 @@ impl Part {
             Self::DindBase => Some("nestling-lab/dind-base"),
             Self::OperatorBase => Some("nestling-lab/operator-base"),
             Self::NodeBase => Some("nestling-lab/node-base"),
+            Self::LoadBalancer => Some("nestling-lab/load-balancer"),
             // One image, which has a tag for each release.
             Self::NodeImage | Self::NodeImageNewer => Some("nestling-lab/node"),
             _ => None,
@@ -223,13 +236,14 @@ impl Part {
             Self::DindBase => steps(images::make_dind_base),
             Self::OperatorBase => steps(images::make_operator_base),
             Self::NodeBase => node_steps(node_image::make_base),
+            Self::LoadBalancer => Recipe::Steps { make: load_balancer::make, source: LOAD_BALANCER_SOURCE },
             Self::NodeServer => node_steps(node_image::make_server),
             Self::NodeImage => node_steps(node_image::make),
             Self::NodeServerNewer => newer_steps(release::make_newer_server),
             Self::NodeImageNewer => newer_steps(release::make_newer_image),
             Self::NodeStore => Recipe::Steps { make: node_store::make, source: include_str!("node_store.rs") },
             Self::VmDisk => Recipe::Steps { make: vm_disk::make, source: VM_DISK_SOURCE },
-            Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot | Self::VmRoot => Recipe::Root(self.root()),
+            Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot | Self::LoadBalancerRoot | Self::VmRoot => Recipe::Root(self.root()),
             _ => Recipe::Go(self.programs()),
         }
     }
@@ -367,6 +381,9 @@ impl Part {
             },
             Self::OperatorRoot => {
                 DebianRoot { suite: "trixie", variant: "extract", packages: &["base-files", "libc6", "libgcc-s1", "ca-certificates"], finish: MINIMAL_SYSTEM }
+            }
+            Self::LoadBalancerRoot => {
+                DebianRoot { suite: "trixie", variant: "extract", packages: &["base-files", "bash", "coreutils", "dash", "sed", "haproxy"], finish: "" }
             }
             Self::VmRoot => DebianRoot {
                 suite: "trixie",

@@ -14,7 +14,7 @@ use bollard::models::{
     NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest, RestartPolicy, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{
-    CreateImageOptions, DownloadFromContainerOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions, StopContainerOptions,
+    CreateImageOptions, DownloadFromContainerOptions, EventsOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions, StopContainerOptions,
 };
 use futures::{Stream, StreamExt, TryStreamExt};
 use ipnet::Ipv4Net;
@@ -280,6 +280,20 @@ impl Docker {
         let ipam_config = address.map(|address| EndpointIpamConfig { ipv4_address: Some(address.to_string()), ..EndpointIpamConfig::default() });
         let endpoint_config = Some(EndpointSettings { ipam_config, ..EndpointSettings::default() });
         Ok(self.short.connect_network(NETWORK, NetworkConnectRequest { container: container.to_owned(), endpoint_config }).await?)
+    }
+
+    /// Exit code of a container's last run; 0 if Docker does not tell.
+    pub async fn exit_code(&self, container: &str) -> i64 {
+        let state = self.short.inspect_container(container, None).await.ok().and_then(|found| found.state);
+        state.and_then(|state| state.exit_code).unwrap_or(0)
+    }
+
+    /// An item for each container of a kind cluster that dies, also for those since `since`, in seconds of Unix time. Ends with the connection.
+    pub fn deaths(&self, cluster: &str, since: i64) -> impl Stream<Item = Result<(), Error>> {
+        let filters = [("type", "container".to_owned()), ("event", "die".to_owned()), ("label", format!("{CLUSTER_LABEL}={cluster}"))];
+        let filters = filters.into_iter().map(|(name, value)| (name.to_owned(), vec![value])).collect();
+        let options = EventsOptions { since: Some(since.to_string()), filters: Some(filters), ..EventsOptions::default() };
+        self.short.events(Some(options)).map(|event| event.map(drop).map_err(Error::from))
     }
 
     /// The last lines that a container has printed.

@@ -75,7 +75,8 @@ async fn local(docker: &Docker, reference: &str, pinned: &Present) -> Result<Opt
 }
 
 fn pull_failure(reference: &str, said: &str) -> AgentFailure {
-    evident(classify(said, Reason::NodeImagePullFailed), format!("the image {reference} cannot be had"), said)
+    let whose = if reference == LOAD_BALANCER { " of the load balancer, which kind puts before several control planes," } else { "" };
+    evident(classify(said, Reason::NodeImagePullFailed), format!("the image {reference}{whose} cannot be had"), said)
 }
 
 /// Names the images in a configuration as Docker knows them, so that kind does not ask a registry.
@@ -157,5 +158,6 @@ mod tests {
     fn registries_are_understood() {
         assert_eq!(pull_failure("x", "toomanyrequests: slow down").reason, Reason::RegistryRateLimited);
         assert_eq!(pull_failure("x", "connection refused").reason, Reason::NodeImagePullFailed);
+        assert!(pull_failure(LOAD_BALANCER, "connection refused").message.contains("load balancer"));
     }
 }

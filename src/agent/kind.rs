@@ -48,9 +48,10 @@ impl Kind {
         Self { cluster: cluster.to_owned() }
     }
 
-    /// Name of the container of the first control plane (`MakeNodeNamer` in kind's providers).
-    pub fn control_plane(&self) -> String {
-        format!("{}-control-plane", self.cluster)
+    /// Names of the containers of so many control planes, the first one first (`MakeNodeNamer` in kind's providers).
+    pub fn control_planes(&self, count: usize) -> Vec<String> {
+        let name = |number: usize| format!("{}-control-plane{}", self.cluster, if number == 1 { String::new() } else { number.to_string() });
+        (1..=count).map(name).collect()
     }
 
     /// Name of the container before several control planes.
@@ -239,7 +240,8 @@ mod tests {
 
     #[test]
     fn containers_are_named_as_kind_names_them() {
-        assert_eq!(Kind::new("demo").control_plane(), "demo-control-plane");
+        assert_eq!(Kind::new("demo").control_planes(3), ["demo-control-plane", "demo-control-plane2", "demo-control-plane3"]);
+        assert_eq!(Kind::new("demo").load_balancer(), "demo-external-load-balancer");
     }
 
     #[tokio::test]

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs::{self, File};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use futures::future::join_all;
 use jiff::Timestamp;
 use nestling_core::api::kind_config::{KindConfig, KindNode};
 use nestling_core::api::reasons::Reason;
@@ -41,8 +42,8 @@ use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
 use super::{
-    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keys, made, network, node_files, output, policy_probe, preflight, serving_names, storage, store,
-    teardown,
+    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, preflight, serving_names, storage,
+    store, teardown,
 };
 
 /// How long a failed agent stays to be asked, in the end nobody came.
@@ -212,28 +213,24 @@ struct Ground {
     mtu: u32,
 }
 
-/// Where the API server's container is.
+/// Where API servers are, or who stands before them.
 #[derive(Debug)]
-struct Container {
+struct Containers {
     docker: Docker,
-    names: [String; 2],
+    names: Vec<String>,
 }
 
-impl Resolve for Container {
-    async fn resolve(&self) -> Option<SocketAddr> {
-        for name in &self.names {
-            if let Some(address) = self.docker.address(name).await {
-                return Some((address, port(API_PORT)).into());
-            }
-        }
-        None
+impl Resolve for Containers {
+    async fn resolve(&self) -> Vec<Option<SocketAddr>> {
+        let addresses = join_all(self.names.iter().map(|name| self.docker.address(name))).await;
+        addresses.into_iter().map(|address| Some((address?, port(API_PORT)).into())).collect()
     }
 }
 
 impl Machine {
     /// Works until something fails.
     async fn work(&self) -> AgentFailure {
-        match self.stages().await {
+        match Box::pin(self.stages()).await {
             Ok(never) => match never {},
             Err(failure) => failure,
         }
@@ -347,6 +344,11 @@ impl Machine {
         kind_config::nodes(self.settings.config.as_ref(), self.settings.control_planes, self.settings.workers)
     }
 
+    /// Names of the containers of all control planes, the first one first.
+    fn control_planes(&self) -> Vec<String> {
+        self.kind.control_planes(kind_config::control_planes(&self.nodes()))
+    }
+
     /// Brings the cluster up, or an earlier one back, and serves it.
     async fn cluster(&self, docker: &Docker, ground: &Ground) -> Result<Infallible, AgentFailure> {
         let since = Timestamp::now();
@@ -396,9 +398,8 @@ impl Machine {
 
     /// What nodes that come back have to know of this machine.
     fn landing(&self, ground: &Ground, made: &Made) -> Landing {
-        let addresses = made.addresses.keys().filter_map(|name| Some((name.clone(), made.address(name)?))).collect();
-        let reserved = kind_config::reserved(&self.settings, &ground.host, self.nodes().len());
-        Landing { network: self.settings.network.nodes, mtu: ground.mtu, reserved, addresses }
+        let reserved = kind_config::reserved(&self.settings, &ground.host, &self.nodes());
+        Landing { network: self.settings.network.nodes, mtu: ground.mtu, reserved, addresses: addresses_of(made) }
     }
 
     /// Why the cluster is not back, with what its nodes say about it.
@@ -487,23 +488,24 @@ impl Machine {
         let mut report = self.report.subscribe();
         // kind writes the file in place and begins the next step afterwards.
         let _ = report.wait_for(|report| report.stage > Stage::WritingConfiguration).await;
-        let name = self.kind.control_plane();
-        let written = match docker.pid(&name).await {
-            Some(pid) => node_files::read(pid, KUBEADM_CONF).map_err(|error| error.to_string()),
-            None => Err(format!("{name} does not run")),
-        };
-        let written = written.map_err(|error| failure(Reason::ConfigNotApplied, format!("cannot read {KUBEADM_CONF}: {error}")))?;
-        kind_config::verify(&written, config).map_err(|problem| from_problem(&problem))
+        for name in self.control_planes() {
+            let written = match docker.pid(&name).await {
+                Some(pid) => node_files::read(pid, KUBEADM_CONF).map_err(|error| error.to_string()),
+                None => Err("it does not run".to_owned()),
+            };
+            let written = written.map_err(|error| failure(Reason::ConfigNotApplied, format!("cannot read {KUBEADM_CONF} of {name}: {error}")))?;
+            kind_config::verify(&written, config).map_err(|problem| from_problem(&problem))?;
+        }
+        Ok(())
     }
 
     /// Opens the cluster for its operator: waits for the API server, binds the admin group, learns who it is.
     async fn open(&self, docker: &Docker, limit: Duration) -> Result<Nested, AgentFailure> {
-        let name = self.kind.control_plane();
+        let names = self.control_planes();
         let mut connector = Connector::default();
         let end = Instant::now() + limit;
         loop {
-            if let Some(pid) = docker.pid(&name).await
-                && let Some(nested) = connector.connect(pid).await
+            if let Some(nested) = connect(docker, &mut connector, &names).await
                 && nested.ready().await
                 // The right to bind comes with kubeadm's own first binding.
                 && nested.bind_admins().await.is_ok()
@@ -541,21 +543,29 @@ impl Machine {
     }
 
     async fn serve_until_suspended(&self, docker: &Docker, nested: &Nested, ground: &Ground, since: Timestamp) -> Result<(), AgentFailure> {
-        // The load balancer, where there is one, stands before all control planes.
-        let names = [self.kind.load_balancer(), self.kind.control_plane()];
-        let relay = Relay::open(port(API_PORT), Container { docker: docker.clone(), names }).await;
+        let mut names = self.control_planes();
+        if names.len() > 1 {
+            // It stands before all of them; while it is dead, they are asked themselves.
+            names.insert(0, self.kind.load_balancer());
+        }
+        let relay = Relay::open(port(API_PORT), Containers { docker: docker.clone(), names }).await;
         let relay = relay.map_err(|error| failure(Reason::AgentCrashed, format!("the front door cannot be opened: {error}")))?;
+        let known = made::read(Path::new(DATA_ROOT)).map(|made| addresses_of(&made)).unwrap_or_default();
         let authority = Path::new(&ground.host.keys_directory).join("ca.crt");
         let place = Place { docker, cluster: &self.settings.cluster_name, authority: &authority };
         certificates::note(&place, &self.report).await;
         power::runs(&self.report);
         self.report.enter(Stage::Serving);
-        tokio::select! {
+        let ended = tokio::select! {
             never = relay.run() => match never {},
             failed = Box::pin(self.look_after(nested, &place, since)) => failed.map(|never| match never {}),
             never = Box::pin(serving_names::follow(&place, &self.settings.cert_sans, &self.report)) => match never {},
+            failure = keeper::keep(docker, &self.settings.cluster_name, known, &self.report) => Err(failure),
+            // From here on nobody starts what is to be stopped.
             () = power::is_due(&self.report) => Ok(()),
-        }
+        };
+        self.report.update(|report| report.dead_containers.clear());
+        ended
     }
 
     /// Follows the cluster with the node's own credentials, and with new ones when they are renewed.
@@ -570,9 +580,7 @@ impl Machine {
                 () = Box::pin(certificates::keep(place, &self.report)) => {}
             }
             // The earlier ones hold for a while yet.
-            if let Some(pid) = place.docker.pid(&self.kind.control_plane()).await
-                && let Some(again) = Connector::default().connect(pid).await
-            {
+            if let Some(again) = connect(place.docker, &mut Connector::default(), &self.control_planes()).await {
                 renewed = Some(again);
             }
         }
@@ -593,6 +601,23 @@ impl Machine {
             sleep(if failed == 0 { PROBE_PAUSE.0 } else { PROBE_PAUSE.1 }).await;
         }
     }
+}
+
+/// The addresses that the nodes had when the cluster was whole.
+fn addresses_of(made: &Made) -> BTreeMap<String, Ipv4Addr> {
+    made.addresses.keys().filter_map(|name| Some((name.clone(), made.address(name)?))).collect()
+}
+
+/// A client with the credentials of the first control plane that runs and has any. What it asks goes to kind's own port, behind which all of them are.
+async fn connect(docker: &Docker, connector: &mut Connector, control_planes: &[String]) -> Option<Nested> {
+    for name in control_planes {
+        if let Some(pid) = docker.pid(name).await
+            && let Some(nested) = connector.connect(pid).await
+        {
+            return Some(nested);
+        }
+    }
+    None
 }
 
 /// The nodes of the cluster that this machine serves.

@@ -27,6 +27,7 @@ mod freezer;
 mod handshake;
 mod image;
 mod init;
+mod keeper;
 mod keys;
 mod kind;
 mod loop_devices;

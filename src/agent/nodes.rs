@@ -158,6 +158,16 @@ async fn move_in(docker: &Docker, nodes: &[&Container], landing: &Landing) -> Re
     Ok(())
 }
 
+/// Starts one node that has stopped, on the machine on which it ran before, at the address that it had.
+///
+/// # Errors
+/// Docker's. The node may be left out of kind's network then; a second call goes on.
+pub async fn start_again(docker: &Docker, node: &str, address: Option<Ipv4Addr>) -> Result<(), Error> {
+    docker.leave_network(node).await?;
+    docker.join_network(node, address).await?;
+    start(docker, node).await
+}
+
 async fn start(docker: &Docker, node: &str) -> Result<(), Error> {
     match docker.start(node).await {
         Err(error) if error.to_string().contains(TAKEN) => {

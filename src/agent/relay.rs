@@ -1,6 +1,6 @@
 //! The front door: the pod's port, passed on to the API server at TCP level.
 //!
-//! TLS goes through untouched, so clients verify the cluster itself. When the target does not take connections, they are
+//! There may be several ways to the API server, and the first one that takes a connection is used. TLS goes through untouched, so clients verify the cluster itself. When the target does not take connections, they are
 //! closed at once rather than left waiting.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -24,8 +24,8 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Tells where the target is at the moment. Containers get other addresses when they are restarted.
 pub trait Resolve: Send + Sync + 'static {
-    /// The address, if there is one.
-    fn resolve(&self) -> impl Future<Output = Option<SocketAddr>> + Send;
+    /// The ways to it, the best one first; `None` for one that is closed.
+    fn resolve(&self) -> impl Future<Output = Vec<Option<SocketAddr>>> + Send;
 }
 
 /// A door that is open. When it is dropped, it is shut: connections through it end, and further ones are refused at once.
@@ -93,15 +93,28 @@ impl<R: Resolve> Target<R> {
     /// Connects to where the target was, and where that fails, to where it is now.
     async fn connect(&self) -> Option<TcpStream> {
         let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(address) = known
-            && let Some(server) = dial(address).await
-        {
-            return Some(server);
+        if let Some(address) = known {
+            if let Some(server) = dial(address).await {
+                return Some(server);
+            }
+            self.remember(None);
         }
-        let address = self.resolver.resolve().await?;
-        let server = dial(address).await?;
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
-        Some(server)
+        for (place, address) in self.resolver.resolve().await.into_iter().enumerate() {
+            if let Some(address) = address
+                && let Some(server) = dial(address).await
+            {
+                // The others are ways round something that is to come back.
+                if place == 0 {
+                    self.remember(Some(address));
+                }
+                return Some(server);
+            }
+        }
+        None
+    }
+
+    fn remember(&self, address: Option<SocketAddr>) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = address;
     }
 }
 
@@ -114,12 +127,12 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    /// The address may change, as a container's does.
-    struct At(Arc<Mutex<Option<SocketAddr>>>);
+    /// The addresses may change, as a container's does.
+    struct At(Arc<Mutex<Vec<Option<SocketAddr>>>>);
 
     impl Resolve for At {
-        async fn resolve(&self) -> Option<SocketAddr> {
-            *self.0.lock().unwrap()
+        async fn resolve(&self) -> Vec<Option<SocketAddr>> {
+            self.0.lock().unwrap().clone()
         }
     }
 
@@ -153,7 +166,7 @@ mod tests {
     async fn a_door_that_is_shut_refuses_at_once_and_ends_what_went_through_it() {
         // Takes connections and never says more than a word, as what is frozen behind the door.
         let (target, _task) = holds("word").await;
-        let relay = Relay::open(0, At(Arc::new(Mutex::new(Some(target))))).await.unwrap();
+        let relay = Relay::open(0, At(Arc::new(Mutex::new(vec![Some(target)])))).await.unwrap();
         let door = SocketAddr::from((Ipv4Addr::LOCALHOST, relay.listener.local_addr().unwrap().port()));
         let running = tokio::spawn(async move { relay.run().await });
         let mut open = TcpStream::connect(door).await.unwrap();
@@ -171,7 +184,7 @@ mod tests {
 
     #[tokio::test]
     async fn connections_follow_the_target() {
-        let place = Arc::new(Mutex::new(None));
+        let place = Arc::new(Mutex::new(vec![]));
         let relay = Relay::open(0, At(place.clone())).await.unwrap();
         let door = SocketAddr::from((Ipv4Addr::LOCALHOST, relay.listener.local_addr().unwrap().port()));
         tokio::spawn(async move { relay.run().await });
@@ -184,12 +197,20 @@ mod tests {
         };
         assert_eq!(ask().await, "");
         let (first, task) = says("first").await;
-        *place.lock().unwrap() = Some(first);
+        *place.lock().unwrap() = vec![Some(first)];
         assert_eq!(ask().await, "first");
         task.abort();
         let _ = task.await;
-        let (second, _task) = says("second").await;
-        *place.lock().unwrap() = Some(second);
+        let (second, task) = says("second").await;
+        *place.lock().unwrap() = vec![Some(second)];
         assert_eq!(ask().await, "second");
+        // A way round, until the best way is open again.
+        task.abort();
+        let _ = task.await;
+        let (third, _task) = says("third").await;
+        *place.lock().unwrap() = vec![Some(second), None, Some(third)];
+        assert_eq!(ask().await, "third");
+        *place.lock().unwrap() = vec![Some(says("again").await.0), None, Some(third)];
+        assert_eq!(ask().await, "again");
     }
 }

@@ -230,7 +230,7 @@ const fn code(good: bool) -> StatusCode {
 /// else the operator is to hear of a cluster at rest.
 fn is_ready(report: &AgentReport) -> bool {
     let nodes_ready = !report.nodes.is_empty() && report.nodes.iter().all(|node| node.ready);
-    report.stage == Stage::Serving && report.control_plane_ready && nodes_ready && report.storage_pressure.is_none()
+    report.stage == Stage::Serving && report.control_plane_ready && nodes_ready && report.dead_containers.is_empty() && report.storage_pressure.is_none()
 }
 
 #[cfg(test)]
@@ -239,7 +239,7 @@ mod tests {
     use axum::body::{Body, to_bytes};
     use axum::http::Request;
     use nestling_core::api::PowerState;
-    use nestling_core::plan::wire::{NodeReport, StoragePressure};
+    use nestling_core::plan::wire::{DeadContainer, NodeReport, StoragePressure};
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
     use rstest::rstest;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -340,6 +340,9 @@ mod tests {
         report.storage_pressure = Some(StoragePressure { used_bytes: 9, limit_bytes: 10 });
         assert!(!is_ready(&report));
         report.storage_pressure = None;
+        report.dead_containers.push(DeadContainer { name: "n".into(), exit_code: 137, starts: 1 });
+        assert!(!is_ready(&report));
+        report.dead_containers.clear();
         assert!(is_ready(&report));
         report.nodes.clear();
         assert!(!is_ready(&report));

@@ -287,7 +287,7 @@ async fn what_would_do_harm_is_refused() {
     let clusters = host.clusters("t-refused");
     for (what, words) in [
         ("{pod: {hostUsers: false}}", "hostUsers: false cannot work"),
-        ("{nodes: {controlPlanes: 3}}", "controlPlanes"),
+        ("{nodes: {controlPlanes: 4}}", "controlPlanes"),
         ("{config: {nodes: [{extraMounts: [{hostPath: /run/docker.sock, containerPath: /x}]}]}}", "belongs to the pod"),
     ] {
         let cluster = KindCluster::new("refused", serde_json::from_value(spec(what)).unwrap());

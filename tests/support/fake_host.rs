@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use nestling_core::api::reasons::Reason;
@@ -48,6 +48,8 @@ pub enum Luck {
 pub struct FakeHost {
     /// Where all agents are.
     pub address: SocketAddr,
+    agents: Arc<Agents>,
+    pods: Api<Pod>,
     luck: Arc<Mutex<HashMap<String, Luck>>>,
     /// How many pods have been started, by cluster name.
     pub started: Arc<Mutex<HashMap<String, usize>>>,
@@ -86,9 +88,22 @@ impl FakeHost {
         let most_creating: Arc<Mutex<usize>> = Arc::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let pods = Api::namespaced(client.clone(), CLUSTERS_NAMESPACE);
         tokio::spawn(kubelet(client, agents.clone(), luck.clone(), started.clone(), most_creating.clone()));
-        tokio::spawn(serve(listener, agents));
-        Self { address, luck, started, most_creating }
+        tokio::spawn(serve(listener, agents.clone()));
+        Self { address, agents, pods, luck, started, most_creating }
+    }
+
+    /// Changes what the agent of this cluster says, and then what the kubelet finds of its pod.
+    pub async fn change(&self, cluster: &str, ready: bool, change: impl FnOnce(&mut AgentReport)) {
+        let of_cluster = ListParams::default().labels(&format!("{}={cluster}", labels::CLUSTER_NAME));
+        let pod = self.pods.list(&of_cluster).await.unwrap().items.remove(0);
+        self.agents.reports.lock().unwrap()[&pod.labels()[labels::CLUSTER_UID]].send_modify(|report| {
+            report.revision += 1;
+            change(report);
+        });
+        let found = json!({"status": {"conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}});
+        self.pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(found)).await.unwrap();
     }
 
     /// How the next agents of this cluster turn out; `Ready` if nothing is said.

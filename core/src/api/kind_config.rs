@@ -19,8 +19,8 @@ use serde_json::{Map, Value};
     validation = Rule::new("!has(self.kind) || self.kind == 'Cluster'").message("config.kind must be Cluster"),
     validation = Rule::new("!has(self.apiVersion) || self.apiVersion == 'kind.x-k8s.io/v1alpha4'")
         .message("config.apiVersion must be kind.x-k8s.io/v1alpha4"),
-    validation = Rule::new("!has(self.nodes) || self.nodes.filter(n, !has(n.role) || n.role == 'control-plane').size() == 1")
-        .message("config.nodes must hold exactly one control-plane"),
+    validation = Rule::new("!has(self.nodes) || self.nodes.filter(n, !has(n.role) || n.role == 'control-plane').size() in [1, 2, 3]")
+        .message("config.nodes must hold one, two or three control-planes"),
 )]
 pub struct KindConfig {
     /// `Cluster`.

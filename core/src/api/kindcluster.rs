@@ -128,9 +128,10 @@ pub struct KindClusterSpec {
 #[x_kube(crates(kube_core = "::kube_core"))]
 #[serde(rename_all = "camelCase")]
 pub struct Nodes {
-    /// Control-plane nodes. One, for now.
+    /// Control-plane nodes. With three the cluster outlives the death of any one of them. Two are less safe than one: etcd needs most of its
+    /// members, so both must live. Before several of them kind puts a load balancer, whose image (Envoy) has to be pulled.
     #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 1))]
+    #[schemars(range(min = 1, max = 3))]
     pub control_planes: i32,
 
     /// Worker nodes.

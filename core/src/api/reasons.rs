@@ -66,6 +66,8 @@ reasons! {
     InstallingCNI,
     /// kind: Installing StorageClass.
     InstallingStorageClass,
+    /// kind: Joining more control-plane nodes.
+    JoiningControlPlaneNodes,
     /// kind: Joining worker nodes.
     JoiningWorkerNodes,
     /// The nodes of a cluster are being brought back: from the volume on which a lost pod has left them, or because `spec.powerState` says so.
@@ -290,6 +292,8 @@ reasons! {
     ConfigNotApplied => "A patch in spec.config undoes a setting the operator needs; see the message.",
 
     // The cluster is not well.
+    /// The container of a node, or of the load balancer, has died. The agent starts it again; while it dies every time, ever more slowly, and in the end the cluster is given up if its API server does not answer either.
+    NodeContainerDead => "Nothing to do if it comes back. Else see what ended it: too little memory (spec.resources.limits.memory), a full disk, or somebody who is root in the pod.",
     /// The API server does not answer.
     ControlPlaneUnhealthy => "See the cluster's own events; the operator watches for its return.",
     /// A certificate of the cluster's nodes ends soon and could not be renewed.

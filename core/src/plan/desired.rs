@@ -21,6 +21,7 @@ use super::recreation;
 use super::registries;
 use super::settings::Settings;
 use super::wire::{AgentSettings, EgressPlan, PodLimits, SCHEMA};
+use crate::api::kind_config::KindNode;
 use crate::api::reasons::Reason;
 use crate::api::{KindCluster, PodLossPolicy, Registry, StorageType};
 
@@ -30,14 +31,18 @@ const SETTINGS_LIMIT: usize = 128 * 1024;
 const MIB: i64 = 1 << 20;
 const GIB: i64 = 1 << 30;
 
-/// Memory of the first node and of each further one, where the spec sets none. An idle node was measured at 600 MiB,
+/// Memory of the first node and of each further worker, where the spec sets none. An idle node was measured at 600 MiB,
 /// a worker at 150 MiB; the rest is for what the cluster is made for.
 const DEFAULT_MEMORY: (i64, i64) = (2 * GIB, GIB);
+
+/// Memory of each further control plane: as much for what the cluster is made for as a worker has, and what an idle control plane takes more than an idle worker
+/// (its processes hold about 470 MiB, and share no file with those of another node).
+const DEFAULT_CONTROL_PLANE_MEMORY: i64 = 1536 * MIB;
 
 /// Least memory per node, and for the pod beside its nodes.
 const LEAST_MEMORY: (i64, i64) = (896 * MIB, 192 * MIB);
 
-/// CPU request of the first node and of each further one, in thousandths.
+/// CPU request of each control plane and of each worker, in thousandths.
 const DEFAULT_CPU: (i64, i64) = (500, 250);
 
 /// Disk of the first node and of each further one.
@@ -104,7 +109,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
     let loss = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pod_loss_policy).unwrap_or_default();
     let keep = persistent && loss == PodLossPolicy::Resume;
     let pod_disk = if persistent { policy.storage_within(STORAGE_BESIDE_VOLUME) } else { storage_bytes };
-    let (resources, memory_bytes, cpu_millis) = resources(spec.resources.as_ref(), node_count, pod_disk, policy)?;
+    let (resources, memory_bytes, cpu_millis) = resources(spec.resources.as_ref(), &nodes, pod_disk, policy)?;
     let limits = PodLimits { memory_bytes, cpu_millis, storage_bytes };
     let created = created_at(&cluster.metadata);
     let violation = policy.violation(&Reach { spec, created, image: &image, nodes: &nodes, resources: &resources, storage_bytes });
@@ -238,17 +243,23 @@ fn storage(cluster: &KindCluster, nodes: i32, policy: &Policy) -> Result<i64, Pr
 /// limited, because a control plane that is throttled misses its deadlines; unless the policy knows a maximum.
 ///
 /// Returns also the limits of memory, in bytes, and of CPU, in thousandths.
-fn resources(given: Option<&ResourceRequirements>, nodes: i32, disk: i64, policy: &Policy) -> Result<(ResourceRequirements, i64, Option<i64>), Problem> {
+fn resources(
+    given: Option<&ResourceRequirements>,
+    nodes: &[KindNode],
+    disk: i64,
+    policy: &Policy,
+) -> Result<(ResourceRequirements, i64, Option<i64>), Problem> {
     let mut resources = given.cloned().unwrap_or_default();
     let requests = resources.requests.get_or_insert_default();
     let limits = resources.limits.get_or_insert_default();
-    let further = i64::from(nodes - 1);
-    let memory = limits
-        .get("memory")
-        .or_else(|| requests.get("memory"))
-        .cloned()
-        .unwrap_or_else(|| policy.within("memory", quantity::bytes(DEFAULT_MEMORY.0 + further * DEFAULT_MEMORY.1)));
-    let cpu = limits.get("cpu").cloned().unwrap_or_else(|| policy.within("cpu", Quantity(format!("{}m", DEFAULT_CPU.0 + further * DEFAULT_CPU.1))));
+    let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let control_planes = whole(kind_config::control_planes(nodes));
+    let workers = whole(nodes.len()) - control_planes;
+    let load_balancer = if control_planes > 1 { kind_config::LOAD_BALANCER_MEMORY } else { 0 };
+    let default_memory = DEFAULT_MEMORY.0 + (control_planes - 1).max(0) * DEFAULT_CONTROL_PLANE_MEMORY + load_balancer + workers * DEFAULT_MEMORY.1;
+    let memory = limits.get("memory").or_else(|| requests.get("memory")).cloned().unwrap_or_else(|| policy.within("memory", quantity::bytes(default_memory)));
+    let cpu =
+        limits.get("cpu").cloned().unwrap_or_else(|| policy.within("cpu", Quantity(format!("{}m", control_planes * DEFAULT_CPU.0 + workers * DEFAULT_CPU.1))));
     if let Some(most) = policy.most("cpu") {
         limits.entry("cpu".into()).or_insert_with(|| most.clone());
     }
@@ -261,9 +272,9 @@ fn resources(given: Option<&ResourceRequirements>, nodes: i32, disk: i64, policy
 
     let unreadable = |what: &str| Problem::new(Reason::ConfigUnreadable, format!("resources.limits.{what} is not a quantity"));
     let memory_bytes = limits.get("memory").and_then(quantity::units).ok_or_else(|| unreadable("memory"))?;
-    let least = LEAST_MEMORY.1 + i64::from(nodes) * LEAST_MEMORY.0;
+    let least = LEAST_MEMORY.1 + load_balancer + whole(nodes.len()) * LEAST_MEMORY.0;
     if memory_bytes < least {
-        let message = format!("{nodes} node(s) need at least {} of memory, resources.limits.memory is {}", quantity::bytes(least).0, memory.0);
+        let message = format!("{} node(s) need at least {} of memory, resources.limits.memory is {}", nodes.len(), quantity::bytes(least).0, memory.0);
         return Err(Problem::new(Reason::ResourcesTooSmall, message));
     }
     let cpu_millis = limits.get("cpu").map(|cpu| quantity::thousandths(cpu).ok_or_else(|| unreadable("cpu"))).transpose()?;
@@ -364,6 +375,9 @@ mod tests {
     #[rstest]
     #[case("{}", "2Gi", "500m", "10Gi")]
     #[case("{nodes: {workers: 2}}", "4Gi", "1", "20Gi")]
+    #[case("{nodes: {controlPlanes: 3}}", "5248Mi", "1500m", "20Gi")]
+    #[case("{nodes: {controlPlanes: 3, workers: 1}}", "6272Mi", "1750m", "25Gi")]
+    #[case("{config: {nodes: [{role: worker}, {}, {role: control-plane}]}}", "4736Mi", "1250m", "20Gi")]
     #[case("{resources: {limits: {memory: 3Gi, cpu: '2'}}, storage: {size: 4Gi}}", "3Gi", "2", "4Gi")]
     #[case("{resources: {requests: {memory: 5Gi, cpu: 100m}}}", "5Gi", "100m", "10Gi")]
     fn resources_are_filled_in(#[case] spec: &str, #[case] memory: &str, #[case] cpu: &str, #[case] storage: &str) {
@@ -394,6 +408,7 @@ mod tests {
     #[rstest]
     #[case("{resources: {limits: {memory: 512Mi}}}", Reason::ResourcesTooSmall)]
     #[case("{nodes: {workers: 2}, resources: {limits: {memory: 2Gi}}}", Reason::ResourcesTooSmall)]
+    #[case("{nodes: {controlPlanes: 3}, resources: {limits: {memory: 2900Mi}}}", Reason::ResourcesTooSmall)]
     #[case("{networking: {podCIDRs: [10.96.0.0/12]}}", Reason::CIDROverlap)]
     #[case("{config: {networking: {podSubnet: 10.244.7.0/24}}}", Reason::CIDROverlap)]
     #[case("{config: {networking: {podSubnet: 'fd00::/64'}}}", Reason::ConfigUnreadable)]

@@ -25,6 +25,9 @@ const POD_OVERHEAD: i64 = 192 << 20;
 /// hog within its bound drove the pod to its own limit, and the API server did not answer for a minute.
 const NODE_OVERHEAD: i64 = 320 << 20;
 
+/// Memory that the load balancer before several control planes needs, in bytes.
+pub(super) const LOAD_BALANCER_MEMORY: i64 = 128 << 20;
+
 /// CPU that kubeadm's own pods request on a control-plane node, in thousandths; below it the kubelet would refuse them.
 const LEAST_CPU: i64 = 1000;
 
@@ -36,6 +39,7 @@ const OWNED: &[(&str, &[&str])] = &[
     ("InitConfiguration", &["bootstrapTokens"]),
     ("InitConfiguration", &["localAPIEndpoint"]),
     ("JoinConfiguration", &["discovery"]),
+    ("JoinConfiguration", &["controlPlane", "localAPIEndpoint"]),
     ("KubeletConfiguration", &["cgroupDriver"]),
     ("KubeletConfiguration", &["cgroupRoot"]),
     ("KubeletConfiguration", &["failCgroupV1"]),
@@ -183,6 +187,11 @@ pub fn nodes(config: Option<&KindConfig>, control_planes: i32, workers: i32) -> 
     of(control_planes, KindRole::ControlPlane).chain(of(workers, KindRole::Worker)).collect()
 }
 
+/// How many of the nodes are control planes.
+pub fn control_planes(nodes: &[KindNode]) -> usize {
+    nodes.iter().filter(|node| node.role() == KindRole::ControlPlane).count()
+}
+
 /// The configuration that kind gets.
 ///
 /// # Errors
@@ -228,7 +237,6 @@ pub fn compose(settings: &AgentSettings, host: &NodeHost, version: KubernetesVer
 }
 
 fn kubeadm_patches(settings: &AgentSettings, host: &NodeHost, version: KubernetesVersion, token: &str, nodes: &[KindNode]) -> Vec<Value> {
-    let control_planes = nodes.iter().filter(|node| node.role() == KindRole::ControlPlane).count();
     let mut cluster = json!({"kind": "ClusterConfiguration", "apiServer": {"certSANs": settings.cert_sans}});
     if !settings.persistent {
         // What a cluster holds lives and dies with its pod: an fsync would protect what nobody can come back to.
@@ -239,7 +247,7 @@ fn kubeadm_patches(settings: &AgentSettings, host: &NodeHost, version: Kubernete
     } else {
         cluster["featureGates"] = json!({"PublicKeysECDSA": true});
     }
-    if control_planes == 1 {
+    if control_planes(nodes) == 1 {
         // Nobody to elect: saves a write every two seconds, and the wait for the old lease after a restart.
         for component in ["controllerManager", "scheduler"] {
             cluster[component] = json!({"extraArgs": {"leader-elect": "false"}});
@@ -254,7 +262,7 @@ fn kubeadm_patches(settings: &AgentSettings, host: &NodeHost, version: Kubernete
             target["extraEnvs"] = json!([{"name": "GOMAXPROCS", "value": processors.to_string()}]);
         }
     }
-    let mut kubelet = json!({"kind": "KubeletConfiguration", "systemReserved": reserved(settings, host, nodes.len())});
+    let mut kubelet = json!({"kind": "KubeletConfiguration", "systemReserved": reserved(settings, host, nodes)});
     if !host.cgroup_v2 {
         // With systemd's driver only the first cluster after a boot comes up on cgroup v1.
         kubelet["cgroupDriver"] = json!("cgroupfs");
@@ -279,10 +287,11 @@ fn disk_patch() -> Value {
 
 /// What each kubelet must leave alone, so that all allocatable memory and CPU together fit into the pod: a kubelet takes the whole machine for
 /// its own. Equal for all nodes, because joining nodes read the first one's configuration.
-pub fn reserved(settings: &AgentSettings, host: &NodeHost, nodes: usize) -> BTreeMap<&'static str, String> {
-    let nodes = i64::try_from(nodes).unwrap_or(i64::MAX).max(1);
+pub fn reserved(settings: &AgentSettings, host: &NodeHost, nodes: &[KindNode]) -> BTreeMap<&'static str, String> {
+    let load_balancer = if control_planes(nodes) > 1 { LOAD_BALANCER_MEMORY } else { 0 };
+    let nodes = i64::try_from(nodes.len()).unwrap_or(i64::MAX).max(1);
     let mut reserved = BTreeMap::new();
-    let share = (settings.limits.memory_bytes - POD_OVERHEAD - nodes * NODE_OVERHEAD) / nodes;
+    let share = (settings.limits.memory_bytes - POD_OVERHEAD - load_balancer - nodes * NODE_OVERHEAD) / nodes;
     if share > 0 && share < host.memory_bytes {
         reserved.insert("memory", format!("{}Ki", (host.memory_bytes - share) >> 10));
     }
@@ -317,7 +326,7 @@ fn containerd_patches(host: &NodeHost) -> Vec<String> {
     patches
 }
 
-/// Checks what kind wrote to `/kind/kubeadm.conf` of the first control plane, given what it was told: kind does not tell whether a patch matched anything.
+/// Checks what kind wrote to `/kind/kubeadm.conf` of a control plane, given what it was told: kind does not tell whether a patch matched anything.
 ///
 /// # Errors
 /// [`Reason::ConfigNotApplied`], naming the first setting that is missing.
@@ -404,6 +413,31 @@ mod tests {
     }
 
     #[test]
+    fn three_control_planes() {
+        let mut settings = settings(None);
+        (settings.control_planes, settings.limits.memory_bytes) = (3, 6 << 30);
+        insta::assert_snapshot!(yaml(&compose(&settings, &host(true), V1_34, "abcdef.0123456789abcdeg").unwrap()));
+    }
+
+    #[test]
+    fn leaders_are_elected_where_there_is_a_choice_and_only_the_first_control_plane_gets_the_keys() {
+        let mixed = "nodes: [{role: worker}, {role: control-plane}, {}]";
+        for (config, control_planes) in [(None, 1), (None, 2), (None, 3), (Some(mixed), 2)] {
+            let mut settings = settings(config);
+            settings.control_planes = control_planes;
+            let nodes = compose(&settings, &host(true), V1_36, "a.b").unwrap().nodes.unwrap();
+            let reservations: Vec<_> = nodes.iter().map(|node| node.kubeadm_config_patches.last().unwrap()).collect();
+            assert!(reservations.iter().all(|patch| *patch == reservations[0]), "{reservations:?}");
+            for node in &nodes {
+                let elects = !node.kubeadm_config_patches.iter().any(|patch| patch.contains("leader-elect"));
+                assert_eq!(elects, control_planes > 1, "{control_planes}");
+            }
+            let with_keys: Vec<usize> = (0..nodes.len()).filter(|index| !nodes[*index].extra_mounts.is_empty()).collect();
+            assert_eq!(with_keys, [usize::from(config.is_some())]);
+        }
+    }
+
+    #[test]
     fn registries_reach_every_node() {
         let mut settings = settings(None);
         let plain = compose(&settings, &host(true), V1_34, "a.b").unwrap();
@@ -469,6 +503,11 @@ nodes:
     #[case("networking: {apiServerAddress: 0.0.0.0}", Reason::ConfigFieldOwned, "config.networking.apiServerAddress")]
     #[case("networking: {ipFamily: dual}", Reason::IPFamilyUnsupported, "ipFamily")]
     #[case("kubeadmConfigPatches: ['{kind: InitConfiguration, bootstrapTokens: []}']", Reason::ConfigFieldOwned, "kubeadmConfigPatches[0]")]
+    #[case(
+        "kubeadmConfigPatches: ['{kind: JoinConfiguration, controlPlane: {localAPIEndpoint: {bindPort: 1}}}']",
+        Reason::ConfigFieldOwned,
+        "JoinConfiguration.controlPlane.localAPIEndpoint"
+    )]
     #[case("kubeadmConfigPatches: ['{cgroupDriver: systemd}']", Reason::ConfigUnreadable, "has no kind")]
     #[case("kubeadmConfigPatches: ['{kind: [']", Reason::ConfigUnreadable, "not YAML")]
     #[case("nodes: [{kubeadmConfigPatches: ['{kind: KubeletConfiguration, cgroupDriver: systemd}']}]", Reason::ConfigFieldOwned, "nodes[0]")]
@@ -503,17 +542,18 @@ nodes:
 
     #[test]
     fn allocatable_fits_the_pod_for_any_number_of_nodes() {
-        for workers in 0..9 {
+        for (control_planes, workers) in (1..=3).flat_map(|control_planes| (0..9).map(move |workers| (control_planes, workers))) {
             let mut settings = settings(None);
-            settings.workers = workers;
-            settings.limits.memory_bytes = (3 + i64::from(workers)) << 30;
+            settings.limits.memory_bytes = (2 + i64::from(control_planes + workers)) << 30;
             let host = host(true);
-            let nodes = i64::from(workers) + 1;
-            let reserved = reserved(&settings, &host, usize::try_from(nodes).unwrap());
+            let nodes = nodes(None, control_planes, workers);
+            let reserved = reserved(&settings, &host, &nodes);
+            let nodes = i64::try_from(nodes.len()).unwrap();
             let memory: i64 = reserved["memory"].trim_end_matches("Ki").parse::<i64>().unwrap() << 10;
-            assert!(nodes * (host.memory_bytes - memory) <= settings.limits.memory_bytes - POD_OVERHEAD, "{workers}");
+            let beside = POD_OVERHEAD + if control_planes > 1 { LOAD_BALANCER_MEMORY } else { 0 };
+            assert!(nodes * (host.memory_bytes - memory) <= settings.limits.memory_bytes - beside, "{control_planes} + {workers}");
             let cpu: i64 = reserved["cpu"].trim_end_matches('m').parse().unwrap();
-            assert!(nodes * (host.cpu_millis - cpu) <= 2000.max(nodes * LEAST_CPU), "{workers}");
+            assert!(nodes * (host.cpu_millis - cpu) <= 2000.max(nodes * LEAST_CPU), "{control_planes} + {workers}");
         }
     }
 

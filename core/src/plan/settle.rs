@@ -15,8 +15,8 @@ use super::problem::Problem;
 use super::recreation;
 use super::serving_names;
 use super::situation::{Situation, is_resuming, progress, readable, situation};
-use super::wire::{AgentReport, PolicyProbe};
-use crate::api::conditions::{self, Claim};
+use super::wire::{AgentReport, DeadContainer, PolicyProbe};
+use crate::api::conditions::{self, Claim, clip};
 use crate::api::reasons::Reason;
 use crate::api::{Endpoint, EndpointType, KindClusterStatus, KubeconfigSecretRef, LastFailure, NodeCount, PodRef, StageTime};
 
@@ -386,14 +386,19 @@ fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired,
     if let Some(hindrance) = power::hindrance(seen) {
         return suspended(report, hindrance, up_to_date);
     }
+    let dead = (!report.dead_containers.is_empty()).then(|| Claim::no(Reason::NodeContainerDead, Reason::NodeContainerDead.explain(&dead(report))));
     let control_plane = if report.control_plane_ready {
         Claim::yes(Reason::ApiServerReady, "")
+    } else if let Some(dead) = &dead {
+        dead.clone()
     } else {
         Claim::no(Reason::ControlPlaneUnhealthy, Reason::ControlPlaneUnhealthy.explain("the API server does not answer /readyz"))
     };
     let expected = desired.map_or(0, |desired| usize::try_from(desired.node_count).unwrap_or(0));
     let waiting: Vec<&str> = report.nodes.iter().filter(|node| !node.ready).map(|node| node.name.as_str()).collect();
-    let nodes = if waiting.is_empty() && !report.nodes.is_empty() && report.nodes.len() >= expected {
+    let nodes = if let Some(dead) = dead {
+        dead
+    } else if waiting.is_empty() && !report.nodes.is_empty() && report.nodes.len() >= expected {
         Claim::yes(Reason::AllNodesReady, "")
     } else {
         let message =
@@ -427,6 +432,18 @@ fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired,
         certificates: Some(certificates::claim(now, report.certificates.as_ref())),
         up_to_date: Some(up_to_date),
     }
+}
+
+/// What has died, for people.
+fn dead(report: &AgentReport) -> String {
+    let one = |container: &DeadContainer| {
+        let again = match container.starts {
+            0 => "is started again".to_owned(),
+            starts => format!("was started again {starts} time(s)"),
+        };
+        format!("{} ended with exit code {} and {again}", clip(&container.name, 128), container.exit_code)
+    };
+    report.dead_containers.iter().take(3).map(one).collect::<Vec<_>>().join("; ")
 }
 
 /// The cluster does not run, by wish of its user; or is on its way there or back.
@@ -736,6 +753,36 @@ mod tests {
         assert!(conditions::get(&after.conditions, conditions::DISK_PRESSURE).unwrap().message.contains("9216 MiB of 10240 MiB"));
         let told = |before, after| notes(before, after).iter().any(|note| note.warning && note.reason == "StorageNearlyFull");
         assert!(told(&before, &after) && !told(&after, &after));
+    }
+
+    #[test]
+    fn a_dead_container_is_named_and_told_once() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 60);
+        seen.report = Some(serving(true));
+        let before = settle(now(), &seen, &Outcome { done: decide(now(), &seen).steps, ..Outcome::default() });
+        assert_eq!(claim(&before, conditions::READY), "True ClusterReady");
+        seen.cluster.status = Some(before.clone());
+        let dead = DeadContainer { name: "crane-worker".into(), exit_code: 137, starts: 0 };
+        seen.report = Some(AgentReport { dead_containers: vec![dead.clone()], ..serving(true) });
+        let after = settled(&seen);
+        for (type_, expected) in [
+            (conditions::READY, "False NodeContainerDead"),
+            (conditions::NODES_READY, "False NodeContainerDead"),
+            (conditions::CONTROL_PLANE_READY, "True ApiServerReady"),
+            (conditions::STALLED, "False NotStalled"),
+        ] {
+            assert_eq!(claim(&after, type_), expected, "{type_}");
+        }
+        let message = &conditions::get(&after.conditions, conditions::READY).unwrap().message;
+        assert!(message.starts_with("crane-worker ended with exit code 137 and is started again. "), "{message}");
+        let told = |before, after| notes(before, after).iter().filter(|note| note.warning && note.reason == "NodeContainerDead").count();
+        assert_eq!((told(&before, &after), told(&after, &after)), (1, 0));
+        // Where it takes the API server with it, that is the reason.
+        let dead = vec![DeadContainer { starts: 2, ..dead }];
+        seen.report = Some(AgentReport { dead_containers: dead, control_plane_ready: false, ..serving(true) });
+        let after = settled(&seen);
+        assert_eq!(claim(&after, conditions::CONTROL_PLANE_READY), "False NodeContainerDead");
+        assert!(conditions::get(&after.conditions, conditions::READY).unwrap().message.contains("was started again 2 time(s)"));
     }
 
     /// A cluster that was deleted `seconds` ago, its pod still there.

@@ -269,6 +269,9 @@ pub struct AgentReport {
     /// The nodes as the API server lists them.
     #[serde(default)]
     pub nodes: Vec<NodeReport>,
+    /// Containers of the cluster that have died and are not back for good yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dead_containers: Vec<DeadContainer>,
     /// UID of the `kube-system` namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nested_uid: Option<String>,
@@ -359,6 +362,20 @@ pub struct NodeReport {
     pub ready: bool,
 }
 
+/// A container of the cluster, a node's or the load balancer's, that has died although it was meant to run.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadContainer {
+    /// Its name, which is also the node's.
+    pub name: String,
+    /// How its first process ended: 137 is SIGKILL.
+    #[serde(default)]
+    pub exit_code: i64,
+    /// How often it was started again without lasting.
+    #[serde(default)]
+    pub starts: u32,
+}
+
 macro_rules! stages {
     ($($(#[doc = $doc:literal])+ $name:ident => $reason:ident,)+) => {
         /// Where an agent stands. The middle ones are kind's own printed steps.
@@ -408,6 +425,8 @@ stages! {
     InstallingCNI => InstallingCNI,
     /// kind: Installing StorageClass.
     InstallingStorageClass => InstallingStorageClass,
+    /// kind: Joining more control-plane nodes.
+    JoiningControlPlaneNodes => JoiningControlPlaneNodes,
     /// kind: Joining worker nodes.
     JoiningWorkerNodes => JoiningWorkerNodes,
     /// `/readyz` of the API server.
@@ -433,6 +452,7 @@ impl Stage {
             ("Starting control-plane", Self::StartingControlPlane),
             ("Installing CNI", Self::InstallingCNI),
             ("Installing StorageClass", Self::InstallingStorageClass),
+            ("Joining more control-plane nodes", Self::JoiningControlPlaneNodes),
             ("Joining worker nodes", Self::JoiningWorkerNodes),
         ];
         steps.into_iter().find(|(prefix, _)| text.starts_with(prefix)).map(|(_, stage)| stage)
@@ -473,6 +493,7 @@ mod tests {
     fn kind_lines_name_stages() {
         assert_eq!(Stage::from_kind_line(" • Preparing nodes 📦   ..."), Some(Stage::PreparingNodes));
         assert_eq!(Stage::from_kind_line(" • Ensuring node image (kindest/node:v1) 🖼 ..."), Some(Stage::EnsuringNodeImage));
+        assert_eq!(Stage::from_kind_line(" • Joining more control-plane nodes 🎮 ..."), Some(Stage::JoiningControlPlaneNodes));
         assert_eq!(Stage::from_kind_line(" ✓ Preparing nodes 📦 "), None);
         assert_eq!(Stage::from_kind_line("ERROR: failed"), None);
     }

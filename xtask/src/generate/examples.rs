@@ -20,6 +20,14 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
     Ok(vec![
         ("kindcluster", one("The least: one node.", "demo", spec())?),
         ("three-nodes", one("One control plane and two workers, all in one pod.", "three-nodes", three_nodes())?),
+        (
+            "high-availability",
+            one(
+                "Three control planes: the cluster outlives the death of any one of them. Its pods run on the worker.",
+                "high-availability",
+                three_control_planes(),
+            )?,
+        ),
         ("node-port", one("Reachable from outside through a port of the host's nodes; see the Secret's key `external`.", "node-port", node_port())?),
         ("config", one("A kind configuration, as one would give to `kind create cluster --config`.", "config", config())?),
         ("no-cni", one("Without a CNI: Ready needs only the control plane, and its user installs a CNI.", "no-cni", no_cni())?),
@@ -47,6 +55,10 @@ fn three_nodes() -> KindClusterSpec {
 
 fn stopped() -> KindClusterSpec {
     KindClusterSpec { power_state: Some(PowerState::Stopped), ..spec() }
+}
+
+fn three_control_planes() -> KindClusterSpec {
+    KindClusterSpec { nodes: Some(Nodes { control_planes: 3, workers: 1 }), ..spec() }
 }
 
 fn node_port() -> KindClusterSpec {
