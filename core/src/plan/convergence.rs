@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use proptest::prelude::*;
 
 use super::decide::{ChildKind, Step, decide};
 use super::objects::attempt_of;
-use super::observed::{Children, Observed, Turn, needs_live};
+use super::observed::{Children, Logs, Observed, Turn, needs_live};
 use super::problem::Problem;
 use super::settle::{Outcome, settle};
 use super::wire::{AgentReport, NodeReport, Stage};
@@ -57,6 +57,8 @@ enum Happening {
     Delete,
     /// The next pods turn out like this.
     Luck(Luck),
+    /// This becomes of the logs of pods that fail from now on.
+    Logs(Logs),
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -73,6 +75,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => prop::option::of(1..6000_u64).prop_map(Happening::Ttl),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
+        1 => prop_oneof![Just(Logs::Awaited), Just(Logs::Held), Just(Logs::Unavailable)].prop_map(Happening::Logs),
         2 => prop_oneof![Just(Luck::Ready), Just(Luck::KindFails), Just(Luck::Crashes), Just(Luck::Hangs)].prop_map(Happening::Luck),
     ]
 }
@@ -86,6 +89,7 @@ struct World {
     /// Earlier states, the newest last, for stale reads.
     history: Vec<(KindCluster, u64, Children)>,
     luck: Luck,
+    logs: Logs,
     next_uid: u64,
     identity: Identity,
 }
@@ -96,7 +100,7 @@ impl World {
         let identity = testing::identity(&cluster);
         let now = Timestamp::from_second(1_000_000).unwrap();
         cluster.metadata.creation_timestamp = Some(Time(now));
-        Self { now, cluster: Some(cluster), version: 0, children: Children::default(), history: vec![], luck: Luck::Ready, next_uid: 0, identity }
+        Self { now, cluster: Some(cluster), version: 0, children: Children::default(), history: vec![], luck: Luck::Ready, logs: Logs::Awaited, next_uid: 0, identity }
     }
 
     fn changed(&mut self) {
@@ -144,7 +148,7 @@ impl World {
             children = Children { live: true, ..self.children.clone() };
         }
         let report = self.report(children.current_pod());
-        let seen = Observed { cluster, identity: self.identity.clone(), settings: Arc::new(testing::settings()), children, report, turn: Turn::Granted };
+        let seen = Observed { cluster, identity: self.identity.clone(), settings: Arc::new(testing::settings()), children, report, logs: self.logs, host_node: None, turn: Turn::Granted };
         let plan = decide(self.now, &seen);
         let mut outcome = Outcome::default();
         for (index, step) in plan.steps.into_iter().enumerate() {
@@ -226,9 +230,14 @@ impl World {
                 let mut pod = (**pod).clone();
                 pod.metadata = self.meta(&pod.metadata);
                 pod.metadata.annotations.get_or_insert_default().insert("luck".into(), format!("{:?}", self.luck));
+                pod.status = Some(running());
                 self.children.pods.push(pod);
             }
-            Step::PublishKubeconfig(_) | Step::RetractKubeconfig { .. } => {}
+            Step::PublishKubeconfig(_) | Step::RetractKubeconfig { .. } | Step::DropLogs { .. } => {}
+            Step::KeepLogs(plan) => {
+                let failed = self.status().last_failure.expect("logs of no failure");
+                assert_eq!(failed.attempt, plan.attempt, "logs of another attempt");
+            }
             Step::Expire => {
                 let cluster = self.cluster.as_ref().ok_or_else(conflict)?;
                 let ttl = cluster.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.ttl).expect("ended without an expiry");
@@ -309,6 +318,7 @@ impl World {
                 self.changed();
             }
             Happening::Luck(luck) => self.luck = luck,
+            Happening::Logs(logs) => self.logs = logs,
             Happening::Edit(possible) => self.edit(|cluster| cluster.spec.image = Some(if possible { "a:v1.34.4" } else { "b:v1.33.0" }.to_owned())),
             Happening::Registries(some) => self.edit(|cluster| cluster.spec.registries = if some { vec![registry()] } else { vec![] }),
             Happening::Ttl(seconds) => self.edit(|cluster| {
@@ -381,6 +391,19 @@ fn mounts_claim(pod: &Pod) -> bool {
 
 fn storage() -> impl Strategy<Value = StorageType> {
     prop_oneof![Just(StorageType::Ephemeral), Just(StorageType::Persistent)]
+}
+
+/// An agent is there to be asked.
+fn running() -> PodStatus {
+    PodStatus {
+        phase: Some("Running".into()),
+        pod_ip: Some("10.244.0.9".into()),
+        container_statuses: Some(vec![ContainerStatus {
+            state: Some(ContainerState { running: Some(ContainerStateRunning::default()), ..Default::default() }),
+            ..Default::default()
+        }]),
+        ..Default::default()
+    }
 }
 
 fn crash(pod: &mut Pod) {

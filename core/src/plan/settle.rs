@@ -7,14 +7,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::decide::{Step, external_url, internal_url, is_overdue, kubeconfig};
 use super::desired::{Desired, desire};
 use super::expiry;
+use super::host_loss;
 use super::objects::{attempt_of, digests_of};
 use super::observed::Observed;
 use super::problem::Problem;
-use super::situation::{Situation, progress, readable, situation};
+use super::situation::{MESSAGE_LIMIT, Situation, progress, readable, situation};
 use super::wire::{AgentReport, PolicyProbe};
-use crate::api::conditions::{self, Claim};
+use crate::api::conditions::{self, Claim, clip};
 use crate::api::reasons::Reason;
-use crate::api::{Endpoint, EndpointType, KindClusterStatus, KubeconfigSecretRef, LastFailure, NodeCount, PodRef, StageTime};
+use crate::api::{BundleRef, Endpoint, EndpointType, KindClusterStatus, KubeconfigSecretRef, LastFailure, NodeCount, PodRef, StageTime};
 
 /// What became of a plan.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +26,8 @@ pub struct Outcome {
     pub failed: Option<(Step, Problem)>,
     /// When the credentials that were published in this pass end.
     pub kubeconfig_expires: Option<Timestamp>,
+    /// Why the logs of a failed attempt were not kept though their step is done: they are not worth a failure of their own.
+    pub logs_refused: Option<Problem>,
 }
 
 /// The claims of one pass; what is left `None` stays as it was said last.
@@ -204,6 +207,22 @@ fn record_facts(seen: &Observed, done: &Outcome, stands: &Situation<'_>, status:
             Step::RetractKubeconfig { secret } if status.kubeconfig_secret_ref.as_ref().is_some_and(|published| published.name == *secret) => {
                 status.kubeconfig_secret_ref = None;
             }
+            Step::KeepLogs(plan) => {
+                if let Some(failure) = status.last_failure.as_mut().filter(|failure| failure.attempt == plan.attempt) {
+                    match &done.logs_refused {
+                        None => failure.bundle_ref = Some(BundleRef { name: plan.secret.clone(), attempt: plan.attempt }),
+                        Some(problem) => {
+                            let message = format!("{} Its logs were not kept: {}.", failure.message, problem.message);
+                            clip(&message, MESSAGE_LIMIT).clone_into(&mut failure.message);
+                        }
+                    }
+                }
+            }
+            Step::DropLogs { secret } => {
+                if let Some(failure) = &mut status.last_failure {
+                    failure.bundle_ref.take_if(|bundle| bundle.name == *secret);
+                }
+            }
             _ => {}
         }
     }
@@ -249,6 +268,11 @@ fn endpoints(seen: &Observed) -> Vec<Endpoint> {
     let internal = Endpoint { type_: EndpointType::Internal, url: internal_url(&seen.identity.service_dns_name(&seen.settings.clusters_namespace)) };
     let external = external_url(seen, service).map(|url| Endpoint { type_: EndpointType::External, url });
     std::iter::once(internal).chain(external).collect()
+}
+
+/// The failure that is in this status and was not in the one before.
+pub(super) fn new_failure<'a>(before: &KindClusterStatus, after: &'a KindClusterStatus) -> Option<&'a LastFailure> {
+    after.last_failure.as_ref().filter(|failure| !before.last_failure.as_ref().is_some_and(|before| before.is(failure)))
 }
 
 /// The reason of a failure; one that is not known reads as [`Reason::KindFailed`].
@@ -311,8 +335,12 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
     let up_to_date = up_to_date(pod, desired);
     let Some(report) = &seen.report else {
         // Nothing new has been heard: what was said last stands, unless the pod itself says that it is not ready.
-        let (ready, reconciling) = (kept(status, conditions::READY), kept(status, conditions::RECONCILING));
-        return Claims { up_to_date: Some(up_to_date), ..Claims::unseen(ready, reconciling, not_stalled()) };
+        let node = host_loss::claim(seen);
+        let (ready, reconciling) = match &node {
+            Some(claim) => (claim.clone(), Claim::yes(claim.reason, &claim.message)),
+            None => (kept(status, conditions::READY), kept(status, conditions::RECONCILING)),
+        };
+        return Claims { up_to_date: Some(up_to_date), host: node, ..Claims::unseen(ready, reconciling, not_stalled()) };
     };
     let control_plane = if report.control_plane_ready {
         Claim::yes(Reason::ApiServerReady, "")
@@ -337,7 +365,9 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
         }
         _ => Claim::no(Reason::PublishingKubeconfig, "the kubeconfig is about to be published"),
     };
-    let hindrance = [&control_plane, &nodes, &kubeconfig].into_iter().find(|claim| claim.status != Some(true)).cloned();
+    // What the agent said last may be long past.
+    let node = host_loss::claim(seen);
+    let hindrance = [node.as_ref().unwrap_or(&control_plane), &control_plane, &nodes, &kubeconfig].into_iter().find(|claim| claim.status != Some(true)).cloned();
     let (ready, reconciling) = match hindrance {
         None => (Claim::yes(Reason::ClusterReady, ""), Claim::no(Reason::Settled, "")),
         Some(claim) => (Claim::no(claim.reason, &claim.message), Claim::yes(claim.reason, claim.message)),
@@ -346,7 +376,7 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
         ready,
         reconciling,
         stalled: not_stalled(),
-        host: Some(Claim::yes(Reason::HostFit, report.warnings.join(" "))),
+        host: Some(node.unwrap_or_else(|| Claim::yes(Reason::HostFit, report.warnings.join(" ")))),
         control_plane: Some(control_plane),
         nodes: Some(nodes),
         kubeconfig: Some(kubeconfig),
@@ -471,10 +501,13 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
             format!("attempt {} runs in pod {}", after.attempt.unwrap_or(0), after.pod_ref.as_ref().map_or("", |pod| pod.name.as_str())),
         );
     }
-    if let Some(failure) = &after.last_failure
-        && after.last_failure != before.last_failure
-    {
+    let failure = new_failure(before, after);
+    if let Some(failure) = failure {
         note(true, reason_of(failure).as_str(), failure.message.clone());
+    }
+    let bundle = |status: &KindClusterStatus| status.last_failure.as_ref().and_then(|failure| failure.bundle_ref.clone());
+    if let Some(kept) = bundle(after).filter(|kept| bundle(before).as_ref() != Some(kept)) {
+        note(false, "LogsKept", format!("the logs of attempt {} are in Secret {}", kept.attempt, kept.name));
     }
     if before.cluster_uid.is_some() && after.cluster_uid != before.cluster_uid && after.cluster_uid.is_some() {
         note(true, "ClusterReplaced", "the cluster was lost and a new, empty one has taken its place".to_owned());
@@ -486,12 +519,12 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
         note(false, "Ready", "the cluster is ready".to_owned());
     }
     // A failure, a deletion and what stalls a cluster have events of their own.
-    let told_otherwise = after.last_failure != before.last_failure || became(conditions::STALLED, "True") || became(conditions::DELETING, "True");
+    let told_otherwise = failure.is_some() || became(conditions::STALLED, "True") || became(conditions::DELETING, "True");
     if conditions::is_true(&before.conditions, conditions::READY) && became(conditions::READY, "False") && !told_otherwise {
         let reason = conditions::get(&after.conditions, conditions::READY).and_then(|condition| Reason::parse(&condition.reason));
         note(true, reason.unwrap_or(Reason::Progressing).as_str(), message_of(conditions::READY));
     }
-    if became(conditions::STALLED, "True") && after.last_failure == before.last_failure {
+    if became(conditions::STALLED, "True") && failure.is_none() {
         let reason = conditions::get(&after.conditions, conditions::STALLED).and_then(|condition| Reason::parse(&condition.reason));
         note(true, reason.unwrap_or(Reason::KindFailed).as_str(), message_of(conditions::STALLED));
     }
@@ -572,6 +605,7 @@ mod tests {
             generation: 1,
             count,
             log_tail: None,
+            bundle_ref: None,
         }
     }
 

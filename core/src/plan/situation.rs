@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use super::classify::classify;
 use super::desired::{DEFAULT_CREATION_TIMEOUT, Desired, desire};
 use super::expiry::expiry;
+use super::host_loss;
 use super::objects::{attempt_of, digests_of};
 use super::observed::{Observed, Turn, created_at};
 use super::problem::Problem;
@@ -24,7 +25,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const AGENT_ANSWERS_WITHIN: Duration = Duration::from_mins(1);
 
 /// Longest message and evidence of a failure, in bytes. They come out of a pod in which users are root.
-const MESSAGE_LIMIT: usize = 1024;
+pub(super) const MESSAGE_LIMIT: usize = 1024;
 const EVIDENCE_LIMIT: usize = 2048;
 
 /// Where a cluster stands.
@@ -123,7 +124,7 @@ fn with_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, 
         return Situation::Discard(pod);
     }
     let established = is_established(status, attempt);
-    if let Some(failure) = ended(pod).or_else(|| reported(seen.report.as_ref())) {
+    if let Some(failure) = ended(pod).or_else(|| reported(seen.report.as_ref())).or_else(|| host_loss::failure(now, seen).filter(|_| established)) {
         return Situation::Failed(record(now, seen, status, attempt, &failure));
     }
     if established || seen.report.as_ref().is_some_and(|report| report.control_plane_ready) {
@@ -157,7 +158,9 @@ fn without_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatu
     let recorded = status.last_failure.as_ref().filter(|failure| failure.attempt == last);
     // A pod that we took away ourselves leaves no reference behind.
     if recorded.is_none() && status.pod_ref.is_some() && status.attempt == Some(last) {
-        let failure = AgentFailure { reason: Reason::PodLost, message: "the pod is gone".to_owned(), log_tail: String::new() };
+        let going = seen.children.pods.iter().find(|pod| attempt_of(pod) == last);
+        let gone = || AgentFailure { reason: Reason::PodLost, message: "the pod is gone".to_owned(), log_tail: String::new() };
+        let failure = going.and_then(host_loss::disruption).unwrap_or_else(gone);
         return Situation::Failed(record(now, seen, status, last, &failure));
     }
     let desired = match desired {
@@ -198,6 +201,8 @@ fn record(now: Timestamp, seen: &Observed, status: &KindClusterStatus, attempt: 
         generation,
         count: if is_established(status, attempt) { 0 } else { before + 1 },
         log_tail: Some(clip_start(&failure.log_tail, EVIDENCE_LIMIT).to_owned()).filter(|tail| !tail.is_empty()),
+        // Those of an earlier attempt stay until there are newer ones.
+        bundle_ref: status.last_failure.as_ref().and_then(|last| last.bundle_ref.clone()),
     }
 }
 
