@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nestling_core::api::kind_config::{KindConfig, KindNode};
@@ -28,6 +28,7 @@ use super::facts::{self, Facts, Surroundings};
 use super::failure::{evident, failure, from_problem, leave};
 use super::fault::disabled;
 use super::kind::Kind;
+use super::logs::{Logs, OwnLog};
 use super::nested::{Connector, Nested};
 use super::registries::Registries;
 use super::relay::{Relay, Resolve};
@@ -54,8 +55,12 @@ const ADOPTION_LIMIT: Duration = Duration::from_secs(90);
 /// Pause between two looks at a server that is up, and at one that is down.
 const PROBE_PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
 
-/// Failed looks in a row after which the API server, and after which Docker, counts as gone.
+/// Failed looks in a row after which the API server, and after which Docker, counts as gone. A look at Docker takes five seconds when it fails, and so does the pause after it: two
+/// minutes in all.
 const PATIENCE: (u32, u32) = (3, 12);
+
+/// Pause after a look at Docker that has failed.
+const DOCKER_PAUSE: Duration = Duration::from_secs(5);
 
 /// Where kind leaves the configuration that kubeadm gets (`pkg/cluster/internal/create/actions/config`).
 const KUBEADM_CONF: &str = "/kind/kubeadm.conf";
@@ -71,7 +76,7 @@ pub fn run() -> ExitCode {
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
         output::keep_passwords_of(&std::env::var(name).unwrap_or_default());
     }
-    tracing_subscriber::fmt().compact().with_ansi(false).with_writer(|| output::Presentable(std::io::stderr())).init();
+    tracing_subscriber::fmt().compact().with_ansi(false).with_writer(|| output::Presentable(OwnLog)).init();
     // The default of the crates that ask for one; there is no other in this program.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let started = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -102,9 +107,10 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
     let (alive, heartbeat) = watch::channel(Instant::now());
 
     let tls = server::tls(Path::new(KEYS_DIRECTORY)).map_err(|error| broken(error.to_string()))?;
+    let logs = Arc::new(Logs::new(&settings.cluster_name, report.subscribe()));
     let operator = server::listen(port(AGENT_PORT)).await.map_err(|error| broken(error.to_string()))?;
     let kubelet = server::listen(port(HEALTH_PORT)).await.map_err(|error| broken(error.to_string()))?;
-    let _operator = AbortOnDropHandle::new(tokio::spawn(server::serve_operator(operator, tls, report.subscribe())));
+    let _operator = AbortOnDropHandle::new(tokio::spawn(server::serve_operator(operator, tls, report.subscribe(), logs)));
     let health = Health { report: report.subscribe(), alive: heartbeat };
     let _health = AbortOnDropHandle::new(tokio::spawn(server::serve_health(kubelet, health)));
 
@@ -241,6 +247,8 @@ impl Machine {
         if disabled("random-token") {
             KINDS_TOKEN.clone_into(&mut token);
         }
+        // kind and kubeadm are given it, and nobody else is to see it.
+        output::keep_secret(token.clone());
         self.registries.write().map_err(|error| failure(Reason::PodStartFailed, error.to_string()))?;
         let ground = Ground { host: node_host(&facts, &pki, storage::is_own(&self.settings, &facts)), token, mtu: facts.mtu.unwrap_or(DEFAULT_MTU) };
 
@@ -520,8 +528,8 @@ async fn forget_tokens(nested: &Nested) -> Infallible {
 async fn watch_docker(docker: &Docker, dockerd: &Dockerd) -> AgentFailure {
     let mut failed = 0;
     while failed < PATIENCE.1 {
-        sleep(PROBE_PAUSE.0).await;
+        sleep(if failed == 0 { PROBE_PAUSE.0 } else { DOCKER_PAUSE }).await;
         failed = if docker.answers().await { 0 } else { failed + 1 };
     }
-    dockerd.failed("the Docker daemon does not answer any more")
+    dockerd.unresponsive()
 }

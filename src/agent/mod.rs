@@ -13,6 +13,7 @@ use nestling_core::plan::wire::DATA_ROOT;
 
 #[cfg(test)]
 mod alone;
+mod bundle;
 mod capabilities;
 mod cgroup;
 mod data_root;
@@ -26,6 +27,7 @@ mod image;
 mod init;
 mod keys;
 mod kind;
+mod logs;
 mod loop_devices;
 mod machine;
 mod mountinfo;

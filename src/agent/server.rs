@@ -1,4 +1,4 @@
-//! What others may ask the agent: the operator over mTLS for the report, the kubelet in the clear for its health.
+//! What others may ask the agent: the operator over mTLS for the report and for logs, the kubelet in the clear for its health.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -11,7 +11,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use nestling_core::plan::wire::{AgentReport, MAX_WAIT_SECONDS, OPERATOR_NAME, STATUS_PATH, Stage, keys};
+use nestling_core::plan::wire::{AgentReport, BUNDLE_PATH, MAX_WAIT_SECONDS, OPERATOR_NAME, STATUS_PATH, Stage, keys};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -22,6 +22,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::logs::Logs;
 
 /// Most connections at once. There is one operator.
 const CONNECTIONS: usize = 32;
@@ -94,9 +96,10 @@ pub fn tls(keys_directory: &Path) -> Result<TlsAcceptor, Error> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Serves the report to the operator, for ever.
-pub async fn serve_operator(listener: TcpListener, tls: TlsAcceptor, report: watch::Receiver<AgentReport>) {
-    let router = Router::new().route(STATUS_PATH, get(status)).with_state(report);
+/// Serves the report and the logs to the operator, for ever.
+pub async fn serve_operator(listener: TcpListener, tls: TlsAcceptor, report: watch::Receiver<AgentReport>, logs: Arc<Logs>) {
+    let logs = Router::new().route(BUNDLE_PATH, get(bundle)).with_state(logs);
+    let router = Router::new().route(STATUS_PATH, get(status)).with_state(report).merge(logs);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok((stream, peer)) = listener.accept().await else {
@@ -150,6 +153,14 @@ async fn status(State(mut report): State<watch::Receiver<AgentReport>>, Query(po
     }
     let report = report.borrow().clone();
     Json(report)
+}
+
+/// Gathers the logs and answers with them.
+async fn bundle(State(logs): State<Arc<Logs>>) -> Result<Vec<u8>, StatusCode> {
+    logs.archive().await.map_err(|error| {
+        tracing::warn!("no archive of logs: {error}");
+        StatusCode::INTERNAL_SERVER_ERROR
+    })
 }
 
 /// What the kubelet asks about.
@@ -280,7 +291,8 @@ mod tests {
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve_operator(listener, tls(directory.path()).unwrap(), Report::new(&settings()).subscribe()));
+        let report = Report::new(&settings()).subscribe();
+        tokio::spawn(serve_operator(listener, tls(directory.path()).unwrap(), report.clone(), Arc::new(Logs::new("demo", report))));
 
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ours.certificate.as_bytes()).unwrap()).unwrap();

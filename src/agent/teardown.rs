@@ -27,6 +27,7 @@ const REMOVE_LIMIT: Duration = Duration::from_secs(15);
 /// told in the log, and the rest goes on.
 pub async fn run(kind: &Kind, cluster: &str, dockerd: &Dockerd) {
     let devices = if disabled("loop-devices") { Vec::new() } else { loop_devices::find().await };
+    dockerd.wake();
     if let Ok(Ok(docker)) = timeout(THAW_LIMIT, Docker::connect()).await {
         remove_cluster(kind, cluster, &docker).await;
     }

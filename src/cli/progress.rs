@@ -139,6 +139,11 @@ pub fn stalled(cluster: &KindCluster) -> String {
             let _ = writeln!(text, "  {}", printable(line));
         }
     }
+    if let Some(bundle) = failure.and_then(|failure| failure.bundle_ref.as_ref()) {
+        let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
+        let _ = writeln!(text, "Logs of attempt {}:", bundle.attempt);
+        let _ = writeln!(text, "  kubectl get secret -n {namespace} {} -o jsonpath='{{.data.logs\\.tar\\.gz}}' | base64 -d | tar xz", bundle.name);
+    }
     text
 }
 

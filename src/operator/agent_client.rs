@@ -1,4 +1,4 @@
-//! Asking one agent for its report: HTTP over mutual TLS. What it answers is untrusted: users are root in its pod.
+//! Asking one agent for its report and its logs: HTTP over mutual TLS. What it answers is untrusted: users are root in its pod.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::HOST;
 use hyper_util::rt::TokioIo;
-use nestling_core::plan::wire::{AgentReport, REPORT_LIMIT, STATUS_PATH};
+use nestling_core::plan::wire::{AgentReport, BUNDLE_LIMIT, BUNDLE_PATH, BUNDLE_SECONDS, REPORT_LIMIT, STATUS_PATH};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -55,13 +55,13 @@ pub enum AgentError {
     #[error("failed to ask the agent: {0}")]
     Broken(#[source] hyper::Error),
     /// No answer in time.
-    #[error("no answer while waiting for the agent's report")]
+    #[error("no answer while waiting for the agent")]
     TimedOut,
     /// An answer other than a report.
     #[error("the agent answers with status {0}")]
     Refused(u16),
     /// A report that is too large, not readable or not this cluster's.
-    #[error("the agent's report is not acceptable: {0}")]
+    #[error("the agent's answer is not acceptable: {0}")]
     Invalid(String),
 }
 
@@ -120,6 +120,13 @@ impl AgentClient {
         Ok(report)
     }
 
+    /// Asks for the logs of a failed attempt: an archive that nobody has looked into.
+    pub async fn logs(&self, target: &Target) -> Result<Bytes, AgentError> {
+        let mut open = timeout(CONNECT, self.connect(target)).await.map_err(|_| AgentError::Unreachable("no connection in time".into()))??;
+        let limit = Duration::from_secs(BUNDLE_SECONDS) + GRACE;
+        timeout(limit, fetch(&mut open, target, BUNDLE_PATH, BUNDLE_LIMIT)).await.map_err(|_| AgentError::TimedOut)?
+    }
+
     async fn connect(&self, target: &Target) -> Result<Connection, AgentError> {
         let unreachable = |error: std::io::Error| AgentError::Unreachable(error.into());
         let name = ServerName::try_from(target.server_name.clone()).map_err(|error| AgentError::Unreachable(error.into()))?;
@@ -136,6 +143,11 @@ impl AgentClient {
 
 async fn exchange(open: &mut Connection, target: &Target, after: Option<u64>, wait: Duration) -> Result<AgentReport, AgentError> {
     let uri = format!("{STATUS_PATH}?after={}&wait={}", after.unwrap_or(0), wait.as_secs());
+    read_report(&fetch(open, target, &uri, REPORT_LIMIT).await?, target)
+}
+
+/// What is at this path, if it is no larger than `limit` bytes.
+async fn fetch(open: &mut Connection, target: &Target, uri: &str, limit: usize) -> Result<Bytes, AgentError> {
     let request = Request::get(uri).header(HOST, &target.server_name).body(Empty::new());
     let request = request.map_err(|error| AgentError::Invalid(error.to_string()))?;
     open.sender.ready().await.map_err(AgentError::Broken)?;
@@ -143,8 +155,8 @@ async fn exchange(open: &mut Connection, target: &Target, after: Option<u64>, wa
     if answer.status() != hyper::StatusCode::OK {
         return Err(AgentError::Refused(answer.status().as_u16()));
     }
-    let body = Limited::new(answer.into_body(), REPORT_LIMIT).collect().await.map_err(|error| AgentError::Invalid(error.to_string()))?;
-    read_report(&body.to_bytes(), target)
+    let body = Limited::new(answer.into_body(), limit).collect().await.map_err(|error| AgentError::Invalid(error.to_string()))?;
+    Ok(body.to_bytes())
 }
 
 /// Reads a report and checks whose it is.

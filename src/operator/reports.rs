@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hyper::body::Bytes;
 use k8s_openapi::api::core::v1::Pod;
 use nestling_core::plan::names::Identity;
 use nestling_core::plan::objects::attempt_of;
@@ -13,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
-use super::agent_client::{AgentClient, Target};
+use super::agent_client::{AgentClient, AgentError, Target};
 use super::key::{Key, Triggers};
 use super::metrics::Metrics;
 
@@ -65,18 +66,12 @@ impl Reports {
             return;
         };
         if entries.get(key).is_none_or(|entry| entry.pod_uid != uid) {
-            entries.insert(key.clone(), Entry { pod_uid: uid.clone(), heard: None, listener: None });
+            entries.insert(key.clone(), Entry { pod_uid: uid, heard: None, listener: None });
         }
         let Some(entry) = entries.get_mut(key) else { return };
         let old = entry.heard.as_ref().is_none_or(|(_, at)| at.elapsed() >= OLD);
         let disagrees = entry.heard.as_ref().is_some_and(|(report, _)| report.control_plane_ready != is_ready(pod));
-        let target = self.address_of(pod).map(|address| Target {
-            pod_uid: uid,
-            address,
-            server_name: identity.agent_server_name(),
-            cluster_uid: identity.uid.clone(),
-            attempt: attempt_of(pod),
-        });
+        let target = self.target(identity, pod);
         match target.filter(|_| moving || old || disagrees) {
             None => entry.listener = None,
             Some(target) if entry.listener.as_ref().is_some_and(|(listened, _)| *listened == target) => {}
@@ -91,6 +86,22 @@ impl Reports {
     /// The object is gone.
     pub fn forget(&self, key: &Key) {
         self.entries().remove(key);
+    }
+
+    /// The logs of the agent in this pod.
+    pub async fn logs(&self, identity: &Identity, pod: &Pod) -> Result<Bytes, AgentError> {
+        let target = self.target(identity, pod).ok_or_else(|| AgentError::Unreachable("the pod has no address".into()))?;
+        self.client.logs(&target).await
+    }
+
+    fn target(&self, identity: &Identity, pod: &Pod) -> Option<Target> {
+        Some(Target {
+            pod_uid: pod.metadata.uid.clone()?,
+            address: self.address_of(pod)?,
+            server_name: identity.agent_server_name(),
+            cluster_uid: identity.uid.clone(),
+            attempt: attempt_of(pod),
+        })
     }
 
     fn address_of(&self, pod: &Pod) -> Option<SocketAddr> {

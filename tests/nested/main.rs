@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
 mod cluster;
+mod failures;
 mod inside;
 mod isolation;
 mod losses;

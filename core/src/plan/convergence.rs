@@ -100,7 +100,17 @@ impl World {
         let identity = testing::identity(&cluster);
         let now = Timestamp::from_second(1_000_000).unwrap();
         cluster.metadata.creation_timestamp = Some(Time(now));
-        Self { now, cluster: Some(cluster), version: 0, children: Children::default(), history: vec![], luck: Luck::Ready, logs: Logs::Awaited, next_uid: 0, identity }
+        Self {
+            now,
+            cluster: Some(cluster),
+            version: 0,
+            children: Children::default(),
+            history: vec![],
+            luck: Luck::Ready,
+            logs: Logs::Awaited,
+            next_uid: 0,
+            identity,
+        }
     }
 
     fn changed(&mut self) {
@@ -148,7 +158,16 @@ impl World {
             children = Children { live: true, ..self.children.clone() };
         }
         let report = self.report(children.current_pod());
-        let seen = Observed { cluster, identity: self.identity.clone(), settings: Arc::new(testing::settings()), children, report, logs: self.logs, host_node: None, turn: Turn::Granted };
+        let seen = Observed {
+            cluster,
+            identity: self.identity.clone(),
+            settings: Arc::new(testing::settings()),
+            children,
+            report,
+            logs: self.logs,
+            host_node: None,
+            turn: Turn::Granted,
+        };
         let plan = decide(self.now, &seen);
         let mut outcome = Outcome::default();
         for (index, step) in plan.steps.into_iter().enumerate() {

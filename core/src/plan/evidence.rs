@@ -16,6 +16,9 @@ use super::wire::BUNDLE_SECONDS;
 /// How long a failed pod is held for its logs, from when the failure went on record: the agent's own bound, and time to ask for them and to write them down.
 const HOLD: Duration = Duration::from_secs(BUNDLE_SECONDS + 25);
 
+/// How long it is tried to write them down.
+const TRIED: Duration = Duration::from_mins(2);
+
 /// Logs that are to be written down.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct LogsPlan {
@@ -48,11 +51,13 @@ pub fn fate(now: Timestamp, seen: &Observed, pod: &Pod) -> Fate {
     if failure.bundle_ref.as_ref().is_some_and(|bundle| bundle.attempt == attempt) {
         return Fate::Gone;
     }
+    let failed_at = failure.time.map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     match seen.logs {
+        Logs::Held if now >= later(failed_at, TRIED) => Fate::Gone,
         Logs::Held => Fate::Logged(LogsPlan { identity: seen.identity.clone(), secret: secret(seen), attempt, install: seen.settings.install.clone() }),
         Logs::Unavailable => Fate::Gone,
         Logs::Awaited => {
-            let until = later(failure.time.map_or(Timestamp::UNIX_EPOCH, |time| time.0), HOLD);
+            let until = later(failed_at, HOLD);
             if now < until && can_be_asked(pod) { Fate::Held(until) } else { Fate::Gone }
         }
     }
@@ -126,7 +131,8 @@ mod tests {
     #[case(45, Logs::Awaited, &["Delete"])]
     #[case(1, Logs::Unavailable, &["Delete"])]
     #[case(1, Logs::Held, &["KeepLogs", "Delete"])]
-    #[case(4000, Logs::Held, &["KeepLogs", "Delete"])]
+    #[case(119, Logs::Held, &["KeepLogs", "Delete"])]
+    #[case(120, Logs::Held, &["Delete"])]
     fn a_failed_pod_is_held_for_its_logs_and_no_longer(#[case] seconds: i64, #[case] logs: Logs, #[case] expected: &[&str]) {
         let seen = failed(seconds, logs);
         assert_eq!(steps(&seen), expected);

@@ -37,10 +37,9 @@ pub fn given_up_at(seen: &Observed) -> Option<Timestamp> {
 /// The end of a cluster whose node is given up.
 pub fn failure(now: Timestamp, seen: &Observed) -> Option<AgentFailure> {
     let message = match seen.host_node? {
-        HostNode::Ready => return None,
         HostNode::Gone => format!("node {} is not part of the host any more", name(seen)),
         HostNode::NotReady { since } if now >= later(since, GIVEN_UP_AFTER) => format!("node {} has not been ready since {since}", name(seen)),
-        HostNode::NotReady { .. } => return None,
+        HostNode::Ready | HostNode::NotReady { .. } => return None,
     };
     Some(AgentFailure { reason: Reason::HostNodeLost, message, log_tail: String::new() })
 }

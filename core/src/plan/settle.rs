@@ -12,7 +12,7 @@ use super::objects::{attempt_of, digests_of};
 use super::observed::Observed;
 use super::problem::Problem;
 use super::situation::{MESSAGE_LIMIT, Situation, progress, readable, situation};
-use super::wire::{AgentReport, PolicyProbe};
+use super::wire::{AgentReport, PolicyProbe, StoragePressure};
 use crate::api::conditions::{self, Claim, clip};
 use crate::api::reasons::Reason;
 use crate::api::{BundleRef, Endpoint, EndpointType, KindClusterStatus, KubeconfigSecretRef, LastFailure, NodeCount, PodRef, StageTime};
@@ -94,7 +94,9 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
         Situation::Unfinalized => Claims::idle(Reason::Pending, "the object was accepted"),
         Situation::Refused(problem) => Claims::stalled(problem.reason, &problem.explain()),
         Situation::Stalled(failure) => {
-            Claims::stalled(reason_of(failure), &format!("{} No further attempt is made (attempt {}).", failure.message, failure.attempt))
+            let logs =
+                failure.bundle_ref.as_ref().map_or(String::new(), |bundle| format!(" Logs of attempt {} are in Secret {}.", bundle.attempt, bundle.name));
+            Claims::stalled(reason_of(failure), &format!("{} No further attempt is made (attempt {}).{logs}", failure.message, failure.attempt))
         }
         Situation::BackingOff { failure, until } => Claims::idle(reason_of(failure), &format!("{} The next attempt is made at {until}.", failure.message)),
         Situation::Queued { before } => Claims::idle(Reason::Queued, &format!("{before} cluster(s) are created first")),
@@ -307,13 +309,14 @@ fn creating(now: Timestamp, seen: &Observed, pod: &Pod, desired: Option<&Desired
 fn disk(report: Option<&AgentReport>) -> Claim {
     let Some(report) = report else { return Claim::unknown(Reason::Pending, "the agent has not been heard yet") };
     match report.storage_pressure {
-        Some(pressure) => {
-            let text = |bytes: i64| format!("{} MiB", bytes >> 20);
-            let message = format!("the cluster held {} of {} when this was seen first", text(pressure.used_bytes), text(pressure.limit_bytes));
-            Claim::yes(Reason::StorageNearlyFull, Reason::StorageNearlyFull.explain(&message))
-        }
+        Some(pressure) => Claim::yes(Reason::StorageNearlyFull, Reason::StorageNearlyFull.explain(&fullness(pressure))),
         None => Claim::no(Reason::StorageSufficient, ""),
     }
+}
+
+fn fullness(pressure: StoragePressure) -> String {
+    let text = |bytes: i64| format!("{} MiB", bytes >> 20);
+    format!("the cluster held {} of {} when this was seen first", text(pressure.used_bytes), text(pressure.limit_bytes))
 }
 
 /// There is no API that tells whether policies are enforced: what the pod could not do is the only proof.
@@ -344,6 +347,10 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
     };
     let control_plane = if report.control_plane_ready {
         Claim::yes(Reason::ApiServerReady, "")
+    } else if let Some(pressure) = report.storage_pressure {
+        // The usual end of etcd on a full disk.
+        let message = format!("the API server does not answer /readyz, and {}", fullness(pressure));
+        Claim::no(Reason::StorageNearlyFull, Reason::StorageNearlyFull.explain(&message))
     } else {
         Claim::no(Reason::ControlPlaneUnhealthy, Reason::ControlPlaneUnhealthy.explain("the API server does not answer /readyz"))
     };
@@ -367,7 +374,8 @@ fn running(seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, stat
     };
     // What the agent said last may be long past.
     let node = host_loss::claim(seen);
-    let hindrance = [node.as_ref().unwrap_or(&control_plane), &control_plane, &nodes, &kubeconfig].into_iter().find(|claim| claim.status != Some(true)).cloned();
+    let hindrance =
+        [node.as_ref().unwrap_or(&control_plane), &control_plane, &nodes, &kubeconfig].into_iter().find(|claim| claim.status != Some(true)).cloned();
     let (ready, reconciling) = match hindrance {
         None => (Claim::yes(Reason::ClusterReady, ""), Claim::no(Reason::Settled, "")),
         Some(claim) => (Claim::no(claim.reason, &claim.message), Claim::yes(claim.reason, claim.message)),
@@ -557,7 +565,7 @@ mod tests {
     use crate::plan::policy::Policy;
     use crate::plan::settings::{Cleanup, CleanupPolicy, Settings};
     use crate::plan::testing::{self, NOW};
-    use crate::plan::wire::{AgentFailure, NodeReport, Stage, StageDuration, StoragePressure};
+    use crate::plan::wire::{AgentFailure, NodeReport, Stage, StageDuration};
     use k8s_openapi::api::core::v1::{ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStatus, PodStatus};
 
     fn now() -> Timestamp {
@@ -637,6 +645,15 @@ mod tests {
         assert!(conditions::get(&after.conditions, conditions::DISK_PRESSURE).unwrap().message.contains("9216 MiB of 10240 MiB"));
         let told = |before, after| notes(before, after).iter().any(|note| note.warning && note.reason == "StorageNearlyFull");
         assert!(told(&before, &after) && !told(&after, &after));
+        // An API server that ends of it is not merely unwell.
+        let pressure = seen.report.as_ref().unwrap().storage_pressure;
+        seen.cluster.status = Some(after);
+        seen.report = Some(AgentReport { control_plane_ready: false, storage_pressure: pressure, ..serving(false) });
+        let full = settled(&seen);
+        assert_eq!(
+            (claim(&full, conditions::READY), claim(&full, conditions::CONTROL_PLANE_READY)),
+            ("False StorageNearlyFull".into(), "False StorageNearlyFull".into())
+        );
     }
 
     /// A cluster that was deleted `seconds` ago, its pod still there.
