@@ -1,6 +1,7 @@
 //! Gathering the logs of a failed attempt, when the operator asks for them. A list of what is taken, not of what is left out: `kind export logs` takes whole directories,
 //! and inspects containers with all that they were given.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -188,14 +189,15 @@ async fn of_the_pod() -> Vec<Entry> {
         let mut numbers = String::new();
         for path in NUMBERS {
             if let Ok(text) = fs::read_to_string(path) {
-                numbers += &format!("==> {path}\n{}\n", text.trim_end());
+                let _ = writeln!(numbers, "==> {path}\n{}", text.trim_end());
             }
         }
         for path in [DATA_ROOT, RUN_DIRECTORY] {
             if let Ok(seen) = statvfs(path) {
                 let bytes = |blocks: u64| blocks.saturating_mul(seen.fragment_size());
-                numbers += &format!(
-                    "==> {path}\nbytes {} free {} available {}, inodes {} free {}\n",
+                let _ = writeln!(
+                    numbers,
+                    "==> {path}\nbytes {} free {} available {}, inodes {} free {}",
                     bytes(seen.blocks()),
                     bytes(seen.blocks_free()),
                     bytes(seen.blocks_available()),

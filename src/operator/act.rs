@@ -604,7 +604,7 @@ mod tests {
         let agents = Authority::new("agents", Timestamp::now()).unwrap();
         let actor = Actor { client, agents, logs, metrics: Arc::new(Metrics::new()) };
         let plan = LogsPlan { identity: seen.identity.clone(), secret: "crane-logs".into(), attempt: 3, install: "reed".into() };
-        let acted = actor.act(&seen, vec![Step::KeepLogs(Box::new(plan))], None).await;
+        let acted = Box::pin(actor.act(&seen, vec![Step::KeepLogs(Box::new(plan))], None)).await;
         server.await.unwrap();
         acted
     }
@@ -627,7 +627,7 @@ mod tests {
     #[tokio::test]
     async fn logs_that_are_not_here_any_more_are_asked_for_again() {
         let plan = LogsPlan { identity: seen(&[]).identity, secret: "crane-logs".into(), attempt: 3, install: "reed".into() };
-        let acted = act(&seen(&[]), Step::KeepLogs(Box::new(plan)), async |mut mock: Mock| mock.done().await).await;
+        let acted = act(&seen(&[]), Step::KeepLogs(Box::new(plan)), async |mock: Mock| mock.done().await).await;
         assert_eq!(acted.cut_short, Some(CutShort::Stale));
     }
 
