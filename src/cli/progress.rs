@@ -234,6 +234,15 @@ mod tests {
     }
 
     #[test]
+    fn a_stalled_cluster_says_where_its_logs_are() {
+        let bundle = json!({"name": "crane-logs", "attempt": 3});
+        let status = json!({"lastFailure": {"reason": "KubeadmInitFailed", "message": "m", "time": null, "bundleRef": bundle}});
+        let said = stalled(&cluster(status, &[condition(STALLED, "True", "KubeadmInitFailed", "m")]));
+        assert!(said.contains("Logs of attempt 3:\n  kubectl get secret -n "), "{said}");
+        assert!(said.ends_with(" crane-logs -o jsonpath='{.data.logs\\.tar\\.gz}' | base64 -d | tar xz\n"), "{said}");
+    }
+
+    #[test]
     fn evidence_of_another_failure_is_not_shown_and_the_remedy_only_once() {
         let status = json!({"lastFailure": {"reason": "PodLost", "message": "m", "time": null, "logTail": "old"}});
         insta::assert_snapshot!(stalled(&cluster(status, &[condition(STALLED, "True", "ConfigFieldOwned", "networking.apiServerPort is set")])));
