@@ -656,6 +656,18 @@ mod tests {
         );
     }
 
+    #[test]
+    fn an_api_server_that_does_not_answer_is_told_and_waited_for() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 60);
+        seen.report = Some(serving(true));
+        seen.cluster.status = Some(settled(&seen));
+        seen.report = Some(AgentReport { control_plane_ready: false, ..serving(true) });
+        let after = settled(&seen);
+        assert_eq!(claim(&after, conditions::CONTROL_PLANE_READY), "False ControlPlaneUnhealthy");
+        assert_eq!((claim(&after, conditions::READY), after.last_failure), ("False ControlPlaneUnhealthy".into(), None));
+        assert!(!steps(&seen).contains(&"Delete"));
+    }
+
     /// A cluster that was deleted `seconds` ago, its pod still there.
     fn deleted(seconds: i64, policy: CleanupPolicy) -> Observed {
         let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 3600);
