@@ -32,6 +32,9 @@ const OWN_LIMIT: usize = 256 << 10;
 /// Bytes of any other log; a little less than is read of a command's output.
 const FILE_LIMIT: usize = 60_000;
 
+/// Time for the list of a node's logs of pods, and for reading them.
+const PODS_LIMIT: Duration = Duration::from_secs(5);
+
 /// Nodes that are looked into, and logs of pods in each.
 const LOOKED_INTO: (usize, usize) = (4, 12);
 
@@ -156,7 +159,7 @@ impl Logs {
 /// What one node says. Each look in it has a limit of its own, so that one that hangs takes nothing away from the others.
 async fn node(docker: &Docker, container: &Container) -> Vec<Entry> {
     let name = container.name.as_str();
-    let limit = LOOK_LIMIT / 2;
+    let limit = PODS_LIMIT * 2;
     let printed = async {
         let text = timeout(limit, docker.logs(name, 400)).await.ok()?.ok()?;
         Some(Entry::new(&[name, "serial.log"], &text))
@@ -164,15 +167,15 @@ async fn node(docker: &Docker, container: &Container) -> Vec<Entry> {
     let journals = join_all(UNITS.map(|unit| async move {
         let script = format!("journalctl --no-pager --output short-iso --lines 2000 --unit {unit} | tail -c {FILE_LIMIT}");
         let text = timeout(limit, docker.output(name, &["sh", "-c", &script])).await.ok()?.ok()?;
-        Some(Entry::new(&[name, &format!("{unit}.log")], &text))
+        Some(Entry::new(&[name, &format!("{unit}.log")], whole_lines(&text)))
     }));
     let pods = async {
         let script = format!("ls -t /var/log/pods/kube-system_*/*/*.log | head -n {}", LOOKED_INTO.1);
-        let listed = timeout(limit, docker.output(name, &["sh", "-c", &script])).await.ok()?.ok()?;
-        let paths: Vec<String> = listed.lines().filter(|line| line.starts_with("/var/log/pods/")).map(str::to_owned).collect();
+        let listed = timeout(PODS_LIMIT, docker.output(name, &["sh", "-c", &script])).await.ok()?.ok()?;
+        let paths: Vec<String> = listed.lines().filter(|line| line.starts_with("/var/log/pods/")).take(LOOKED_INTO.1).map(str::to_owned).collect();
         let looks = paths.iter().map(|path| async move {
-            let text = timeout(limit, docker.output(name, &["tail", "-c", &FILE_LIMIT.to_string(), path])).await.ok()?.ok()?;
-            Some(Entry::new(&[name, "kube-system", path.trim_start_matches("/var/log/pods/kube-system_")], &text))
+            let text = timeout(PODS_LIMIT, docker.output(name, &["tail", "-c", &FILE_LIMIT.to_string(), path])).await.ok()?.ok()?;
+            Some(Entry::new(&[name, "kube-system", path.trim_start_matches("/var/log/pods/kube-system_")], whole_lines(&text)))
         });
         Some(join_all(looks).await)
     };
@@ -181,6 +184,11 @@ async fn node(docker: &Docker, container: &Container) -> Vec<Entry> {
     }
     let (printed, journals, pods) = tokio::join!(printed, journals, pods);
     printed.into_iter().chain(journals.into_iter().flatten()).chain(pods.into_iter().flatten().flatten()).collect()
+}
+
+/// A text that was cut to [`FILE_LIMIT`] bytes, without the line that was cut: half of a secret is not known for one.
+fn whole_lines(text: &str) -> &str {
+    if text.len() < FILE_LIMIT { text } else { text.split_once('\n').map_or("", |(_, whole)| whole) }
 }
 
 /// The machine as the checks see it, the pod's control group, its disks.
@@ -240,6 +248,14 @@ pub mod tests {
         let report = Report::new(&settings());
         report.fail(failure(Reason::KindFailed, message));
         Logs::new("demo", report.subscribe())
+    }
+
+    #[test]
+    fn a_line_that_was_cut_is_left_out() {
+        assert_eq!(whole_lines("whole\nlines"), "whole\nlines");
+        let cut = format!("half a secret\n{}", "x".repeat(FILE_LIMIT));
+        assert_eq!(whole_lines(&cut).len(), FILE_LIMIT);
+        assert_eq!(whole_lines(&"x".repeat(FILE_LIMIT)), "");
     }
 
     #[tokio::test]

@@ -40,7 +40,7 @@ static PATTERNS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
 static STRICTER: LazyLock<Vec<Regex>> = LazyLock::new(|| {
     [
         // The end of a key whose beginning was cut off.
-        r"(?s)\A()(?:[^-]|-[^-])*?-----END [A-Z ]*PRIVATE KEY-----",
+        r"(?m)()(?:^[A-Za-z0-9+/=]*\n)*^-----END [A-Z ]*PRIVATE KEY-----",
         // What kubeadm prints for those who want to join.
         r"(--(?:token|certificate-key|discovery-token|tls-bootstrap-token)[= ]\s*)\S+",
         r#"(?i)(\b(?:token|secret|certificate-?key|private-?key)\\?["']?\s*[:=]\s*)(?:\\?"[^"]*"|'[^']*'|[^\s,;&}"'\\]+)"#,
@@ -260,6 +260,7 @@ mod tests {
     #[case("    token: plain-text", "    token: <secret>")]
     #[case("msg=\"added 123456.0123456789abcdef\"", "msg=\"added <secret>\"")]
     #[case("MHcCAQEE\nabc=\n-----END EC PRIVATE KEY-----\nb", "<secret>\nb")]
+    #[case("run --flag a\nMHcC\n-----END PRIVATE KEY-----\nb", "run --flag a\n<secret>\nb")]
     #[case("-----BEGIN EC PRIVATE KEY-----\nMHcC\n-----END EC PRIVATE KEY-----\nb", "<secret>\nb")]
     #[case("E1126 kubelet.go: failed to run Kubelet: validate: no such file", "E1126 kubelet.go: failed to run Kubelet: validate: no such file")]
     fn logs_that_leave_are_stricter(#[case] text: &str, #[case] expected: &str) {
