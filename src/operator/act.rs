@@ -316,6 +316,7 @@ impl Actor {
         match error.trouble() {
             Trouble::TestFailed => Ok(Some(Problem::new(Reason::HostRefused, anothers(&plan.secret, &plan.identity)))),
             Trouble::Refused(problem) => Ok(Some(problem)),
+            Trouble::Gone => Err(STALE),
             _ => Err(error.into()),
         }
     }
