@@ -12,9 +12,10 @@ use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use nestling_core::api::conditions::{READY, STALLED};
+use nestling_core::api::reasons::Reason;
 use nestling_core::api::{KindCluster, KindClusterSpec};
 use nestling_core::plan::registries::READER_ROLE;
-use support::fake_host::FakeHost;
+use support::fake_host::{FakeHost, Luck};
 use support::operator::{CLUSTERS_NAMESPACE, OPERATOR_NAMESPACE, Operator, Options};
 use support::plane::{Plane, lab};
 use support::wait::{condition, describe, gone, until};
@@ -76,6 +77,15 @@ async fn the_charts_rights_suffice_and_nothing_more() {
     let brief = serde_json::json!({"lifecycle": {"ttl": "1s"}});
     clusters.create(&PostParams::default(), &KindCluster::new("mayfly", serde_json::from_value(brief).unwrap())).await.unwrap();
     gone(&clusters, "mayfly", Duration::from_mins(1)).await;
+
+    // The logs of an attempt that failed, which come from the agent and go to the user.
+    host.set_luck("wreck", Luck::Fails(Reason::KindFailed, "no".into()));
+    let hopeless = serde_json::json!({"lifecycle": {"backoffLimit": 0}});
+    clusters.create(&PostParams::default(), &KindCluster::new("wreck", serde_json::from_value(hopeless).unwrap())).await.unwrap();
+    let wreck = condition(&clusters, "wreck", STALLED, "True", Some("KindFailed"), Duration::from_mins(1)).await;
+    assert_eq!(wreck.status.unwrap().last_failure.unwrap().bundle_ref.unwrap().name, "wreck-logs");
+    clusters.delete("wreck", &DeleteParams::default()).await.unwrap();
+    gone(&clusters, "wreck", Duration::from_mins(1)).await;
 
     // What a namespace has to allow, it is asked for with a command that is right.
     let login = serde_json::json!({"metadata": {"name": "login"}, "type": "kubernetes.io/basic-auth", "stringData": {"username": "u", "password": "p"}});

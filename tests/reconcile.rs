@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Event, Node, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -19,7 +19,7 @@ use nestling_core::plan::wire::DeadContainer;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
-use support::fake_host::{FakeHost, Luck};
+use support::fake_host::{FakeHost, Luck, NODE};
 use support::operator::{CLUSTERS_NAMESPACE, OPERATOR_NAMESPACE, Operator, Options};
 use support::plane::Plane;
 use support::wait::{condition, gone, until};
@@ -540,6 +540,131 @@ async fn a_lost_pod_is_replaced_and_announced_or_mourned() {
     condition(&stage.clusters, "dodo", STALLED, "True", Some("PodLost"), SOON).await;
 }
 
+/// The evidence of a cluster that failed for good is its user's; its pod is nobody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_attempt_leaves_its_logs_to_its_user() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    let foreign = json!({"metadata": {"name": "robbed-logs"}, "stringData": {"logs.tar.gz": "theirs"}});
+    stage.secrets().create(&PostParams::default(), &serde_json::from_value(foreign).unwrap()).await.unwrap();
+    let hopeless = json!({"lifecycle": {"backoffLimit": 0}});
+    let pods_gone = async |limit: Duration| {
+        until("the failed pod to go", limit, async || {
+            let left = stage.children().await;
+            if left.iter().any(|child| child.starts_with("Pod")) { Err(format!("{left:?}")) } else { Ok(()) }
+        })
+        .await;
+    };
+
+    for name in ["unlucky", "robbed"] {
+        stage.host.set_luck(name, Luck::Fails(Reason::KubeadmInitFailed, "no".into()));
+        stage.create(name, hopeless.clone()).await;
+        let cluster = condition(&stage.clusters, name, STALLED, "True", Some("KubeadmInitFailed"), SOON).await;
+        pods_gone(SOON).await;
+        let failure = cluster.status.unwrap().last_failure.unwrap();
+        assert_eq!(failure.bundle_ref.is_some(), name == "unlucky", "{failure:?}");
+        assert_eq!(failure.message.contains("robbed-logs"), name == "robbed", "{}", failure.message);
+    }
+    let (cluster, secret) = (stage.clusters.get("unlucky").await.unwrap(), stage.secrets().get("unlucky-logs").await.unwrap());
+    let uid = cluster.uid().unwrap();
+    assert_eq!(secret.data.as_ref().unwrap()["logs.tar.gz"].0, format!("the logs of {uid}").into_bytes());
+    assert_eq!((secret.owner_references()[0].uid.as_str(), secret.labels()["nestling.dev/cluster-uid"].as_str()), (uid.as_str(), uid.as_str()));
+    assert_eq!(stage.secrets().get("robbed-logs").await.unwrap().data.unwrap()["logs.tar.gz"].0, b"theirs", "another's Secret was written over");
+    let events: Api<Event> = Api::namespaced(stage.plane.client.clone(), "team");
+    let told: Vec<String> = events.list(&ListParams::default()).await.unwrap().iter().filter_map(|event| event.reason.clone()).collect();
+    let count = |wanted: &str| told.iter().filter(|reason| *reason == wanted).count();
+    assert_eq!((count("KubeadmInitFailed"), count("LogsKept")), (2, 1), "{told:?}");
+
+    // They stay after a success, as the failure does, and go with the object.
+    stage.host.set_luck("unlucky", Luck::Ready);
+    stage.patch("unlucky", json!({"spec": {"lifecycle": {"backoffLimit": 1}, "image": "kindest/node:v1.34.4"}})).await;
+    let cluster = condition(&stage.clusters, "unlucky", READY, "True", None, SOON).await;
+    assert_eq!(cluster.status.unwrap().last_failure.unwrap().bundle_ref.unwrap().name, "unlucky-logs");
+    stage.delete("unlucky").await;
+    gone(&stage.secrets(), "unlucky-logs", SOON).await;
+
+    // An agent that does not answer keeps its pod for a while and no longer.
+    stage.host.mute.store(true, std::sync::atomic::Ordering::Relaxed);
+    stage.host.set_luck("mute", Luck::Fails(Reason::KindFailed, "no".into()));
+    stage.create("mute", hopeless).await;
+    let start = std::time::Instant::now();
+    condition(&stage.clusters, "mute", READY, "False", Some("KindFailed"), SOON).await;
+    pods_gone(Duration::from_mins(1)).await;
+    println!("a pod whose agent is mute goes after {:.0} s", start.elapsed().as_secs_f64());
+    condition(&stage.clusters, "mute", STALLED, "True", Some("KindFailed"), SOON).await;
+    for name in ["robbed", "mute"] {
+        stage.delete(name).await;
+    }
+    assert_eq!(stage.children().await, Vec::<String>::new());
+    assert!(stage.secrets().get_opt("robbed-logs").await.unwrap().is_some(), "another's Secret was taken away");
+}
+
+/// Nobody is left to end the pod.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_lost_keeps_the_policy_from_nothing() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    let pods: Api<Pod> = Api::namespaced(stage.plane.client.clone(), CLUSTERS_NAMESPACE);
+    let pod_of = async |name: &str| {
+        let found = pods.list(&ListParams::default().labels(&format!("nestling.dev/cluster-name={name}"))).await.unwrap();
+        found.items.into_iter().map(|pod| pod.name_any()).min().unwrap()
+    };
+    let silent_for = async |minutes: i64| {
+        let since = Timestamp::now().checked_sub(SignedDuration::from_mins(minutes)).unwrap().to_string();
+        let status = json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "lastTransitionTime": since, "lastHeartbeatTime": since}]}});
+        Api::<Node>::all(stage.plane.client.clone()).patch_status(NODE, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    };
+    // As the host's node lifecycle controller does it.
+    let unready = async |pod: &str, second: i64| {
+        let since = Timestamp::from_second(1_700_000_000 + second).unwrap().to_string();
+        let status = json!({"status": {"conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": since}]}});
+        pods.patch_status(pod, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    };
+    for (name, policy) in [("phoenix", "Recreate"), ("dodo", "Fail")] {
+        stage.create(name, json!({"lifecycle": {"podLossPolicy": policy}})).await;
+        condition(&stage.clusters, name, READY, "True", None, SOON).await;
+    }
+    stage.host.silent.store(true, std::sync::atomic::Ordering::Relaxed);
+    let old = [pod_of("phoenix").await, pod_of("dodo").await];
+    silent_for(1).await;
+    for pod in &old {
+        unready(pod, 0).await;
+    }
+    for name in ["phoenix", "dodo"] {
+        condition(&stage.clusters, name, READY, "False", Some("HostNodeNotReady"), SOON).await;
+    }
+    silent_for(6).await;
+    for pod in &old {
+        unready(pod, 1).await;
+    }
+    condition(&stage.clusters, "dodo", STALLED, "True", Some("HostNodeLost"), SOON).await;
+    let phoenix = until("the phoenix", SOON, async || {
+        let cluster = stage.clusters.get("phoenix").await.unwrap();
+        let status = cluster.status.clone().unwrap();
+        let ready = nestling_core::api::conditions::is_true(&status.conditions, READY);
+        if status.attempt == Some(2) && ready { Ok(status) } else { Err(support::wait::describe(&cluster)) }
+    })
+    .await;
+    assert_eq!(phoenix.last_failure.unwrap().reason, "HostNodeLost");
+    assert_eq!(phoenix.cluster_uid.as_deref(), Some("nested-2"));
+    for pod in &old {
+        assert!(pods.get(pod).await.unwrap().metadata.deletion_timestamp.is_some(), "{pod} was not deleted");
+    }
+    let services: Api<Service> = Api::namespaced(stage.plane.client.clone(), CLUSTERS_NAMESPACE);
+    let service = services.list(&ListParams::default().labels("nestling.dev/cluster-name=phoenix")).await.unwrap().items.remove(0);
+    assert_eq!(service.spec.unwrap().selector.unwrap()["nestling.dev/attempt"], "2", "the old pod may still be at work");
+
+    // The host forgets the node, and its pods with it.
+    for pod in &old {
+        pods.delete(pod, &DeleteParams::default().grace_period(0)).await.unwrap();
+    }
+    stage.host.silent.store(false, std::sync::atomic::Ordering::Relaxed);
+    for name in ["phoenix", "dodo"] {
+        stage.delete(name).await;
+    }
+    assert_eq!(stage.children().await, Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_is_to_survive_comes_back_or_stays_on_its_volume() {
     let stage = Stage::set().await;
@@ -644,8 +769,16 @@ async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, k
     let mut doomed = stage.operator_that_dies(die_after.clone());
     let foreign_name = format!("{name}-other");
     let expires = die_after.as_ref().is_some_and(|(step, _)| step == "Expire");
+    let fails_first = die_after.as_ref().is_some_and(|(step, _)| step.ends_with("Logs"));
+    if fails_first {
+        stage.host.set_luck(name, Luck::Fails(Reason::KindFailed, "no".into()));
+    }
     stage.create(name, json!({"kubeconfig": {"secretName": foreign_name}, "registries": registries("login"), "storage": {"type": "Persistent"}})).await;
     let life = async {
+        if fails_first {
+            condition(&stage.clusters, name, READY, "False", Some("KindFailed"), SOON).await;
+            stage.host.set_luck(name, Luck::Ready);
+        }
         condition(&stage.clusters, name, READY, "True", None, SOON).await;
         stage.age_the_channel(name).await;
         stage.patch(name, json!({"spec": {"kubeconfig": {"secretName": format!("{name}-new")}, "access": {"certSANs": ["api.example"]}}})).await;
@@ -672,8 +805,10 @@ async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, k
     let (_successor, ()) = tokio::join!(death, life);
     assert_eq!(stage.children().await, Vec::<String>::new(), "{die_after:?} {kill_at:?}");
     let started = stage.host.started.lock().unwrap().get(name).copied();
-    assert_eq!(started, Some(1), "{die_after:?} {kill_at:?}: pods were duplicated");
-    gone(&stage.secrets(), &format!("{name}-new"), SOON).await;
+    assert_eq!(started, Some(if fails_first { 2 } else { 1 }), "{die_after:?} {kill_at:?}: pods were duplicated");
+    for secret in ["new", "logs"] {
+        gone(&stage.secrets(), &format!("{name}-{secret}"), SOON).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -192,9 +192,25 @@ impl Dockerd {
 
     /// A failure of the daemon, with its last lines as evidence.
     pub fn failed(&self, message: &str) -> AgentFailure {
+        self.judged(message, Reason::DockerFailed)
+    }
+
+    /// The failure of a daemon that lives and does not answer any more.
+    pub fn unresponsive(&self) -> AgentFailure {
+        self.judged("the Docker daemon does not answer any more", Reason::DockerUnresponsive)
+    }
+
+    fn judged(&self, message: &str, otherwise: Reason) -> AgentFailure {
         let logs = [self.log.text()];
-        let (reason, log) = judge(&logs, Reason::DockerFailed);
+        let (reason, log) = judge(&logs, otherwise);
         evident(reason, message, log)
+    }
+
+    /// Lets a daemon go on that was stopped: it cannot end what it runs, nor itself, before that.
+    pub fn wake(&self) {
+        if self.ended.borrow().is_none() {
+            let _ = kill(self.pid, Signal::SIGCONT);
+        }
     }
 
     /// Stops the daemon with all that it runs, in the end by force.

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -33,6 +33,7 @@ use super::facts::{self, Facts, Surroundings};
 use super::failure::{evident, failure, from_problem, judge, leave};
 use super::fault::disabled;
 use super::kind::Kind;
+use super::logs::{Logs, OwnLog};
 use super::nested::{Connector, Nested};
 use super::nodes::{self, Landing};
 use super::power::{self, Hands};
@@ -70,8 +71,12 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(30);
 /// Pause between two looks at a server that is up, and at one that is down.
 const PROBE_PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
 
-/// Failed looks in a row after which the API server, and after which Docker, counts as gone.
+/// Failed looks in a row after which the API server, and after which Docker, counts as gone. A look at Docker takes five seconds when it fails, and so does the pause after it: two
+/// minutes in all.
 const PATIENCE: (u32, u32) = (3, 12);
+
+/// Pause after a look at Docker that has failed.
+const DOCKER_PAUSE: Duration = Duration::from_secs(5);
 
 /// The token of every cluster that kind makes on its own (`pkg/cluster/internal/kubeadm/const.go`).
 const KINDS_TOKEN: &str = "abcdef.0123456789abcdef";
@@ -84,7 +89,7 @@ pub fn run() -> ExitCode {
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
         output::keep_passwords_of(&std::env::var(name).unwrap_or_default());
     }
-    tracing_subscriber::fmt().compact().with_ansi(false).with_writer(|| output::Presentable(std::io::stderr())).init();
+    tracing_subscriber::fmt().compact().with_ansi(false).with_writer(|| output::Presentable(OwnLog)).init();
     // The default of the crates that ask for one; there is no other in this program.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let started = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -118,10 +123,11 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
     let (alive, heartbeat) = watch::channel(Instant::now());
 
     let tls = server::tls(Path::new(KEYS_DIRECTORY)).map_err(|error| broken(error.to_string()))?;
+    let logs = Arc::new(Logs::new(&settings.cluster_name, report.subscribe()));
     let operator = server::listen(port(AGENT_PORT)).await.map_err(|error| broken(error.to_string()))?;
     let kubelet = server::listen(port(HEALTH_PORT)).await.map_err(|error| broken(error.to_string()))?;
     let (renewed, tls) = watch::channel(tls);
-    let _operator = AbortOnDropHandle::new(tokio::spawn(server::serve_operator(operator, tls, report.clone())));
+    let _operator = AbortOnDropHandle::new(tokio::spawn(server::serve_operator(operator, tls, report.clone(), logs)));
     let _keys = AbortOnDropHandle::new(tokio::spawn(async move { server::reload(Path::new(KEYS_DIRECTORY), &renewed).await }));
     let health = Health { report: report.subscribe(), alive: heartbeat };
     let _health = AbortOnDropHandle::new(tokio::spawn(server::serve_health(kubelet, health)));
@@ -258,6 +264,8 @@ impl Machine {
         if disabled("random-token") {
             KINDS_TOKEN.clone_into(&mut token);
         }
+        // kind and kubeadm are given it, and nobody else is to see it.
+        output::keep_secret(token.clone());
         self.registries.write().map_err(|error| match &self.made {
             // The nodes mount what the list that they were made with refers to.
             Some(_) if self.settings.resume => failure(Reason::ResumeFailed, format!("spec.registries lacks what the cluster was made with: {error}")),
@@ -697,8 +705,8 @@ async fn forget_tokens(nested: &Nested) -> Infallible {
 async fn watch_docker(docker: &Docker, dockerd: &Dockerd) -> AgentFailure {
     let mut failed = 0;
     while failed < PATIENCE.1 {
-        sleep(PROBE_PAUSE.0).await;
+        sleep(if failed == 0 { PROBE_PAUSE.0 } else { DOCKER_PAUSE }).await;
         failed = if docker.answers().await { 0 } else { failed + 1 };
     }
-    dockerd.failed("the Docker daemon does not answer any more")
+    dockerd.unresponsive()
 }

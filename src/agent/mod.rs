@@ -13,6 +13,7 @@ use nestling_core::plan::wire::DATA_ROOT;
 
 #[cfg(test)]
 mod alone;
+mod bundle;
 mod capabilities;
 mod certificates;
 mod cgroup;
@@ -30,6 +31,7 @@ mod init;
 mod keeper;
 mod keys;
 mod kind;
+mod logs;
 mod loop_devices;
 mod machine;
 mod made;

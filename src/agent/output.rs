@@ -36,6 +36,22 @@ static PATTERNS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
     .collect()
 });
 
+/// Further ones, for logs that leave the pod as a whole. What they hide besides is no loss there.
+static STRICTER: LazyLock<Vec<Regex>> = LazyLock::new(|| {
+    [
+        // The end of a key whose beginning was cut off.
+        r"(?m)()(?:^[A-Za-z0-9+/=]*\n)*^-----END [A-Z ]*PRIVATE KEY-----",
+        // What kubeadm prints for those who want to join.
+        r"(--(?:token|certificate-key|discovery-token|tls-bootstrap-token)[= ]\s*)\S+",
+        r#"(?i)(\b(?:token|secret|certificate-?key|private-?key)\\?["']?\s*[:=]\s*)(?:\\?"[^"]*"|'[^']*'|[^\s,;&}"'\\]+)"#,
+        // A bootstrap token, wherever it stands.
+        r"()\b[a-z0-9]{6}\.[a-z0-9]{16}\b",
+    ]
+    .iter()
+    .filter_map(|pattern| Regex::new(pattern).ok())
+    .collect()
+});
+
 /// Keeps a word out of everything that is presented from now on.
 pub fn keep_secret(word: String) {
     if word.len() >= SHORTEST_SECRET {
@@ -141,12 +157,21 @@ pub fn presentable(text: &str, secrets: &[&str]) -> String {
             plain = plain.replace(secret.as_str(), HIDDEN);
         }
     }
-    let plain = without_passwords(&plain);
+    hide(without_passwords(&plain), &PATTERNS)
+}
+
+/// A text of a log that leaves the pod as a whole: [`presentable`], and stricter.
+pub fn scrub(text: &str) -> String {
+    hide(presentable(text, &[]), &STRICTER)
+}
+
+/// Hides what the patterns find, but for their first group.
+fn hide(text: String, patterns: &[Regex]) -> String {
     let found = |text: String, pattern: &Regex| match pattern.replace_all(&text, |found: &Captures<'_>| format!("{}{HIDDEN}", &found[1])) {
         Cow::Owned(clean) => clean,
         Cow::Borrowed(_) => text,
     };
-    PATTERNS.iter().fold(plain, found)
+    patterns.iter().fold(text, found)
 }
 
 fn without_passwords(text: &str) -> String {
@@ -223,7 +248,24 @@ mod tests {
 
     #[test]
     fn every_pattern_is_one() {
-        assert_eq!(PATTERNS.len(), 5);
+        assert_eq!((PATTERNS.len(), STRICTER.len()), (5, 4));
+    }
+
+    #[rstest]
+    #[case(
+        "kubeadm join 1.2.3.4:6443 --token abcdef.0123456789abcdef \\\n --discovery-token-ca-cert-hash sha256:ab",
+        "kubeadm join 1.2.3.4:6443 --token <secret> \\\n --discovery-token-ca-cert-hash sha256:ab"
+    )]
+    #[case("--certificate-key 00ff00ff", "--certificate-key <secret>")]
+    #[case("    token: plain-text", "    token: <secret>")]
+    #[case("msg=\"added 123456.0123456789abcdef\"", "msg=\"added <secret>\"")]
+    #[case("MHcCAQEE\nabc=\n-----END EC PRIVATE KEY-----\nb", "<secret>\nb")]
+    #[case("run --flag a\nMHcC\n-----END PRIVATE KEY-----\nb", "run --flag a\n<secret>\nb")]
+    #[case("-----BEGIN EC PRIVATE KEY-----\nMHcC\n-----END EC PRIVATE KEY-----\nb", "<secret>\nb")]
+    #[case("E1126 kubelet.go: failed to run Kubelet: validate: no such file", "E1126 kubelet.go: failed to run Kubelet: validate: no such file")]
+    fn logs_that_leave_are_stricter(#[case] text: &str, #[case] expected: &str) {
+        assert_eq!(scrub(text), expected);
+        assert_eq!(scrub(expected), expected);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What others may ask the agent: the operator over mTLS for the report and to take orders, the kubelet in the clear for its health.
+//! What others may ask the agent: the operator over mTLS for the report and for logs, and to take orders; the kubelet in the clear for its health.
 
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
@@ -12,7 +12,7 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use nestling_core::plan::wire::{AgentReport, MAX_WAIT_SECONDS, OPERATOR_NAME, ORDERS_LIMIT, ORDERS_PATH, Orders, STATUS_PATH, Stage, keys};
+use nestling_core::plan::wire::{AgentReport, BUNDLE_PATH, MAX_WAIT_SECONDS, OPERATOR_NAME, ORDERS_LIMIT, ORDERS_PATH, Orders, STATUS_PATH, Stage, keys};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use super::logs::Logs;
 use super::report::Report;
 
 /// Most connections at once. There is one operator.
@@ -132,9 +133,9 @@ fn channel_files(keys_directory: &Path) -> Option<[Vec<u8>; 3]> {
     Some([read(keys::AGENT_AUTHORITY)?, read(keys::AGENT_CERTIFICATE)?, read(keys::AGENT_KEY)?])
 }
 
-/// Serves the report to the operator and takes its orders, for ever.
-pub async fn serve_operator(listener: TcpListener, tls: watch::Receiver<TlsAcceptor>, report: Report) {
-    let router = router(report);
+/// Serves the report and the logs to the operator and takes its orders, for ever.
+pub async fn serve_operator(listener: TcpListener, tls: watch::Receiver<TlsAcceptor>, report: Report, logs: Arc<Logs>) {
+    let router = router(report, logs);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok((stream, peer)) = listener.accept().await else {
@@ -172,8 +173,9 @@ fn is_operator(certificate: &[u8]) -> bool {
         || names.into_iter().flatten().any(|name| matches!(name, GeneralName::DNSName(name) if *name == OPERATOR_NAME))
 }
 
-fn router(report: Report) -> Router {
-    Router::new().route(STATUS_PATH, get(status)).route(ORDERS_PATH, put(take_orders)).layer(DefaultBodyLimit::max(ORDERS_LIMIT)).with_state(report)
+fn router(report: Report, logs: Arc<Logs>) -> Router {
+    let logs = Router::new().route(BUNDLE_PATH, get(bundle)).with_state(logs);
+    Router::new().route(STATUS_PATH, get(status)).route(ORDERS_PATH, put(take_orders)).layer(DefaultBodyLimit::max(ORDERS_LIMIT)).with_state(report).merge(logs)
 }
 
 #[derive(Debug, Deserialize)]
@@ -200,6 +202,14 @@ async fn take_orders(State(report): State<Report>, Json(orders): Json<Orders>) -
     report.update_orders(|known| known.received = orders);
     let report = report.subscribe().borrow().clone();
     Json(report)
+}
+
+/// Gathers the logs and answers with them.
+async fn bundle(State(logs): State<Arc<Logs>>) -> Result<Vec<u8>, StatusCode> {
+    logs.archive().await.map_err(|error| {
+        tracing::warn!("no archive of logs: {error}");
+        StatusCode::INTERNAL_SERVER_ERROR
+    })
 }
 
 /// What the kubelet asks about.
@@ -289,7 +299,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_poll_waits_for_another_revision() {
         let report = Report::new(&settings());
-        let router = router(report.clone());
+        let router = router(report.clone(), logs(&report));
         let revision = |body: Vec<u8>| serde_json::from_slice::<AgentReport>(&body).unwrap().revision;
         let started = Instant::now();
         assert_eq!(revision(ask(&router, STATUS_PATH).await.1), 1);
@@ -303,10 +313,14 @@ mod tests {
         assert_eq!(ask(&router, "/v1/secrets").await.0, StatusCode::NOT_FOUND);
     }
 
+    fn logs(report: &Report) -> Arc<Logs> {
+        Arc::new(Logs::new("demo", report.subscribe()))
+    }
+
     #[tokio::test]
     async fn orders_are_read_with_care_and_taken_any_number_of_times() {
         let report = Report::new(&settings());
-        let router = router(report.clone());
+        let router = router(report.clone(), logs(&report));
         let put = async |body: String| {
             let request = Request::put(ORDERS_PATH).header("content-type", "application/json").body(Body::from(body)).unwrap();
             let answer = router.clone().oneshot(request).await.unwrap();
@@ -360,7 +374,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (_sender, acceptor) = watch::channel(tls(directory.path()).unwrap());
-        tokio::spawn(serve_operator(listener, acceptor, Report::new(&settings())));
+        let report = Report::new(&settings());
+        tokio::spawn(serve_operator(listener, acceptor, report.clone(), logs(&report)));
 
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ours.certificate.as_bytes()).unwrap()).unwrap();

@@ -33,6 +33,8 @@ const STOP_LIMIT: Duration = Duration::from_mins(1);
 /// Takes the cluster and Docker down, within about 105 seconds at worst; the pod has 120. A cluster that is to stay on its volume (`keep`) is only
 /// stopped. Never fails: what cannot be removed is told in the log, and the rest goes on.
 pub async fn run(kind: &Kind, cluster: &str, keep: bool, dockerd: &Dockerd) {
+    // A daemon that was stopped answers nobody.
+    dockerd.wake();
     let docker = timeout(THAW_LIMIT, Docker::connect()).await;
     if let Ok(Ok(docker)) = &docker {
         // Before anything else: on cgroup v1 a frozen process cannot be killed, and a pod that is deleted by force has two seconds.

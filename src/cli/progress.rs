@@ -148,6 +148,11 @@ pub fn stalled(cluster: &KindCluster) -> String {
             let _ = writeln!(text, "  {}", printable(line));
         }
     }
+    if let Some(bundle) = failure.and_then(|failure| failure.bundle_ref.as_ref()) {
+        let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
+        let _ = writeln!(text, "Logs of attempt {}:", bundle.attempt);
+        let _ = writeln!(text, "  kubectl get secret -n {namespace} {} -o jsonpath='{{.data.logs\\.tar\\.gz}}' | base64 -d | tar xz", bundle.name);
+    }
     text
 }
 
@@ -249,6 +254,15 @@ mod tests {
         let status = json!({"lastFailure": {"reason": "KubeadmInitFailed", "message": "m", "time": null, "logTail": tail.join("\n")}});
         let message = "kubeadm: unknown field. See the evidence; often a patch in spec.config that kubeadm refuses. No further attempt is made (attempt 3).";
         insta::assert_snapshot!(stalled(&cluster(status, &[condition(STALLED, "True", "KubeadmInitFailed", message)])));
+    }
+
+    #[test]
+    fn a_stalled_cluster_says_where_its_logs_are() {
+        let bundle = json!({"name": "crane-logs", "attempt": 3});
+        let status = json!({"lastFailure": {"reason": "KubeadmInitFailed", "message": "m", "time": null, "bundleRef": bundle}});
+        let said = stalled(&cluster(status, &[condition(STALLED, "True", "KubeadmInitFailed", "m")]));
+        assert!(said.contains("Logs of attempt 3:\n  kubectl get secret -n "), "{said}");
+        assert!(said.ends_with(" crane-logs -o jsonpath='{.data.logs\\.tar\\.gz}' | base64 -d | tar xz\n"), "{said}");
     }
 
     #[test]

@@ -15,7 +15,9 @@ use nestling_core::api::reasons::Reason;
 use nestling_core::api::{FIELD_MANAGER, KindCluster, annotations};
 use nestling_core::plan::certificates::CHANNEL_LIFE;
 use nestling_core::plan::decide::{Child, ChildKind, KubeconfigPlan, Step};
-use nestling_core::plan::objects::kubeconfig_secret;
+use nestling_core::plan::evidence::LogsPlan;
+use nestling_core::plan::names::Identity;
+use nestling_core::plan::objects::{kubeconfig_secret, logs_secret};
 use nestling_core::plan::observed::Observed;
 use nestling_core::plan::problem::Problem;
 use nestling_core::plan::registries::{self, RegistriesPlan};
@@ -30,6 +32,8 @@ use tracing::info;
 use super::agent_client::AgentError;
 use super::backoff::Held;
 use super::call::{CallError, Trouble, call};
+use super::key::Key;
+use super::logs::LogStore;
 use super::metrics::Metrics;
 use super::observe::owner_uid;
 use super::pki::{Authority, PkiError, channel_keys, cluster_keys};
@@ -44,6 +48,8 @@ pub struct Actor {
     pub agents: watch::Receiver<Authority>,
     /// Towards the agents.
     pub reports: Arc<Reports>,
+    /// What failed attempts have left.
+    pub logs: Arc<LogStore>,
     /// Counts steps.
     pub metrics: Arc<Metrics>,
 }
@@ -159,8 +165,10 @@ impl Actor {
             Step::ApplyVolumeClaim(claim) => self.apply::<PersistentVolumeClaim>(seen, "apply the claim on the cluster's volume", claim).await?,
             Step::CreatePod(pod) => return self.create_pod(seen, pod).await.map(|pod| Some(Step::CreatePod(Box::new(pod)))),
             Step::PublishKubeconfig(plan) => acted.outcome.kubeconfig_expires = Some(self.publish(seen, plan).await?),
-            Step::RetractKubeconfig { secret } => self.retract(seen, secret).await?,
+            Step::RetractKubeconfig { secret } => self.retract(seen, "find the Secret with the kubeconfig", secret).await?,
             Step::Order(orders) => self.order(seen, orders).await?,
+            Step::KeepLogs(plan) => acted.outcome.logs_refused = self.keep_logs(plan).await?,
+            Step::DropLogs { secret } => self.retract(seen, "find the Secret with logs", secret).await?,
             Step::Expire => acted.cluster = Some(self.expire(seen).await?),
             Step::Delete(child) => self.delete(seen, child).await?,
         }
@@ -333,43 +341,52 @@ impl Actor {
             return Err(taken("Secret", &plan.identity.keys()));
         }
         let (credentials, expires) = kubeconfig::mint(&keys, Timestamp::now(), plan.lifetime)?;
-        let secret = kubeconfig_secret(plan, &credentials);
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), &plan.identity.namespace);
-        match call("create the Secret with the kubeconfig", api.create(&params(), &secret)).await {
-            Ok(_) => return Ok(expires),
-            Err(error) => match error.trouble() {
-                Trouble::Conflict => {}
-                // The namespace, and soon the object.
-                Trouble::Gone => return Err(STALE),
-                _ => return Err(not_written(error)),
-            },
-        }
-        let patch = patches::republish(&plan.identity.uid, &secret);
-        let patched = call("write the Secret with the kubeconfig", api.patch_metadata(&plan.secret, &PatchParams::default(), &patch)).await;
-        match patched {
-            Ok(_) => Ok(expires),
-            Err(error) => Err(match error.trouble() {
-                Trouble::TestFailed => StepError::Problem(Problem::new(
-                    Reason::KubeconfigSecretConflict,
-                    format!("Secret {} in namespace {} exists and is not this cluster's", plan.secret, plan.identity.namespace),
-                )),
-                Trouble::Gone => STALE,
-                _ => not_written(error),
-            }),
+        let written = self.put(&plan.identity, &kubeconfig_secret(plan, &credentials), "write the Secret with the kubeconfig").await;
+        written.map(|()| expires).map_err(|error| match error.trouble() {
+            Trouble::TestFailed => StepError::Problem(Problem::new(Reason::KubeconfigSecretConflict, anothers(&plan.secret, &plan.identity))),
+            // A Secret that went meanwhile, or the namespace, and soon the object.
+            Trouble::Gone => STALE,
+            _ => not_written(error),
+        })
+    }
+
+    /// Writes the logs of a failed attempt down. What keeps them from being written is said and holds nothing up, unless it may be over soon.
+    async fn keep_logs(&self, plan: &LogsPlan) -> Result<Option<Problem>, StepError> {
+        let key = Key { namespace: plan.identity.namespace.clone(), name: plan.identity.name.clone() };
+        let archive = self.logs.archive(&key, plan.attempt).ok_or(STALE)?;
+        let secret = logs_secret(plan, archive.to_vec());
+        let Err(error) = self.put(&plan.identity, &secret, "write the Secret with logs").await else { return Ok(None) };
+        match error.trouble() {
+            Trouble::TestFailed => Ok(Some(Problem::new(Reason::HostRefused, anothers(&plan.secret, &plan.identity)))),
+            Trouble::Refused(problem) => Ok(Some(problem)),
+            Trouble::Gone => Err(STALE),
+            _ => Err(error.into()),
         }
     }
 
-    /// Takes a published kubeconfig away, if it is ours. We may not read Secrets there, so a patch that changes nothing tells the UID.
-    async fn retract(&self, seen: &Observed, secret: &str) -> Result<(), StepError> {
+    /// Writes a Secret in the user's namespace, where we may not read any. One of that name that is not ours is left as it is: [`Trouble::TestFailed`].
+    async fn put(&self, identity: &Identity, secret: &Secret, what: &'static str) -> Result<(), CallError> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &identity.namespace);
+        match call(what, api.create(&params(), secret)).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.trouble() == Trouble::Conflict => {}
+            Err(error) => return Err(error),
+        }
+        let patch = patches::republish(&identity.uid, secret);
+        call(what, api.patch_metadata(&secret.name_any(), &PatchParams::default(), &patch)).await.map(|_| ())
+    }
+
+    /// Takes a Secret of the user's namespace away, if it is ours. We may not read Secrets there, so a patch that changes nothing tells the UID.
+    async fn retract(&self, seen: &Observed, what: &'static str, secret: &str) -> Result<(), StepError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &seen.identity.namespace);
         let patch = patches::only_if_ours(&seen.identity.uid);
-        let ours = match call("find the Secret with the kubeconfig", api.patch_metadata(secret, &PatchParams::default(), &patch)).await {
+        let ours = match call(what, api.patch_metadata(secret, &PatchParams::default(), &patch)).await {
             Ok(ours) => ours.metadata,
             Err(error) if matches!(error.trouble(), Trouble::Gone | Trouble::TestFailed) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
         let uid = ours.uid.unwrap_or_default();
-        Ok(delete_exactly("delete the Secret with the kubeconfig", &api, secret, &uid).await?)
+        Ok(delete_exactly("delete a Secret of the user's namespace", &api, secret, &uid).await?)
     }
 }
 
@@ -409,6 +426,10 @@ fn taken(kind: &str, name: &str) -> StepError {
     StepError::Problem(Problem::new(Reason::HostRefused, format!("{kind} {name} in the clusters namespace belongs to another cluster")))
 }
 
+fn anothers(secret: &str, identity: &Identity) -> String {
+    format!("Secret {secret} in namespace {} exists and is not this cluster's", identity.namespace)
+}
+
 fn not_written(error: CallError) -> StepError {
     match error.into() {
         StepError::Problem(problem) if problem.reason == Reason::HostRefused => {
@@ -425,13 +446,14 @@ mod tests {
 
     use nestling_core::plan::certificates::KUBECONFIG_LIFE;
     use nestling_core::plan::decide::Plan;
-    use nestling_core::plan::observed::{Children, Turn, identity};
+    use nestling_core::plan::observed::{Children, Logs, Turn, identity};
     use nestling_core::plan::settings::Settings;
     use serde_json::Value;
 
     use crate::operator::agent_client;
     use crate::operator::key::Triggers;
     use crate::operator::mock::{Answer, Mock};
+    use crate::operator::reports::Reports;
 
     const UID: &str = "0b5c5c4e-0000-4000-8000-000000000001";
     const CLUSTER: &str = "/apis/nestling.dev/v1alpha1/namespaces/marsh/kindclusters/crane";
@@ -444,13 +466,24 @@ mod tests {
         .unwrap();
         let settings = Settings { install: "reed".into(), clusters_namespace: "clusters".into(), ..Settings::default() };
         let identity = identity(&cluster).unwrap();
-        Observed { cluster, identity, settings: Arc::new(settings), children: Children::default(), report: None, turn: Turn::Granted }
+        Observed {
+            cluster,
+            identity,
+            settings: Arc::new(settings),
+            children: Children::default(),
+            report: None,
+            logs: Logs::default(),
+            host_node: None,
+            turn: Turn::Granted,
+        }
     }
 
     fn actor(client: Client) -> Actor {
         let agents = Authority::new("agents", Timestamp::now()).unwrap();
-        let reports = Reports::new(agent_client::tests::client(&agents), None, Triggers::new().0, Arc::new(Metrics::new()));
-        Actor { client, agents: watch::channel(agents).1, reports, metrics: Arc::new(Metrics::new()) }
+        let (triggers, metrics) = (Triggers::new().0, Arc::new(Metrics::new()));
+        let reports = Reports::new(agent_client::tests::client(&agents), None, triggers.clone(), Arc::clone(&metrics));
+        let logs = LogStore::new(Arc::clone(&reports), triggers, Arc::clone(&metrics));
+        Actor { client, agents: watch::channel(agents).1, reports, logs, metrics }
     }
 
     async fn act<F: Future<Output = ()> + Send + 'static>(seen: &Observed, step: Step, script: impl FnOnce(Mock) -> F) -> Acted {
@@ -598,6 +631,53 @@ mod tests {
         )
         .await;
         assert_eq!((acted.cut_short, acted.outcome.failed.is_none()), (Some(CutShort::NamespaceTerminating), true));
+    }
+
+    /// Writes logs down that an agent has handed over.
+    async fn keep(create: Answer, patch: Option<Answer>) -> Acted {
+        let (logs, mut keys) = crate::operator::logs::tests::store(|_| "archive".into()).await;
+        let pod = serde_json::from_value(json!({"metadata": {"name": "p", "uid": "a", "labels": {"nestling.dev/attempt": "3"}}})).unwrap();
+        let seen = seen(&[]);
+        let key = Key { namespace: "marsh".into(), name: "crane".into() };
+        logs.tend(&key, &seen.identity, Some(&pod), true);
+        tokio::time::timeout(std::time::Duration::from_secs(20), futures::StreamExt::next(&mut keys)).await.unwrap();
+        let (client, mut mock) = Mock::new();
+        let server = tokio::spawn(async move {
+            let sent = mock.expect("POST", PUBLISHED, create).await;
+            assert_eq!((&sent["metadata"]["name"], &sent["data"]["logs.tar.gz"]), (&json!("crane-logs"), &json!("YXJjaGl2ZQ==")));
+            if let Some(patch) = patch {
+                let sent = mock.expect("PATCH", &format!("{PUBLISHED}/crane-logs"), patch).await;
+                assert_eq!(sent[0], json!({"op": "test", "path": "/metadata/labels/nestling.dev~1cluster-uid", "value": UID}));
+            }
+            mock.done().await;
+        });
+        let actor = Actor { logs, ..actor(client) };
+        let plan = LogsPlan { identity: seen.identity.clone(), secret: "crane-logs".into(), attempt: 3, install: "reed".into() };
+        let acted = Box::pin(actor.act(&seen, vec![Step::KeepLogs(Box::new(plan))], None)).await;
+        server.await.unwrap();
+        acted
+    }
+
+    #[tokio::test]
+    async fn logs_are_kept_in_our_own_secret_only() {
+        for (create, patch) in [(written(), None), (exists(), Some(written()))] {
+            let acted = keep(create, patch).await;
+            assert_eq!((acted.outcome.done.len(), acted.outcome.logs_refused), (1, None));
+        }
+        let acted = keep(exists(), Some(Answer::failed_test())).await;
+        assert!(acted.outcome.logs_refused.unwrap().message.contains("is not this cluster's"));
+        assert_eq!(acted.outcome.done.len(), 1, "the pod goes all the same");
+        let acted = keep(Answer::refused(403, "Forbidden", "secrets is forbidden: exceeded quota: q"), None).await;
+        assert_eq!(acted.outcome.logs_refused.unwrap().reason, Reason::QuotaExceeded);
+        let acted = keep(Answer::refused(500, "InternalError", "later"), None).await;
+        assert_eq!(acted.outcome.failed.unwrap().0.name(), "KeepLogs", "it is tried again");
+    }
+
+    #[tokio::test]
+    async fn logs_that_are_not_here_any_more_are_asked_for_again() {
+        let plan = LogsPlan { identity: seen(&[]).identity, secret: "crane-logs".into(), attempt: 3, install: "reed".into() };
+        let acted = act(&seen(&[]), Step::KeepLogs(Box::new(plan)), async |mock: Mock| mock.done().await).await;
+        assert_eq!(acted.cut_short, Some(CutShort::Stale));
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Asking one agent for its report and giving it orders: HTTP over mutual TLS. What it answers is untrusted: users are root in its pod.
+//! Asking one agent for its report and its logs, and giving it orders: HTTP over mutual TLS. What it answers is untrusted: users are root in its pod.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
-use nestling_core::plan::wire::{AgentReport, ORDERS_PATH, Orders, REPORT_LIMIT, STATUS_PATH};
+use nestling_core::plan::wire::{AgentReport, BUNDLE_LIMIT, BUNDLE_PATH, BUNDLE_SECONDS, ORDERS_PATH, Orders, REPORT_LIMIT, STATUS_PATH};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -55,13 +55,13 @@ pub enum AgentError {
     #[error("failed to ask the agent: {0}")]
     Broken(#[source] hyper::Error),
     /// No answer in time.
-    #[error("no answer while waiting for the agent's report")]
+    #[error("no answer while waiting for the agent")]
     TimedOut,
     /// An answer other than a report.
     #[error("the agent answers with status {0}")]
     Refused(u16),
     /// A report that is too large, not readable or not this cluster's.
-    #[error("the agent's report is not acceptable: {0}")]
+    #[error("the agent's answer is not acceptable: {0}")]
     Invalid(String),
 }
 
@@ -128,6 +128,14 @@ impl AgentClient {
         timeout(GRACE, exchange(&mut open, target, request)).await.map_err(|_| AgentError::TimedOut)?
     }
 
+    /// Asks for the logs of a failed attempt, over a connection of their own: an archive that nobody has looked into.
+    pub async fn logs(&self, target: &Target) -> Result<Bytes, AgentError> {
+        let request = Request::get(BUNDLE_PATH).header(HOST, &target.server_name).body(Full::default());
+        let mut open = self.connect(target).await?;
+        let limit = Duration::from_secs(BUNDLE_SECONDS) + GRACE;
+        timeout(limit, fetch(&mut open, request, BUNDLE_LIMIT)).await.map_err(|_| AgentError::TimedOut)?
+    }
+
     async fn connect(&self, target: &Target) -> Result<Connection, AgentError> {
         timeout(CONNECT, self.dial(target)).await.map_err(|_| AgentError::Unreachable("no connection in time".into()))?
     }
@@ -166,15 +174,23 @@ fn connector(agents: &Authority, own: &Issued) -> Result<TlsConnector, rustls::E
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-async fn exchange(open: &mut Connection, target: &Target, request: hyper::http::Result<Request<Full<Bytes>>>) -> Result<AgentReport, AgentError> {
+type Made = hyper::http::Result<Request<Full<Bytes>>>;
+
+/// A report, in answer to this.
+async fn exchange(open: &mut Connection, target: &Target, request: Made) -> Result<AgentReport, AgentError> {
+    read_report(&fetch(open, request, REPORT_LIMIT).await?, target)
+}
+
+/// What is answered, if it is no larger than `limit` bytes.
+async fn fetch(open: &mut Connection, request: Made, limit: usize) -> Result<Bytes, AgentError> {
     let request = request.map_err(|error| AgentError::Invalid(error.to_string()))?;
     open.sender.ready().await.map_err(AgentError::Broken)?;
     let answer = open.sender.send_request(request).await.map_err(AgentError::Broken)?;
     if answer.status() != hyper::StatusCode::OK {
         return Err(AgentError::Refused(answer.status().as_u16()));
     }
-    let body = Limited::new(answer.into_body(), REPORT_LIMIT).collect().await.map_err(|error| AgentError::Invalid(error.to_string()))?;
-    read_report(&body.to_bytes(), target)
+    let body = Limited::new(answer.into_body(), limit).collect().await.map_err(|error| AgentError::Invalid(error.to_string()))?;
+    Ok(body.to_bytes())
 }
 
 /// Reads a report and checks whose it is.

@@ -13,6 +13,7 @@ use kube::{Client, Resource};
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{KindCluster, KindClusterStatus};
 use nestling_core::plan::decide::{Step, decide, is_moving, takes_slot};
+use nestling_core::plan::evidence::is_asked;
 use nestling_core::plan::milestones::{became_ready, failed};
 use nestling_core::plan::observed::{Observed, created_at};
 use nestling_core::plan::problem::Problem;
@@ -27,6 +28,7 @@ use super::backoff::{Backoff, Held};
 use super::call::{CallError, Trouble};
 use super::events::Events;
 use super::key::{Guarded, Key};
+use super::logs::LogStore;
 use super::metrics::{Metrics, Snapshot};
 use super::observe::{ObserveError, Observer};
 use super::own_writes::OwnWrites;
@@ -67,6 +69,8 @@ pub struct Context {
     pub slots: SlotQueue,
     /// What the agents say.
     pub reports: Arc<Reports>,
+    /// What failed attempts have left.
+    pub logs: Arc<LogStore>,
     /// What users are told.
     pub events: Events,
     /// What operators of the operator are told.
@@ -237,6 +241,7 @@ impl Context {
 
         let after = settle(now, &seen, &acted.outcome);
         self.reports.tend(key, &seen.identity, seen.children.current_pod(), listens(&seen, &after));
+        self.logs.tend(key, &seen.identity, seen.children.current_pod(), is_asked(now, &seen, &situation(now, &seen)));
         if !self.write_status(key, &seen, &acted, &after).await? {
             return Ok(self.gone(key));
         }
@@ -316,6 +321,7 @@ impl Context {
     pub fn forget(&self, key: &Key) {
         self.slots.release(key);
         self.reports.forget(key);
+        self.logs.forget(key);
         locked(&self.backoff).reset(key);
         locked(&self.own_writes).forget(key);
     }

@@ -24,6 +24,7 @@ use super::backoff::Backoff;
 use super::controller::{self, Context};
 use super::events::Events;
 use super::key::{Key, Triggers};
+use super::logs::LogStore;
 use super::observe::{Caches, Observer};
 use super::own_writes::OwnWrites;
 use super::pki::{Authority, operator_certificate};
@@ -114,12 +115,14 @@ fn context(
 ) -> Arc<Context> {
     let metrics = Arc::clone(&admin.metrics);
     let reports = Reports::new(channel, args.agent_address(), triggers.clone(), Arc::clone(&metrics));
+    let logs = LogStore::new(Arc::clone(&reports), triggers.clone(), Arc::clone(&metrics));
     Arc::new(Context {
         client: client.clone(),
-        observer: Observer { client: client.clone(), caches, settings, reports: Arc::clone(&reports) },
-        actor: Actor { client: client.clone(), agents, reports: Arc::clone(&reports), metrics: Arc::clone(&metrics) },
+        observer: Observer { client: client.clone(), caches, settings, reports: Arc::clone(&reports), logs: Arc::clone(&logs) },
+        actor: Actor { client: client.clone(), agents, reports: Arc::clone(&reports), logs: Arc::clone(&logs), metrics: Arc::clone(&metrics) },
         slots: SlotQueue::new(usize::try_from(args.max_creating).unwrap_or(1), triggers),
         reports,
+        logs,
         events: Events::new(client.clone(), identity),
         metrics,
         backoff: Mutex::new(Backoff::default()),

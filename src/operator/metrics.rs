@@ -44,8 +44,18 @@ struct ConditionLabels {
 /// The states of a condition.
 const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
 
-/// How a pod can end under its cluster. Counted from the beginning: the first increase of a counter that was not there before is not seen as one.
-const LOSSES: [Reason; 5] = [Reason::PodLost, Reason::PodEvicted, Reason::StorageEvicted, Reason::OutOfMemory, Reason::AgentCrashed];
+/// How a cluster can end that had been there. Counted from the beginning: the first increase of a counter that was not there before is not seen as one.
+const LOSSES: [Reason; 9] = [
+    Reason::PodLost,
+    Reason::HostNodeLost,
+    Reason::PodEvicted,
+    Reason::StorageEvicted,
+    Reason::OutOfMemory,
+    Reason::AgentCrashed,
+    Reason::DockerFailed,
+    Reason::DockerUnresponsive,
+    Reason::DataRootFull,
+];
 
 /// What is only known when somebody asks.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -158,6 +168,9 @@ impl Metrics {
         for result in ["ready", "failed"] {
             metrics.attempts.get_or_create(&ResultLabel { result }).inc_by(0);
         }
+        for reason in Reason::ALL.iter().filter(|reason| reason.ends_attempts()) {
+            metrics.attempt_failures.get_or_create(&ReasonLabel { reason: reason.as_str().to_owned() }).inc_by(0);
+        }
         for reason in LOSSES {
             metrics.losses.get_or_create(&ReasonLabel { reason: reason.as_str().to_owned() }).inc_by(0);
         }
@@ -263,7 +276,9 @@ mod tests {
             "nestling_attempts_total{result=\"failed\"} 1",
             "nestling_attempt_failures_total{reason=\"KubeadmInitFailed\"} 1",
             "nestling_cluster_losses_total{reason=\"PodEvicted\"} 1",
+            "nestling_attempt_failures_total{reason=\"CreationTimeout\"} 0",
             "nestling_cluster_losses_total{reason=\"PodLost\"} 0",
+            "nestling_cluster_losses_total{reason=\"HostNodeLost\"} 0",
             "nestling_time_to_ready_seconds_count 1",
             "nestling_stage_duration_seconds_sum{stage=\"StartingDocker\"} 2.5",
             "nestling_deletion_duration_seconds_count 1",

@@ -18,6 +18,7 @@ mod key;
 mod kubeconfig;
 mod lead;
 mod lease;
+mod logs;
 pub mod metrics;
 #[cfg(test)]
 mod mock;

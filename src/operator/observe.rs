@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, PartialObjectMeta};
 use kube::runtime::reflector::Store;
 use kube::{Api, Client, Resource};
 use nestling_core::api::{KindCluster, labels};
-use nestling_core::plan::observed::{Children, Observed, Turn, identity, needs_live};
+use nestling_core::plan::observed::{Children, HostNode, Logs, Observed, Turn, identity, needs_live, needs_node};
 use nestling_core::plan::settings::Settings;
 use tokio::sync::watch;
+use tracing::warn;
 
 use super::call::{CallError, call, list_all, list_all_metadata};
 use super::key::{Guarded, Key};
+use super::logs::LogStore;
 use super::reports::Reports;
 
 /// The caches. All but the first hold only objects of this installation, in the clusters namespace.
@@ -65,6 +67,8 @@ pub struct Observer {
     pub settings: watch::Receiver<Arc<Settings>>,
     /// What the agents say.
     pub reports: Arc<Reports>,
+    /// What failed attempts have left.
+    pub logs: Arc<LogStore>,
 }
 
 impl Observer {
@@ -83,7 +87,36 @@ impl Observer {
         }
         let key = Key { namespace: identity.namespace.clone(), name: identity.name.clone() };
         let report = children.current_pod().and_then(|pod| self.reports.newest(&key, pod));
-        Ok(Some(Observed { cluster, identity, settings, children, report, turn: Turn::Granted }))
+        let logs = children.current_pod().map_or(Logs::default(), |pod| self.logs.of(&key, pod));
+        let host_node = match needs_node(&cluster, &children) {
+            Some(node) => self.host_node(node).await,
+            None => None,
+        };
+        Ok(Some(Observed { cluster, identity, settings, children, report, logs, host_node, turn: Turn::Granted }))
+    }
+}
+
+impl Observer {
+    /// A node of the host. `None` if that cannot be found out: a look that fails says nothing of the node.
+    async fn host_node(&self, name: &str) -> Option<HostNode> {
+        let params = ListParams::default().fields(&format!("metadata.name={name}"));
+        match list_all("look at the host's node", &Api::<Node>::all(self.client.clone()), params).await {
+            Ok(found) => Some(found.first().map_or(HostNode::Gone, state_of)),
+            Err(error) => {
+                warn!(%error, node = name, "cannot look at the host's node");
+                None
+            }
+        }
+    }
+}
+
+/// Whether a node's kubelet still reports. One that reports trouble is there and takes care of its pods itself.
+fn state_of(node: &Node) -> HostNode {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let silent = conditions.into_iter().find(|condition| condition.type_ == "Ready" && condition.status == "Unknown");
+    match silent.and_then(|condition| condition.last_transition_time.as_ref()) {
+        Some(since) => HostNode::NotReady { since: since.0 },
+        None => HostNode::Ready,
     }
 }
 
@@ -127,4 +160,23 @@ async fn live_children(client: &Client, namespace: &str, uid: &str) -> Result<Ch
         list_all::<PersistentVolumeClaim>("list the claims on the cluster's volume", &claims, params()),
     )?;
     Ok(Children { live: true, pods, services, policies, keys: keys.into_iter().map(|keys| keys.metadata).collect(), claims })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_node_is_lost_when_its_kubelet_is_silent() {
+        let node = |ready: &str| -> Node {
+            serde_json::from_value(json!({"status": {"conditions": [
+                {"type": "MemoryPressure", "status": "Unknown", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+                {"type": "Ready", "status": ready, "lastTransitionTime": "2026-01-02T00:00:00Z"},
+            ]}}))
+            .unwrap()
+        };
+        assert_eq!(state_of(&node("Unknown")), HostNode::NotReady { since: "2026-01-02T00:00:00Z".parse().unwrap() });
+        assert_eq!((state_of(&node("False")), state_of(&node("True"))), (HostNode::Ready, HostNode::Ready));
+    }
 }

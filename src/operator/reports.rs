@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hyper::body::Bytes;
 use k8s_openapi::api::core::v1::Pod;
 use nestling_core::plan::names::Identity;
 use nestling_core::plan::objects::attempt_of;
@@ -70,7 +71,7 @@ impl Reports {
             return;
         };
         if entries.get(key).is_none_or(|entry| entry.pod_uid != uid) {
-            entries.insert(key.clone(), Entry { pod_uid: uid.clone(), heard: None, listener: None });
+            entries.insert(key.clone(), Entry { pod_uid: uid, heard: None, listener: None });
         }
         let Some(entry) = entries.get_mut(key) else { return };
         let old = entry.heard.as_ref().is_none_or(|(_, at)| at.elapsed() >= OLD);
@@ -105,6 +106,12 @@ impl Reports {
     /// The object is gone.
     pub fn forget(&self, key: &Key) {
         self.entries().remove(key);
+    }
+
+    /// The logs of the agent in this pod.
+    pub async fn logs(&self, identity: &Identity, pod: &Pod) -> Result<Bytes, AgentError> {
+        let target = self.target(identity, pod).ok_or_else(|| AgentError::Unreachable("the pod has no address".into()))?;
+        self.client.logs(&target).await
     }
 
     /// Whom to ask; `None` while the pod has no address.

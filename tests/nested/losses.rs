@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::failures::logs;
 use crate::support::operator::CLUSTERS_NAMESPACE;
 use crate::support::real::{CREATED, Host, spec};
 use crate::support::seed;
@@ -28,6 +29,7 @@ async fn losses_are_named_and_replaced_or_mourned() {
     host.create(NAMESPACE, "dodo", json!({"lifecycle": {"podLossPolicy": "Fail"}})).await;
     let mourned = async {
         a_daemon_hangs(&host).await;
+        the_mourned_is_replaced_after_all(&host).await;
         host.delete(NAMESPACE, "dodo").await;
     };
     let replaced = async {
@@ -107,8 +109,33 @@ async fn a_daemon_hangs(host: &Host) {
     let pod = before.pod_ref.unwrap().name;
     assert!(signal(host, &pod, "-STOP", &["-x", "dockerd"]));
     let start = std::time::Instant::now();
-    let cluster = condition(&host.clusters(NAMESPACE), "dodo", STALLED, "True", Some("DockerFailed"), Duration::from_mins(6)).await;
+    let cluster = condition(&host.clusters(NAMESPACE), "dodo", STALLED, "True", Some("DockerUnresponsive"), Duration::from_mins(6)).await;
     println!("a daemon that hangs is found out and mourned after {:.0} s", start.elapsed().as_secs_f64());
     assert!(describe(&cluster).contains("does not answer any more"), "{}", describe(&cluster));
     assert_eq!(cluster.status.unwrap().attempt, before.attempt);
+
+    // Its pod has ended as it should, and its logs show a daemon that was stopped.
+    let (files, _) = logs(host, NAMESPACE, "dodo").await;
+    assert!(files["processes.txt"].lines().any(|line| line.ends_with("dockerd") && line.split_whitespace().nth(2).is_some_and(|state| state.starts_with('T'))));
+    assert!(files["nodes.txt"].contains("does not answer") && files["agent.log"].contains("does not answer any more"));
+    until("the pod to end within its grace period", Duration::from_secs(135), async || {
+        let pods = host.pods(CLUSTERS_NAMESPACE).get_opt(&pod).await.map_err(|error| error.to_string())?;
+        if pods.is_none() { Ok(()) } else { Err("it is still there".to_owned()) }
+    })
+    .await;
+    println!("its pod has ended {:.0} s after the daemon was stopped", start.elapsed().as_secs_f64());
+}
+
+/// The policy may be changed afterwards.
+async fn the_mourned_is_replaced_after_all(host: &Host) {
+    let before = status(host, "dodo").await;
+    host.patch(NAMESPACE, "dodo", json!({"spec": {"lifecycle": {"podLossPolicy": "Recreate"}}})).await;
+    let after = host.ready(NAMESPACE, "dodo").await.status.unwrap();
+    assert_eq!(after.attempt, before.attempt.map(|attempt| attempt + 1));
+    assert!(after.cluster_uid.is_some() && after.cluster_uid != before.cluster_uid);
+    until("the event ClusterReplaced", SOON, async || {
+        let events = host.kubectl(&["get", "events", "-n", NAMESPACE, "--field-selector", "involvedObject.name=dodo", "-o", "jsonpath={.items[*].reason}"]);
+        if events.split_whitespace().any(|seen| seen == "ClusterReplaced") { Ok(()) } else { Err(events) }
+    })
+    .await;
 }

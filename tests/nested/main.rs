@@ -4,6 +4,7 @@
 
 mod changes;
 mod cluster;
+mod failures;
 mod high_availability;
 mod inside;
 mod isolation;

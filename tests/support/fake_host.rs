@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,13 +14,13 @@ use futures::StreamExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{PowerState, labels};
-use nestling_core::plan::wire::{AgentFailure, AgentReport, NodeReport, ORDERS_PATH, Orders, OrdersReport, STATUS_PATH, Stage, keys};
+use nestling_core::plan::wire::{AgentFailure, AgentReport, BUNDLE_PATH, NodeReport, ORDERS_PATH, Orders, OrdersReport, STATUS_PATH, Stage, keys};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
@@ -28,6 +29,9 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::operator::CLUSTERS_NAMESPACE;
+
+/// The node of all pods.
+pub const NODE: &str = "fake";
 
 /// How an agent turns out.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,12 +57,17 @@ pub struct FakeHost {
     luck: Arc<Mutex<HashMap<String, Luck>>>,
     /// How many pods have been started, by cluster name.
     pub started: Arc<Mutex<HashMap<String, usize>>>,
+    /// Whether the node has gone silent: pods that are deleted do not end.
+    pub silent: Arc<AtomicBool>,
+    /// Whether agents keep a request for logs waiting.
+    pub mute: Arc<AtomicBool>,
     /// The largest number of pods that were being created at one time.
     pub most_creating: Arc<Mutex<usize>>,
 }
 
 #[derive(Default)]
 struct Agents {
+    mute: Arc<AtomicBool>,
     /// By server name.
     certificates: Mutex<HashMap<String, Arc<CertifiedKey>>>,
     /// The newest agent of each cluster, by UID.
@@ -88,10 +97,14 @@ impl FakeHost {
         let most_creating: Arc<Mutex<usize>> = Arc::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let silent: Arc<AtomicBool> = Arc::default();
+        let mute = agents.mute.clone();
         let pods = Api::namespaced(client.clone(), CLUSTERS_NAMESPACE);
-        tokio::spawn(kubelet(client, agents.clone(), luck.clone(), started.clone(), most_creating.clone()));
+        let node = json!({"metadata": {"name": NODE}});
+        Api::<Node>::all(client.clone()).create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
+        tokio::spawn(kubelet(client, agents.clone(), luck.clone(), started.clone(), most_creating.clone(), silent.clone()));
         tokio::spawn(serve(listener, agents.clone()));
-        Self { address, agents, pods, luck, started, most_creating }
+        Self { address, agents, pods, luck, started, silent, mute, most_creating }
     }
 
     /// Changes what the agent of this cluster says, and then what the kubelet finds of its pod.
@@ -118,6 +131,7 @@ async fn kubelet(
     luck: Arc<Mutex<HashMap<String, Luck>>>,
     started: Arc<Mutex<HashMap<String, usize>>>,
     most_creating: Arc<Mutex<usize>>,
+    silent: Arc<AtomicBool>,
 ) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), CLUSTERS_NAMESPACE);
     let secrets: Api<Secret> = Api::namespaced(client, CLUSTERS_NAMESPACE);
@@ -141,6 +155,9 @@ async fn kubelet(
         let uid = pod.uid().unwrap();
         if pod.metadata.deletion_timestamp.is_some() {
             creating.lock().unwrap().remove(&uid);
+            if silent.load(Ordering::Relaxed) {
+                continue;
+            }
             let pods = pods.clone();
             tokio::spawn(async move {
                 // A real one takes its time, too.
@@ -176,7 +193,7 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod,
     let uid = pod.labels()[labels::CLUSTER_UID].clone();
     let attempt: i64 = pod.labels()[labels::ATTEMPT].parse().unwrap();
     // Bound to a node, so that deletion waits for the kubelet.
-    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"kind": "Node", "name": "fake"}});
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"kind": "Node", "name": NODE}});
     let _: Result<serde_json::Value, _> = pods.create_subresource("binding", &name, &PostParams::default(), &binding).await;
     let secret_name = pod.spec.as_ref().unwrap().volumes.as_ref().unwrap().iter().find_map(|volume| volume.secret.as_ref()?.secret_name.clone()).unwrap();
     let Ok(secret) = secrets.get(&secret_name).await else { return false };
@@ -291,7 +308,14 @@ async fn serve(listener: tokio::net::TcpListener, agents: Arc<Agents>) {
             let Ok(stream) = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await else { return };
             let uid = stream.get_ref().1.server_name().unwrap_or_default().split('.').next().unwrap_or_default().to_owned();
             let Some(report) = agents.reports.lock().unwrap().get(&uid).cloned() else { return };
-            let app = Router::new().route(STATUS_PATH, get(status)).route(ORDERS_PATH, put(take_orders)).with_state(report);
+            let mute = agents.mute.load(Ordering::Relaxed);
+            let logs = async move || {
+                if mute {
+                    std::future::pending::<()>().await;
+                }
+                format!("the logs of {uid}")
+            };
+            let app = Router::new().route(STATUS_PATH, get(status)).route(ORDERS_PATH, put(take_orders)).with_state(report).route(BUNDLE_PATH, get(logs));
             let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), TowerToHyperService::new(app)).await;
         });
     }

@@ -246,6 +246,10 @@ reasons! {
     // The attempt failed.
     /// The pod is gone and nobody deleted the cluster.
     PodLost => "See the events of the clusters namespace for who removed the pod.",
+    /// The host's node under the cluster does not answer. Until it comes back or is given up, nobody knows whether the cluster still runs there.
+    HostNodeNotReady => "Look at the named node; after six minutes it is given up, and spec.lifecycle.podLossPolicy is carried out.",
+    /// The host's node under the cluster is lost, and the cluster with it.
+    HostNodeLost => "Bring the node back, or delete the Node object if it is gone for good: what ran there is cleaned up, and a persistent volume is let go, only then.",
     /// The pod was evicted for the disk it used.
     StorageEvicted => "Raise spec.storage.size, or free disk on the host's node.",
     /// The pod was evicted.
@@ -262,6 +266,8 @@ reasons! {
     CreationTimeout => "See what was being waited for; raise lifecycle.creationTimeout if the host is slow.",
     /// The Docker daemon did not start or died.
     DockerFailed => "See the evidence.",
+    /// The Docker daemon lives but has not answered for two minutes.
+    DockerUnresponsive => "See the evidence and the logs that were kept; often the disk or the processors of the host's node are overloaded.",
     /// The node image cannot be pulled.
     NodeImagePullFailed => "Check spec.image or spec.version and that the host can reach the registry.",
     /// The registry limits the rate of pulls.
@@ -323,6 +329,12 @@ impl Reason {
     /// Whether it is about something that the spec refers to: the same would be found again until a person has changed it.
     pub const fn is_about_a_reference(self) -> bool {
         matches!(self, Self::SecretAccessDenied | Self::SecretNotFound | Self::ConfigMapNotFound | Self::UnusableDockerConfig | Self::UnusableAuthority)
+    }
+
+    /// Whether an attempt can end of it: the host is not fit, or it is found out while the cluster is made. Not of those that are found before there is a pod.
+    pub fn ends_attempts(self) -> bool {
+        (Self::UnsupportedCgroupV1..=Self::ControlPlaneUnhealthy).contains(&self) && !matches!(self, Self::HostNodeNotReady | Self::StorageNearlyFull)
+            || matches!(self, Self::ConfigUnreadable | Self::CIDROverlap | Self::PodStartFailed)
     }
 
     /// What happened, followed by the remedy.

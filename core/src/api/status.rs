@@ -202,9 +202,28 @@ pub struct LastFailure {
     /// The last lines of evidence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_tail: Option<String>,
+    /// The logs of the newest failed attempt of which there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle_ref: Option<BundleRef>,
+}
+
+/// The logs of a failed attempt.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BundleRef {
+    /// Name of the Secret, in the namespace of the `KindCluster`. Its key `logs.tar.gz` holds at most 512 KiB.
+    pub name: String,
+    /// The attempt that the logs are of; an earlier one where none could be had of the last.
+    #[serde(default)]
+    pub attempt: i64,
 }
 
 impl LastFailure {
+    /// Whether both are about one failure, whatever became known of it later.
+    pub fn is(&self, other: &Self) -> bool {
+        (self.attempt, &self.time, &self.reason) == (other.attempt, &other.time, &other.reason)
+    }
+
     /// When the failure was seen.
     pub fn seen_at(&self) -> Option<Timestamp> {
         self.time.as_ref().map(|time| time.0)

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use proptest::prelude::*;
 
 use super::decide::{ChildKind, Step, decide, is_moving};
 use super::objects::{attempt_of, resumes};
-use super::observed::{Children, Observed, Turn, needs_live};
+use super::observed::{Children, Logs, Observed, Turn, needs_live};
 use super::problem::Problem;
 use super::recreation;
 use super::settle::{Outcome, settle};
@@ -66,6 +66,8 @@ enum Happening {
     Delete,
     /// The next pods turn out like this.
     Luck(Luck),
+    /// This becomes of the logs of pods that fail from now on.
+    Logs(Logs),
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -86,6 +88,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => (0..3_u8).prop_map(Happening::Recreate),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
+        1 => prop_oneof![Just(Logs::Awaited), Just(Logs::Held), Just(Logs::Unavailable)].prop_map(Happening::Logs),
         2 => prop_oneof![Just(Luck::Ready), Just(Luck::KindFails), Just(Luck::Crashes), Just(Luck::Hangs)].prop_map(Happening::Luck),
     ]
 }
@@ -99,6 +102,7 @@ struct World {
     /// Earlier states, the newest last, for stale reads.
     history: Vec<(KindCluster, u64, Children)>,
     luck: Luck,
+    logs: Logs,
     next_uid: u64,
     identity: Identity,
     /// The pod whose agent got orders, these, and when.
@@ -124,6 +128,7 @@ impl World {
             children: Children::default(),
             history: vec![],
             luck: Luck::Ready,
+            logs: Logs::Awaited,
             next_uid: 0,
             identity,
             orders: None,
@@ -192,7 +197,16 @@ impl World {
             children = Children { live: true, ..self.children.clone() };
         }
         let report = self.report(children.current_pod());
-        let seen = Observed { cluster, identity: self.identity.clone(), settings: Arc::new(testing::settings()), children, report, turn: Turn::Granted };
+        let seen = Observed {
+            cluster,
+            identity: self.identity.clone(),
+            settings: Arc::new(testing::settings()),
+            children,
+            report,
+            logs: self.logs,
+            host_node: None,
+            turn: Turn::Granted,
+        };
         let plan = decide(self.now, &seen);
         let mut outcome = Outcome::default();
         for (index, step) in plan.steps.into_iter().enumerate() {
@@ -280,12 +294,17 @@ impl World {
                 let mut pod = (**pod).clone();
                 pod.metadata = self.meta(&pod.metadata);
                 pod.metadata.annotations.get_or_insert_default().insert("luck".into(), format!("{:?}", self.luck));
+                pod.status = Some(running());
                 self.children.pods.push(pod);
             }
-            Step::PublishKubeconfig(_) | Step::RetractKubeconfig { .. } => {}
+            Step::PublishKubeconfig(_) | Step::RetractKubeconfig { .. } | Step::DropLogs { .. } => {}
             Step::Order(orders) => {
                 let pod = self.children.current_pod().and_then(|pod| pod.metadata.uid.clone()).ok_or_else(conflict)?;
                 self.orders = Some((pod, orders.clone(), self.now));
+            }
+            Step::KeepLogs(plan) => {
+                let failed = self.status().last_failure.expect("logs of no failure");
+                assert_eq!(failed.attempt, plan.attempt, "logs of another attempt");
             }
             Step::Expire => {
                 let cluster = self.cluster.as_ref().ok_or_else(conflict)?;
@@ -391,6 +410,7 @@ impl World {
                 self.changed();
             }
             Happening::Luck(luck) => self.luck = luck,
+            Happening::Logs(logs) => self.logs = logs,
             Happening::Edit(possible) => self.edit(|cluster| cluster.spec.image = Some(if possible { "a:v1.34.4" } else { "b:v1.33.0" }.to_owned())),
             Happening::Registries(some) => self.edit(|cluster| cluster.spec.registries = if some { vec![registry()] } else { vec![] }),
             Happening::Ttl(seconds) => self.edit(|cluster| {
@@ -490,6 +510,19 @@ fn survival() -> impl Strategy<Value = Survival> {
         Just((StorageType::Persistent, PodLossPolicy::Recreate)),
         Just((StorageType::Persistent, PodLossPolicy::Resume)),
     ]
+}
+
+/// An agent is there to be asked.
+fn running() -> PodStatus {
+    PodStatus {
+        phase: Some("Running".into()),
+        pod_ip: Some("10.244.0.9".into()),
+        container_statuses: Some(vec![ContainerStatus {
+            state: Some(ContainerState { running: Some(ContainerStateRunning::default()), ..Default::default() }),
+            ..Default::default()
+        }]),
+        ..Default::default()
+    }
 }
 
 fn crash(pod: &mut Pod) {

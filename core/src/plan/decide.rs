@@ -9,7 +9,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::certificates::{self, KUBECONFIG_LIFE};
 use super::desired::{Desired, short_digest};
+use super::evidence::{self, Fate, LogsPlan};
 use super::expiry::{expiry, is_recorded};
+use super::host_loss;
 use super::names::Identity;
 use super::objects::{self, attempt_of, digests_of};
 use super::observed::{Observed, created_at};
@@ -70,6 +72,13 @@ pub enum Step {
     },
     /// Tells the agent what is wanted of it.
     Order(Orders),
+    /// The logs of a failed attempt, in the user's namespace.
+    KeepLogs(Box<LogsPlan>),
+    /// Takes them away, if they are ours.
+    DropLogs {
+        /// Name of the Secret.
+        secret: String,
+    },
     /// Deletes the object itself, if nobody has changed it since it was read.
     Expire,
     /// Deletes a child of exactly this UID.
@@ -80,7 +89,7 @@ pub enum Step {
 
 impl Step {
     /// Every kind of step, for tests that stop the operator behind each.
-    pub const NAMES: [&'static str; 14] = [
+    pub const NAMES: [&'static str; 16] = [
         "AddFinalizer",
         "CreateKeys",
         "RenewChannel",
@@ -92,6 +101,8 @@ impl Step {
         "PublishKubeconfig",
         "RetractKubeconfig",
         "Order",
+        "KeepLogs",
+        "DropLogs",
         "Expire",
         "Delete",
         "RemoveFinalizer",
@@ -111,6 +122,8 @@ impl Step {
             Self::PublishKubeconfig(_) => "PublishKubeconfig",
             Self::RetractKubeconfig { .. } => "RetractKubeconfig",
             Self::Order(_) => "Order",
+            Self::KeepLogs(_) => "KeepLogs",
+            Self::DropLogs { .. } => "DropLogs",
             Self::Expire => "Expire",
             Self::Delete(_) => "Delete",
             Self::RemoveFinalizer => "RemoveFinalizer",
@@ -187,9 +200,8 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
         Situation::Expired => Plan { steps: vec![Step::Expire], wake_at: rest },
         Situation::Deleting => Plan { steps: deletion(now, seen), wake_at: Some(next_look(now, seen)) },
         Situation::BackingOff { until, .. } => Plan { steps: vec![], wake_at: Some(until) },
-        Situation::Discard(pod) | Situation::Replaced(pod) | Situation::Outdated(pod) => {
-            Plan { steps: delete(ChildKind::Pod, &pod.metadata).into_iter().collect(), wake_at: rest }
-        }
+        Situation::Discard(pod) => discard(rest, evidence::fate(now, seen, pod), pod),
+        Situation::Replaced(pod) | Situation::Outdated(pod) => Plan { steps: delete(ChildKind::Pod, &pod.metadata).into_iter().collect(), wake_at: rest },
         // Somebody has deleted the claim: the next one has its name, so this one has to be gone.
         Situation::Create { .. } if seen.children.claims.iter().any(|claim| claim.metadata.deletion_timestamp.is_some()) => {
             Plan { steps: vec![], wake_at: Some(later(now, DELETION_LOOK)) }
@@ -224,9 +236,20 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
                 // Last: a Secret of the user's that has gone is to stop nothing else.
                 steps.extend(registries(now, seen, desired, Some(pod)));
             }
-            Plan { steps, wake_at: rest.into_iter().chain(certificates::kubeconfig_renewal(seen).filter(|at| *at > now)).min() }
+            let renewal = certificates::kubeconfig_renewal(seen).filter(|at| *at > now);
+            Plan { steps, wake_at: rest.into_iter().chain(renewal).chain(host_loss::given_up_at(seen)).min() }
         }
     }
+}
+
+/// The end of a failed attempt's pod.
+fn discard(rest: Option<Timestamp>, fate: Fate, pod: &Pod) -> Plan {
+    let logs = match fate {
+        Fate::Held(until) => return Plan { steps: vec![], wake_at: Some(until) },
+        Fate::Logged(plan) => Some(Step::KeepLogs(Box::new(plan))),
+        Fate::Gone => None,
+    };
+    Plan { steps: logs.into_iter().chain(delete(ChildKind::Pod, &pod.metadata)).collect(), wake_at: rest }
 }
 
 /// Up to ten minutes, other for each cluster, so that they do not all wake at once.
@@ -374,6 +397,9 @@ fn deletion(now: Timestamp, seen: &Observed) -> Vec<Step> {
     let mut steps = Vec::new();
     if let Some(published) = seen.status().kubeconfig_secret_ref {
         steps.push(Step::RetractKubeconfig { secret: published.name });
+    }
+    if let Some(bundle) = seen.status().last_failure.and_then(|failure| failure.bundle_ref) {
+        steps.push(Step::DropLogs { secret: bundle.name });
     }
     let children = &seen.children;
     // With their content, and so after those who work on it; but whoever is not waited for any longer does not keep them either.

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::observed::{Observed, created_at};
-use super::settle::reason_of;
+use super::settle::{new_failure, reason_of};
 use super::situation::is_established;
 use crate::api::conditions;
 use crate::api::reasons::Reason;
@@ -56,7 +56,7 @@ pub fn became_ready(now: Timestamp, seen: &Observed, after: &KindClusterStatus) 
 
 /// The failure that is in this status and was not in the one before.
 pub fn failed(before: &KindClusterStatus, after: &KindClusterStatus) -> Option<Failure> {
-    let failure = after.last_failure.as_ref().filter(|_| after.last_failure != before.last_failure)?;
+    let failure = new_failure(before, after)?;
     let reason = reason_of(failure);
     Some(if is_established(before, failure.attempt) { Failure::Cluster(reason) } else { Failure::Attempt(reason) })
 }

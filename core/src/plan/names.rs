@@ -55,6 +55,11 @@ impl Identity {
         format!("{}-kubeconfig", self.name)
     }
 
+    /// The Secret with the logs of a failed attempt, in the user's namespace.
+    pub fn logs_secret(&self) -> String {
+        format!("{}-logs", self.name)
+    }
+
     /// The name that certificate checks use, whatever address was dialled.
     pub fn service_dns_name(&self, clusters_namespace: &str) -> String {
         format!("{}.{clusters_namespace}.svc", self.child())

@@ -26,8 +26,38 @@ pub struct Observed {
     pub children: Children,
     /// The newest report of the agent in the newest pod.
     pub report: Option<AgentReport>,
+    /// Whether the logs of the newest pod are to be had, once its attempt has failed.
+    pub logs: Logs,
+    /// The host's node under the newest pod, where it was looked at ([`needs_node`]).
+    pub host_node: Option<HostNode>,
     /// Whether it is this cluster's turn to be created.
     pub turn: Turn,
+}
+
+/// Whether the logs of a failed attempt are to be had.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Logs {
+    /// The agent has not answered yet, or was not asked.
+    #[default]
+    Awaited,
+    /// They are here.
+    Held,
+    /// There are none.
+    Unavailable,
+}
+
+/// A node of the host cluster, as its control plane sees it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum HostNode {
+    /// Its kubelet reports that it is ready.
+    Ready,
+    /// It does not, since then.
+    NotReady {
+        /// When that was seen first.
+        since: Timestamp,
+    },
+    /// There is no such node any more.
+    Gone,
 }
 
 /// Everything in the clusters namespace that carries one `KindCluster`'s UID.
@@ -94,6 +124,15 @@ pub fn needs_live(cluster: &KindCluster, children: &Children) -> bool {
     let ours = cluster.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER);
     let deleting = cluster.metadata.deletion_timestamp.is_some();
     ours && !cluster.spec.paused && if deleting { children.pods.is_empty() } else { children.current_pod().is_none() }
+}
+
+/// The node that has to be looked at: that of a cluster whose pod is not ready, which is the first that is heard of a node that is lost.
+pub fn needs_node<'a>(cluster: &KindCluster, children: &'a Children) -> Option<&'a str> {
+    let pod = children.current_pod()?;
+    let established = cluster.status.as_ref().is_some_and(|status| status.cluster_attempt == Some(attempt_of(pod)));
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ready = conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    pod.spec.as_ref()?.node_name.as_deref().filter(|_| established && !ready)
 }
 
 /// The identity of an object that the API server has accepted; `None` for one that it has not seen.

@@ -8,17 +8,18 @@ use super::certificates::{self, Validity};
 use super::decide::{Step, external_url, internal_url, is_overdue, kubeconfig};
 use super::desired::{Desired, desire};
 use super::expiry;
+use super::host_loss;
 use super::objects::{attempt_of, changed_since, resumes};
 use super::observed::Observed;
 use super::power;
 use super::problem::Problem;
 use super::recreation;
 use super::serving_names;
-use super::situation::{Situation, is_resuming, progress, readable, situation};
-use super::wire::{AgentReport, DeadContainer, PolicyProbe};
+use super::situation::{MESSAGE_LIMIT, Situation, is_resuming, progress, readable, situation};
+use super::wire::{AgentReport, DeadContainer, PolicyProbe, StoragePressure};
 use crate::api::conditions::{self, Claim, clip};
 use crate::api::reasons::Reason;
-use crate::api::{Endpoint, EndpointType, KindClusterStatus, KubeconfigSecretRef, LastFailure, NodeCount, PodRef, StageTime};
+use crate::api::{BundleRef, Endpoint, EndpointType, KindClusterStatus, KubeconfigSecretRef, LastFailure, NodeCount, PodRef, StageTime};
 
 /// What became of a plan.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +30,8 @@ pub struct Outcome {
     pub failed: Option<(Step, Problem)>,
     /// When the credentials that were published in this pass end.
     pub kubeconfig_expires: Option<Timestamp>,
+    /// Why the logs of a failed attempt were not kept though their step is done: they are not worth a failure of their own.
+    pub logs_refused: Option<Problem>,
 }
 
 /// The claims of one pass; what is left `None` stays as it was said last.
@@ -116,7 +119,9 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
         Situation::Refused(problem) => Claims::stalled(problem.reason, &problem.explain()),
         Situation::Stalled(failure) => {
             let kept = if is_resuming(&status, failure.attempt) { " The cluster is still on its volume." } else { "" };
-            Claims::stalled(reason_of(failure), &format!("{} No further attempt is made (attempt {}).{kept}", failure.message, failure.attempt))
+            let logs =
+                failure.bundle_ref.as_ref().map_or(String::new(), |bundle| format!(" Logs of attempt {} are in Secret {}.", bundle.attempt, bundle.name));
+            Claims::stalled(reason_of(failure), &format!("{} No further attempt is made (attempt {}).{kept}{logs}", failure.message, failure.attempt))
         }
         Situation::BackingOff { failure, until } => Claims::idle(reason_of(failure), &format!("{} The next attempt is made at {until}.", failure.message)),
         Situation::Asleep => Claims::asleep(),
@@ -259,6 +264,22 @@ fn record_facts(now: Timestamp, seen: &Observed, done: &Outcome, stands: &Situat
             Step::RetractKubeconfig { secret } if status.kubeconfig_secret_ref.as_ref().is_some_and(|published| published.name == *secret) => {
                 status.kubeconfig_secret_ref = None;
             }
+            Step::KeepLogs(plan) => {
+                if let Some(failure) = status.last_failure.as_mut().filter(|failure| failure.attempt == plan.attempt) {
+                    match &done.logs_refused {
+                        None => failure.bundle_ref = Some(BundleRef { name: plan.secret.clone(), attempt: plan.attempt }),
+                        Some(problem) => {
+                            let message = format!("{} Its logs were not kept: {}.", failure.message, problem.message);
+                            clip(&message, MESSAGE_LIMIT).clone_into(&mut failure.message);
+                        }
+                    }
+                }
+            }
+            Step::DropLogs { secret } => {
+                if let Some(failure) = &mut status.last_failure {
+                    failure.bundle_ref.take_if(|bundle| bundle.name == *secret);
+                }
+            }
             _ => {}
         }
     }
@@ -315,6 +336,11 @@ fn endpoints(seen: &Observed) -> Vec<Endpoint> {
     std::iter::once(internal).chain(external).collect()
 }
 
+/// The failure that is in this status and was not in the one before.
+pub(super) fn new_failure<'a>(before: &KindClusterStatus, after: &'a KindClusterStatus) -> Option<&'a LastFailure> {
+    after.last_failure.as_ref().filter(|failure| !before.last_failure.as_ref().is_some_and(|before| before.is(failure)))
+}
+
 /// The reason of a failure; one that is not known reads as [`Reason::KindFailed`].
 pub(super) fn reason_of(failure: &LastFailure) -> Reason {
     Reason::parse(&failure.reason).unwrap_or(Reason::KindFailed)
@@ -350,13 +376,14 @@ fn creating(now: Timestamp, seen: &Observed, pod: &Pod, desired: Option<&Desired
 fn disk(report: Option<&AgentReport>) -> Claim {
     let Some(report) = report else { return Claim::unknown(Reason::Pending, "the agent has not been heard yet") };
     match report.storage_pressure {
-        Some(pressure) => {
-            let text = |bytes: i64| format!("{} MiB", bytes >> 20);
-            let message = format!("the cluster held {} of {} when this was seen first", text(pressure.used_bytes), text(pressure.limit_bytes));
-            Claim::yes(Reason::StorageNearlyFull, Reason::StorageNearlyFull.explain(&message))
-        }
+        Some(pressure) => Claim::yes(Reason::StorageNearlyFull, Reason::StorageNearlyFull.explain(&fullness(pressure))),
         None => Claim::no(Reason::StorageSufficient, ""),
     }
+}
+
+fn fullness(pressure: StoragePressure) -> String {
+    let text = |bytes: i64| format!("{} MiB", bytes >> 20);
+    format!("the cluster held {} of {} when this was seen first", text(pressure.used_bytes), text(pressure.limit_bytes))
 }
 
 /// There is no API that tells whether policies are enforced: what the pod could not do is the only proof.
@@ -376,21 +403,30 @@ fn in_sync() -> Claim {
 
 fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, status: &KindClusterStatus) -> Claims {
     let up_to_date = up_to_date(now, seen, pod, desired);
+    // What the agent said last may be long past.
+    let node = host_loss::claim(seen);
     let Some(report) = &seen.report else {
         // Nothing new has been heard: what was said last stands, unless the pod itself says that it is not ready.
-        let (ready, reconciling) = (kept(status, conditions::READY), kept(status, conditions::RECONCILING));
+        let (ready, reconciling) = match &node {
+            Some(claim) => (claim.clone(), Claim::yes(claim.reason, &claim.message)),
+            None => (kept(status, conditions::READY), kept(status, conditions::RECONCILING)),
+        };
         // Only the agent knows what a cluster was made with that it has taken over.
         let up_to_date = Some(up_to_date).filter(|_| !resumes(pod));
-        return Claims { up_to_date, ..Claims::unseen(ready, reconciling, not_stalled()) };
+        return Claims { up_to_date, host: node, ..Claims::unseen(ready, reconciling, not_stalled()) };
     };
     if let Some(hindrance) = power::hindrance(seen) {
-        return suspended(report, hindrance, up_to_date);
+        return suspended(report, node, hindrance, up_to_date);
     }
     let dead = (!report.dead_containers.is_empty()).then(|| Claim::no(Reason::NodeContainerDead, Reason::NodeContainerDead.explain(&dead(report))));
     let control_plane = if report.control_plane_ready {
         Claim::yes(Reason::ApiServerReady, "")
     } else if let Some(dead) = &dead {
         dead.clone()
+    } else if let Some(pressure) = report.storage_pressure {
+        // The usual end of etcd on a full disk.
+        let message = format!("the API server does not answer /readyz, and {}", fullness(pressure));
+        Claim::no(Reason::StorageNearlyFull, Reason::StorageNearlyFull.explain(&message))
     } else {
         Claim::no(Reason::ControlPlaneUnhealthy, Reason::ControlPlaneUnhealthy.explain("the API server does not answer /readyz"))
     };
@@ -414,7 +450,8 @@ fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired,
         }
         _ => Claim::no(Reason::PublishingKubeconfig, "the kubeconfig is about to be published"),
     };
-    let hindrance = [&control_plane, &nodes, &kubeconfig].into_iter().find(|claim| claim.status != Some(true)).cloned();
+    let hindrance =
+        [node.as_ref().unwrap_or(&control_plane), &control_plane, &nodes, &kubeconfig].into_iter().find(|claim| claim.status != Some(true)).cloned();
     let (ready, reconciling) = match hindrance {
         None => (Claim::yes(Reason::ClusterReady, ""), Claim::no(Reason::Settled, "")),
         Some(claim) => (Claim::no(claim.reason, &claim.message), Claim::yes(claim.reason, claim.message)),
@@ -423,7 +460,7 @@ fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired,
         ready,
         reconciling,
         stalled: not_stalled(),
-        host: Some(Claim::yes(Reason::HostFit, report.warnings.join(" "))),
+        host: Some(node.unwrap_or_else(|| Claim::yes(Reason::HostFit, report.warnings.join(" ")))),
         control_plane: Some(control_plane),
         nodes: Some(nodes),
         kubeconfig: Some(kubeconfig),
@@ -447,12 +484,12 @@ fn dead(report: &AgentReport) -> String {
 }
 
 /// The cluster does not run, by wish of its user; or is on its way there or back.
-fn suspended(report: &AgentReport, hindrance: Claim, up_to_date: Claim) -> Claims {
+fn suspended(report: &AgentReport, node: Option<Claim>, hindrance: Claim, up_to_date: Claim) -> Claims {
     let at_rest = matches!(hindrance.reason, Reason::Frozen | Reason::Stopped);
     Claims {
         reconciling: if at_rest { Claim::no(Reason::Settled, "") } else { Claim::yes(hindrance.reason, hindrance.message.clone()) },
         stalled: not_stalled(),
-        host: Some(Claim::yes(Reason::HostFit, report.warnings.join(" "))),
+        host: Some(node.unwrap_or_else(|| Claim::yes(Reason::HostFit, report.warnings.join(" ")))),
         control_plane: Some(hindrance.clone()),
         nodes: Some(hindrance.clone()),
         kubeconfig: None,
@@ -589,10 +626,13 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
             format!("attempt {} runs in pod {}", after.attempt.unwrap_or(0), after.pod_ref.as_ref().map_or("", |pod| pod.name.as_str())),
         );
     }
-    if let Some(failure) = &after.last_failure
-        && after.last_failure != before.last_failure
-    {
+    let failure = new_failure(before, after);
+    if let Some(failure) = failure {
         note(true, reason_of(failure).as_str(), failure.message.clone());
+    }
+    let bundle = |status: &KindClusterStatus| status.last_failure.as_ref().and_then(|failure| failure.bundle_ref.clone());
+    if let Some(kept) = bundle(after).filter(|kept| bundle(before).as_ref() != Some(kept)) {
+        note(false, "LogsKept", format!("the logs of attempt {} are in Secret {}", kept.attempt, kept.name));
     }
     if before.cluster_uid.is_some() && after.cluster_uid != before.cluster_uid && after.cluster_uid.is_some() {
         let on_purpose = before.cluster_attempt.is_some_and(|attempt| recreation::is_over(after, attempt));
@@ -629,7 +669,7 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
         }
     }
     // A failure, a deletion, a change of power and what stalls a cluster have events of their own.
-    let told_otherwise = after.last_failure != before.last_failure
+    let told_otherwise = failure.is_some()
         || after.recreation != before.recreation
         || became(conditions::STALLED, "True")
         || became(conditions::DELETING, "True")
@@ -638,7 +678,7 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
         let reason = conditions::get(&after.conditions, conditions::READY).and_then(|condition| Reason::parse(&condition.reason));
         note(true, reason.unwrap_or(Reason::Progressing).as_str(), message_of(conditions::READY));
     }
-    if became(conditions::STALLED, "True") && after.last_failure == before.last_failure {
+    if became(conditions::STALLED, "True") && failure.is_none() {
         let reason = conditions::get(&after.conditions, conditions::STALLED).and_then(|condition| Reason::parse(&condition.reason));
         note(true, reason.unwrap_or(Reason::KindFailed).as_str(), message_of(conditions::STALLED));
     }
@@ -674,7 +714,7 @@ mod tests {
     use crate::plan::policy::Policy;
     use crate::plan::settings::{Cleanup, CleanupPolicy, Settings};
     use crate::plan::testing::{self, NOW};
-    use crate::plan::wire::{AgentFailure, NodeReport, Stage, StageDuration, StoragePressure};
+    use crate::plan::wire::{AgentFailure, NodeReport, Stage, StageDuration};
     use k8s_openapi::api::core::v1::{ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStatus, PodStatus};
 
     fn now() -> Timestamp {
@@ -722,6 +762,7 @@ mod tests {
             generation: 1,
             count,
             log_tail: None,
+            bundle_ref: None,
         }
     }
 
@@ -753,6 +794,27 @@ mod tests {
         assert!(conditions::get(&after.conditions, conditions::DISK_PRESSURE).unwrap().message.contains("9216 MiB of 10240 MiB"));
         let told = |before, after| notes(before, after).iter().any(|note| note.warning && note.reason == "StorageNearlyFull");
         assert!(told(&before, &after) && !told(&after, &after));
+        // An API server that ends of it is not merely unwell.
+        let pressure = seen.report.as_ref().unwrap().storage_pressure;
+        seen.cluster.status = Some(after);
+        seen.report = Some(AgentReport { control_plane_ready: false, storage_pressure: pressure, ..serving(false) });
+        let full = settled(&seen);
+        assert_eq!(
+            (claim(&full, conditions::READY), claim(&full, conditions::CONTROL_PLANE_READY)),
+            ("False StorageNearlyFull".into(), "False StorageNearlyFull".into())
+        );
+    }
+
+    #[test]
+    fn an_api_server_that_does_not_answer_is_told_and_waited_for() {
+        let mut seen = testing::with_pod(testing::observed(testing::cluster("{}")), 60);
+        seen.report = Some(serving(true));
+        seen.cluster.status = Some(settled(&seen));
+        seen.report = Some(AgentReport { control_plane_ready: false, ..serving(true) });
+        let after = settled(&seen);
+        assert_eq!(claim(&after, conditions::CONTROL_PLANE_READY), "False ControlPlaneUnhealthy");
+        assert_eq!((claim(&after, conditions::READY), after.last_failure), ("False ControlPlaneUnhealthy".into(), None));
+        assert!(!steps(&seen).contains(&"Delete"));
     }
 
     #[test]

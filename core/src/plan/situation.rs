@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use super::classify::classify;
 use super::desired::{DEFAULT_CREATION_TIMEOUT, Desired, desire};
 use super::expiry::expiry;
+use super::host_loss;
 use super::objects::{attempt_of, digests_of};
 use super::observed::{Observed, Turn, created_at};
 use super::power;
@@ -26,7 +27,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const AGENT_ANSWERS_WITHIN: Duration = Duration::from_mins(1);
 
 /// Longest message and evidence of a failure, in bytes. They come out of a pod in which users are root.
-const MESSAGE_LIMIT: usize = 1024;
+pub(super) const MESSAGE_LIMIT: usize = 1024;
 const EVIDENCE_LIMIT: usize = 2048;
 
 /// Where a cluster stands.
@@ -145,7 +146,9 @@ fn with_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatus, 
         return Situation::Discard(pod);
     }
     let established = is_established(status, attempt);
-    if let Some(failure) = ended(pod).or_else(|| reported(seen.report.as_ref())) {
+    // A cluster that sleeps needs no pod, and so no node.
+    let node_lost = || host_loss::failure(now, seen).filter(|_| established && !power::needs_no_pod(seen));
+    if let Some(failure) = ended(pod).or_else(|| reported(seen.report.as_ref())).or_else(node_lost) {
         return Situation::Failed(record(now, seen, status, attempt, &failure));
     }
     if established || seen.report.as_ref().is_some_and(|report| report.control_plane_ready) {
@@ -187,7 +190,9 @@ fn without_pod<'a>(now: Timestamp, seen: &'a Observed, status: &KindClusterStatu
     }
     // A pod that we took away ourselves leaves no reference behind.
     if recorded.is_none() && !over && status.pod_ref.is_some() && status.attempt == Some(last) {
-        let failure = AgentFailure { reason: Reason::PodLost, message: "the pod is gone".to_owned(), log_tail: String::new() };
+        let going = seen.children.pods.iter().find(|pod| attempt_of(pod) == last);
+        let gone = || AgentFailure { reason: Reason::PodLost, message: "the pod is gone".to_owned(), log_tail: String::new() };
+        let failure = going.and_then(host_loss::disruption).unwrap_or_else(gone);
         return Situation::Failed(record(now, seen, status, last, &failure));
     }
     let desired = match desired {
@@ -221,7 +226,7 @@ fn record(now: Timestamp, seen: &Observed, status: &KindClusterStatus, attempt: 
     let generation = seen.generation();
     let counts = |last: &&LastFailure| last.generation == generation && !is_established(status, last.attempt) && !recreation::is_over(status, last.attempt);
     let before = status.last_failure.as_ref().filter(counts).map_or(0, |last| last.count);
-    let taken_away = matches!(failure.reason, Reason::PodLost | Reason::PodEvicted) && is_resuming(status, attempt);
+    let taken_away = matches!(failure.reason, Reason::PodLost | Reason::PodEvicted | Reason::HostNodeLost) && is_resuming(status, attempt);
     LastFailure {
         reason: failure.reason.as_str().to_owned(),
         message: failure.reason.explain(clip(&failure.message, MESSAGE_LIMIT)),
@@ -230,6 +235,8 @@ fn record(now: Timestamp, seen: &Observed, status: &KindClusterStatus, attempt: 
         generation,
         count: if is_established(status, attempt) { 0 } else { before + i32::from(!taken_away) },
         log_tail: Some(clip_start(&failure.log_tail, EVIDENCE_LIMIT).to_owned()).filter(|tail| !tail.is_empty()),
+        // Those of an earlier attempt stay until there are newer ones.
+        bundle_ref: status.last_failure.as_ref().and_then(|last| last.bundle_ref.clone()),
     }
 }
 

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use super::desired::desire;
 use super::names::Identity;
 use super::objects;
-use super::observed::{Children, Observed, Turn};
+use super::observed::{Children, Logs, Observed, Turn};
 use super::policy::Policy;
 use super::settings::{Cleanup, HostFacts, Proxy, Settings};
 use crate::api::{FINALIZER, KindCluster};
@@ -67,6 +67,8 @@ pub fn observed(cluster: KindCluster) -> Observed {
         settings: Arc::new(settings()),
         children: Children { live: true, ..Children::default() },
         report: None,
+        logs: Logs::default(),
+        host_node: None,
         turn: Turn::Granted,
     }
 }

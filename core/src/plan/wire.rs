@@ -36,6 +36,15 @@ pub const ORDERS_PATH: &str = "/v1/orders";
 /// Largest orders that the agent reads, in bytes.
 pub const ORDERS_LIMIT: usize = 16 * 1024;
 
+/// Path of the logs: `GET /v1/bundle` gathers them and answers with a gzipped tar archive of at most [`BUNDLE_LIMIT`] bytes.
+pub const BUNDLE_PATH: &str = "/v1/bundle";
+
+/// Largest archive of logs, in bytes. The operator takes no more: it comes out of a pod in which users are root.
+pub const BUNDLE_LIMIT: usize = 512 * 1024;
+
+/// Longest time that the agent takes to gather logs, in seconds.
+pub const BUNDLE_SECONDS: u64 = 20;
+
 /// Longest time that the agent lets a status request wait, in seconds.
 pub const MAX_WAIT_SECONDS: u64 = 30;
 

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use data_encoding::BASE64;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube_core::Resource;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 
-use crate::api::{KindCluster, labels};
+use crate::api::labels;
 use crate::plan::decide::KubeconfigPlan;
 
 /// Type that Cluster API gives such a Secret.
@@ -39,15 +38,7 @@ pub fn kubeconfig_secret(plan: &KubeconfigPlan, credentials: &Credentials) -> Se
             name: Some(plan.secret.clone()),
             namespace: Some(identity.namespace.clone()),
             labels: Some(all_labels),
-            owner_references: Some(vec![OwnerReference {
-                api_version: KindCluster::api_version(&()).into_owned(),
-                kind: KindCluster::kind(&()).into_owned(),
-                name: identity.name.clone(),
-                uid: identity.uid.clone(),
-                controller: Some(true),
-                // Deletion in the foreground would otherwise need a right on finalizers.
-                block_owner_deletion: None,
-            }]),
+            owner_references: Some(vec![super::owner(identity)]),
             ..ObjectMeta::default()
         },
         type_: Some(SECRET_TYPE.to_owned()),

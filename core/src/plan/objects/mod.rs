@@ -2,6 +2,7 @@
 
 mod doctor_pod;
 mod kubeconfig;
+mod logs;
 mod network_policy;
 mod pod;
 mod service;
@@ -9,17 +10,20 @@ mod volume_claim;
 
 pub use doctor_pod::{DOCTOR_LABEL, Examination, doctor_pod};
 pub use kubeconfig::{Credentials, kubeconfig_secret};
+pub use logs::{LOGS_KEY, logs_secret};
 pub use network_policy::network_policy;
 pub use pod::{attempt_of, changed_since, digests_of, pod, resumes};
 pub use service::service;
 pub use volume_claim::volume_claim;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube_core::Resource;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::names::Identity;
 use super::settings::Settings;
+use crate::api::KindCluster;
 
 /// Metadata of a child in the clusters namespace.
 pub(super) fn metadata(name: String, identity: &Identity, settings: &Settings) -> ObjectMeta {
@@ -28,6 +32,19 @@ pub(super) fn metadata(name: String, identity: &Identity, settings: &Settings) -
         namespace: Some(settings.clusters_namespace.clone()),
         labels: Some(identity.labels(&settings.install)),
         ..ObjectMeta::default()
+    }
+}
+
+/// What makes an object in the user's namespace go with its `KindCluster`.
+fn owner(identity: &Identity) -> OwnerReference {
+    OwnerReference {
+        api_version: KindCluster::api_version(&()).into_owned(),
+        kind: KindCluster::kind(&()).into_owned(),
+        name: identity.name.clone(),
+        uid: identity.uid.clone(),
+        controller: Some(true),
+        // Deletion in the foreground would otherwise need a right on finalizers.
+        block_owner_deletion: None,
     }
 }
 
