@@ -228,7 +228,8 @@ impl World {
         }
         let status = settle(self.now, &seen, &outcome);
         let policy = seen.cluster.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pod_loss_policy);
-        if let (Some(PodLossPolicy::Resume), Some(before)) = (policy, seen.status().cluster_uid) {
+        let on_purpose = seen.status().cluster_attempt.is_some_and(|attempt| recreation::is_over(&status, attempt));
+        if let (Some(PodLossPolicy::Resume), Some(before), false) = (policy, seen.status().cluster_uid, on_purpose) {
             assert_eq!(status.cluster_uid, Some(before), "another cluster in the place of one that was to survive");
         }
         // The write carries the version that was read.

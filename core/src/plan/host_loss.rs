@@ -70,9 +70,10 @@ fn name(seen: &Observed) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::KindClusterStatus;
     use crate::api::conditions::{self, HOST_READY, READY};
+    use crate::api::{KindClusterStatus, PowerState, labels};
     use crate::plan::decide::{Step, decide};
+    use crate::plan::objects::resumes;
     use crate::plan::settle::{Outcome, notes, settle};
     use crate::plan::testing::{self, NOW};
     use crate::plan::wire::AgentReport;
@@ -90,7 +91,9 @@ mod tests {
 
     /// A cluster that was well when its agent was heard last.
     fn established(policy: &str, node: Option<HostNode>) -> Observed {
-        let mut seen = testing::with_pod(testing::observed(testing::cluster(&format!("{{lifecycle: {{podLossPolicy: {policy}}}}}"))), 3600);
+        let storage = if policy == "Resume" { "Persistent" } else { "Ephemeral" };
+        let spec = format!("{{lifecycle: {{podLossPolicy: {policy}}}, storage: {{type: {storage}}}}}");
+        let mut seen = testing::with_pod(testing::observed(testing::cluster(&spec)), 3600);
         seen.cluster.status = Some(KindClusterStatus {
             attempt: Some(1),
             cluster_attempt: Some(1),
@@ -163,6 +166,38 @@ mod tests {
         assert_eq!(service.unwrap().spec.as_ref().unwrap().selector.as_ref().unwrap()["nestling.dev/attempt"], "2", "the old pod is behind nothing any more");
         let seen = given_up("Fail");
         assert_eq!(claim_of(&settled(&seen), conditions::STALLED), "True HostNodeLost");
+        assert!(decide(now(), &seen).steps.is_empty());
+    }
+
+    #[test]
+    fn a_cluster_that_is_to_survive_comes_back_from_its_volume() {
+        let seen = given_up("Resume");
+        let steps = decide(now(), &seen).steps;
+        let Some(Step::CreatePod(pod)) = steps.last() else { panic!("{steps:?}") };
+        assert!(pod.metadata.name.as_deref().unwrap().ends_with("-2") && resumes(pod));
+        // The pod of that attempt is lost in the same way before it has brought anything back: that is no failure of the cluster.
+        let mut seen = seen;
+        let status = seen.cluster.status.as_mut().unwrap();
+        (status.attempt, status.pod_ref) = (Some(2), Some(crate::api::PodRef::default()));
+        let lost = &mut seen.children.pods[0];
+        lost.metadata.labels.as_mut().unwrap().insert(labels::ATTEMPT.into(), "2".into());
+        lost.status = serde_json::from_value(json!({"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC"}]})).unwrap();
+        let failure = settled(&seen).last_failure.unwrap();
+        assert_eq!((failure.reason.as_str(), failure.attempt, failure.count), ("HostNodeLost", 2, 0));
+    }
+
+    #[test]
+    fn a_cluster_that_sleeps_is_not_lost_with_a_node() {
+        let mut seen = established("Resume", Some(HostNode::Gone));
+        seen.cluster.spec.power_state = Some(PowerState::Stopped);
+        seen.report = None;
+        let status = seen.cluster.status.as_mut().unwrap();
+        status.power_state = Some(PowerState::Stopped);
+        conditions::set(&mut status.conditions, now(), None, conditions::SUSPENDED, &Claim::yes(Reason::Stopped, ""));
+        assert_eq!(settled(&seen).last_failure, None);
+        assert_eq!(decide(now(), &seen).steps.iter().map(Step::name).collect::<Vec<_>>(), ["Delete"]);
+        seen.children.pods[0].metadata.deletion_timestamp = Some(Time(now()));
+        assert_eq!(settled(&seen).last_failure, None);
         assert!(decide(now(), &seen).steps.is_empty());
     }
 
