@@ -34,6 +34,9 @@ pub struct Arguments {
     /// Only the tests whose names contain this.
     #[arg(long)]
     only: Option<String>,
+    /// Nodes of the host cluster, one or two. With two of them, a test drains one.
+    #[arg(long, default_value_t = 1)]
+    host_nodes: usize,
     /// Leave the host cluster up for the next run.
     #[arg(long)]
     keep: bool,
@@ -212,7 +215,7 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
     let images = stages.run("images", || images::build(paths, docker))?;
     let bare = stages.run("bare kind, for comparison", || bare_kind_benchmark(paths))?;
     let bare: f64 = bare.iter().map(|stage| stage.seconds).sum();
-    let host = stages.run("host cluster up", || HostCluster::up(paths, &HostOptions { name: HOST.to_owned(), ..HostOptions::default() }))?;
+    let host = stages.run("host cluster up", || HostCluster::up(paths, &HostOptions { name: HOST.to_owned(), nodes: arguments.host_nodes }))?;
     let pushed = stages.run("images to the host cluster", || install::push(&host, &images))?;
     // The exception is one of tests/nested/isolation.rs.
     let settings = ["--set", "maxCreating=2", "--set", "egress.allowedCIDRs={10.96.77.77/32}"];
