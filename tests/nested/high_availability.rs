@@ -17,6 +17,9 @@ const SOON: Duration = Duration::from_mins(1);
 /// connection to the dead; a question that hangs is given up after [`PATIENCE`], and the machine that tests is busy.
 const GAP: Duration = Duration::from_secs(20);
 
+/// Questions go on for this long after the last sign of what was broken.
+const AFTERWARDS: Duration = Duration::from_secs(10);
+
 /// Time for one question.
 const PATIENCE: &str = "--request-timeout=5s";
 
@@ -60,8 +63,9 @@ impl Asking {
         Self { stop, work }
     }
 
-    /// Asserts that answers kept coming.
+    /// Asserts that answers kept coming, also in the seconds after all seemed to be well again.
     async fn end(self, what: &str) {
+        tokio::time::sleep(AFTERWARDS).await;
         self.stop.store(true, Ordering::Relaxed);
         let (answers, failures, longest) = self.work.await.unwrap();
         println!("{what}: {answers} answers, {failures} failures, the longest gap was {:.1} s", longest.as_secs_f64());

@@ -7,6 +7,7 @@ mod generate;
 mod images;
 mod install;
 mod lab;
+mod slice;
 mod test;
 
 use std::path::{Path, PathBuf};
