@@ -25,6 +25,7 @@ use tracing::info;
 
 use super::backoff::Held;
 use super::call::{CallError, Trouble, call};
+use super::leftovers::{self, Cleared};
 use super::metrics::Metrics;
 use super::observe::owner_uid;
 use super::pki::{Authority, PkiError, cluster_keys};
@@ -211,7 +212,7 @@ impl Actor {
             Ok(_) => Ok(()),
             Err(error) if error.trouble() == Trouble::Conflict => {
                 let existing = call("read the Secret with the cluster's keys", api.get_metadata_opt(&identity.keys())).await?;
-                expect_ours(seen, "Secret", existing.map(|secret| secret.metadata)).map(|_| ())
+                self.expect_ours::<Secret>(seen, existing.map(|secret| secret.metadata)).await
             }
             Err(error) => Err(error.into()),
         }
@@ -257,10 +258,30 @@ impl Actor {
                 let name = pod.metadata.name.clone().unwrap_or_default();
                 let existing = call("read the pod", api.get_metadata_opt(&name)).await?;
                 // Ours: the caches are behind.
-                expect_ours(seen, "Pod", existing.map(|pod| pod.metadata)).and(Err(STALE))
+                self.expect_ours::<Pod>(seen, existing.map(|pod| pod.metadata)).await.and(Err(STALE))
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// An object that was in the way of a creation: ours, gone meanwhile (look again), left by an earlier object of this name, or another's.
+    async fn expect_ours<K>(&self, seen: &Observed, existing: Option<ObjectMeta>) -> Result<(), StepError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+    {
+        let existing = existing.ok_or(STALE)?;
+        if owner_uid(&existing) == Some(&seen.identity.uid) {
+            return Ok(());
+        }
+        let (kind, name) = (K::kind(&()), existing.name.as_deref().unwrap_or_default());
+        Err(match leftovers::clear::<K>(&self.client, seen, &existing).await? {
+            Cleared::Soon => STALE,
+            Cleared::Lingers => {
+                let message = format!("{kind} {name} of an earlier KindCluster of this name is still being deleted");
+                StepError::Problem(Problem::new(Reason::HostRefused, message))
+            }
+            Cleared::Foreign => taken(&kind, name),
+        })
     }
 
     async fn delete(&self, seen: &Observed, child: &Child) -> Result<(), StepError> {
@@ -346,15 +367,6 @@ where
 
 fn params() -> PostParams {
     PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
-}
-
-/// An object that was in the way of a creation: ours, gone meanwhile (look again), or another's.
-fn expect_ours(seen: &Observed, kind: &str, existing: Option<ObjectMeta>) -> Result<ObjectMeta, StepError> {
-    let existing = existing.ok_or(STALE)?;
-    if owner_uid(&existing) == Some(&seen.identity.uid) {
-        return Ok(existing);
-    }
-    Err(taken(kind, existing.name.as_deref().unwrap_or_default()))
 }
 
 fn taken(kind: &str, name: &str) -> StepError {

@@ -13,11 +13,13 @@ mod call;
 mod controller;
 mod events;
 mod fault;
+mod fence;
 pub mod host;
 mod key;
 mod kubeconfig;
 mod lead;
 mod lease;
+mod leftovers;
 pub mod metrics;
 #[cfg(test)]
 mod mock;
@@ -36,7 +38,7 @@ mod watch;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use kube::Client;
+use kube::{Client, Config};
 use tracing::info;
 
 pub use args::{Args, LogFormat};
@@ -61,10 +63,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     admin.gates.close(LEASE);
     let admin_server = tokio::spawn(admin::serve(args.admin_address, Arc::clone(&admin)));
 
-    let client = Client::try_default().await.context("cannot find the host cluster")?;
+    let config = Config::infer().await.context("cannot find the host cluster")?;
+    let client = Client::try_from(config.clone()).context("cannot speak to the host cluster")?;
     let identity = identity(&args)?;
     let lease_name = args.lease_name.clone().unwrap_or_else(|| args.install.clone());
-    let lease = Lease::new(client.clone(), &args.namespace, lease_name, identity.clone());
+    let lease = Lease::new(client, &args.namespace, lease_name, identity.clone());
     info!(identity, install = args.install, "competing for the lease");
     let gates = admin.gates.clone();
     let mut held: Held = tokio::select! {
@@ -74,6 +77,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     admin.gates.open(LEASE);
     admin.metrics.leads(true);
+    let client = held.fence().client(config).context("cannot speak to the host cluster")?;
     let result = tokio::select! {
         lost = held.keep() => Err(anyhow::Error::new(lost)),
         led = lead::lead(&args, client, &identity, &admin, shutdown.clone()) => led,

@@ -1,5 +1,5 @@
 //! The promise of the core, tried on a model of the host cluster: for any history of stale reads, failed writes, killed operators, lost pods and
-//! edited specs, repeated passes converge; no cluster ever has two pods at work; the finalizer goes last.
+//! edited specs and restores from a backup, repeated passes converge; no cluster ever has two pods at work; the finalizer goes last.
 
 use std::sync::Arc;
 
@@ -55,6 +55,8 @@ enum Happening {
     Pause(bool),
     /// The user deletes the object.
     Delete,
+    /// The object is lost with all of its children and comes back from a backup, with or without its status and our finalizer.
+    Restore(bool, bool),
     /// The next pods turn out like this.
     Luck(Luck),
 }
@@ -73,6 +75,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => prop::option::of(1..6000_u64).prop_map(Happening::Ttl),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
+        1 => (any::<bool>(), any::<bool>()).prop_map(|(status, finalizer)| Happening::Restore(status, finalizer)),
         2 => prop_oneof![Just(Luck::Ready), Just(Luck::KindFails), Just(Luck::Crashes), Just(Luck::Hangs)].prop_map(Happening::Luck),
     ]
 }
@@ -327,7 +330,24 @@ impl World {
                 }
                 self.changed();
             }
+            Happening::Restore(status, finalizer) => self.restore(status, finalizer),
         }
+    }
+
+    fn restore(&mut self, status: bool, finalizer: bool) {
+        let Some(mut cluster) = self.cluster.take() else { return };
+        let mut meta = self.meta(&cluster.metadata);
+        meta.deletion_timestamp = None;
+        meta.generation = Some(1);
+        meta.finalizers = meta.finalizers.filter(|_| finalizer);
+        cluster.metadata = meta;
+        cluster.status = cluster.status.filter(|_| status);
+        self.identity = testing::identity(&cluster);
+        self.children = Children::default();
+        // Of another object, which no cache mixes up with this one.
+        self.history.clear();
+        self.cluster = Some(cluster);
+        self.changed();
     }
 
     fn edit(&mut self, change: impl Fn(&mut KindCluster)) {
@@ -394,8 +414,18 @@ fn crash(pod: &mut Pod) {
     });
 }
 
+/// Random histories in one run of all properties together, at least; `PROPTEST_CASES` is the number for each of them, where it is larger.
+const HISTORIES: u32 = 10_000;
+
+const PROPERTIES: u32 = 4;
+
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig { cases: default.cases.max(HISTORIES.div_ceil(PROPERTIES)), ..default }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn repeated_passes_converge(storage in storage(), happenings in prop::collection::vec(happening(), 0..60)) {
