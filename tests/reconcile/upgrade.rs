@@ -46,7 +46,7 @@ async fn an_upgrade_of_the_operator_touches_no_pod() {
     let stage = Stage::set().await;
     let first = stage.operator();
     stage.create("one", json!({})).await;
-    stage.create("two", json!({"storage": {"type": "Persistent"}, "nodes": {"workers": 1}})).await;
+    stage.create("two", json!({"storage": {"type": "Persistent"}})).await;
     for name in ["one", "two"] {
         condition(&stage.clusters, name, READY, "True", None, SOON).await;
     }

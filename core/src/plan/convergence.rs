@@ -378,10 +378,16 @@ impl World {
     fn calm_to_its_end(&mut self) {
         self.luck = Luck::Ready;
         self.edit(|cluster| cluster.spec.paused = false);
-        for _ in 0..120 {
+        let end = self.now.checked_add(SignedDuration::from_mins(20)).unwrap();
+        while self.now < end {
+            let before = self.history.len();
             self.pass(0, None, None);
-            self.pass(0, None, None);
-            self.seconds(10);
+            let moves = self.history.len() != before;
+            if moves {
+                self.pass(0, None, None);
+            }
+            // Where nothing moves, only time helps.
+            self.seconds(if moves { 10 } else { 60 });
         }
     }
 }

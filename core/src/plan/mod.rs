@@ -26,4 +26,6 @@ pub mod wire;
 #[cfg(test)]
 mod convergence;
 #[cfg(test)]
+mod skew;
+#[cfg(test)]
 mod testing;
