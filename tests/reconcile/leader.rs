@@ -19,7 +19,7 @@ use tempfile::NamedTempFile;
 use super::support::operator::{OPERATOR_NAMESPACE, Operator, Options};
 use super::support::plane::Plane;
 use super::support::wait::{describe, until};
-use super::support::{seed, soak};
+use super::support::{record, seed, soak};
 use super::writes::{Judged, Verdict, judge};
 use super::{Stage, registries};
 
@@ -96,8 +96,8 @@ impl<'a> Pair<'a> {
         .await
     }
 
-    /// Takes the leader away, and waits until somebody goes on.
-    async fn lose(&mut self, number: usize, loss: Loss, random: &mut StdRng) {
+    /// Takes the leader away, and waits until somebody goes on. Answers after how many seconds.
+    async fn lose(&mut self, number: usize, loss: Loss, random: &mut StdRng) -> f64 {
         let leader = self.leader().await;
         tokio::time::sleep(Duration::from_millis(random.random_range(0..4000))).await;
         let process = self.replicas[leader].process.as_mut().unwrap();
@@ -116,7 +116,8 @@ impl<'a> Pair<'a> {
             if cluster.status.is_some() { Ok(()) } else { Err("nobody has said a word on a new cluster".to_owned()) }
         })
         .await;
-        println!("loss {number}: {} {loss:?}; somebody went on after {:.1} s", NAMES[leader], lost.elapsed().as_secs_f64());
+        let seconds = lost.elapsed().as_secs_f64();
+        println!("loss {number}: {} {loss:?}; somebody went on after {seconds:.1} s", NAMES[leader]);
         if matches!(loss, Loss::Stopped) {
             let over = LEASE + Duration::from_millis(random.random_range(0..3000));
             tokio::time::sleep(over.saturating_sub(lost.elapsed())).await;
@@ -125,10 +126,11 @@ impl<'a> Pair<'a> {
             assert!(process.ended(Duration::from_secs(10)).await, "a leader that has slept through its lease goes on as if it held it");
         }
         self.restart();
+        seconds
     }
 }
 
-/// Clusters come and go, some before they are ready, until `until` is over; the names of those that are left.
+/// Clusters come and go, some before they are ready, until `stop` says so; the names of those that are left.
 async fn churn(clusters: Api<KindCluster>, mut random: StdRng, stop: tokio::sync::watch::Receiver<bool>) -> Vec<String> {
     let mut alive: Vec<String> = Vec::new();
     for index in 0.. {
@@ -161,10 +163,11 @@ async fn a_lost_leader_is_followed_and_writes_no_more() {
     let (end, stop) = tokio::sync::watch::channel(false);
     let churning = tokio::spawn(churn(stage.clusters.clone(), StdRng::seed_from_u64(random.random()), stop));
     let losses = if soak() { 20 } else { 3 };
+    let mut followed = Vec::new();
     for number in 0..losses {
         let any = [Loss::Killed, Loss::KilledAndBack, Loss::Stopped];
         let loss = if number == 0 { Loss::Stopped } else { any[random.random_range(0..any.len())] };
-        pair.lose(number, loss, &mut random).await;
+        followed.push(pair.lose(number, loss, &mut random).await);
     }
     end.send(true).unwrap();
     let alive = churning.await.unwrap();
@@ -198,8 +201,14 @@ async fn a_lost_leader_is_followed_and_writes_no_more() {
     }
     let oldest = judged.iter().filter_map(|judged| judged.lease_age).fold(0.0, f64::max);
     println!("{losses} losses, {} writes: {counts:?}; the oldest lease that was written on was {oldest:.1} s old", judged.len());
+    followed.sort_by(f64::total_cmp);
+    let count = |verdict: Verdict| counts.get(&verdict).copied().unwrap_or_default();
+    let found = json!({"losses": losses, "median": followed[losses / 2], "longest": followed[losses - 1], "writes": judged.len(),
+        "ByTheHolder": count(Verdict::ByTheHolder), "Refused": count(Verdict::Refused), "WithoutEffect": count(Verdict::WithoutEffect),
+        "Astray": count(Verdict::Astray)});
+    record("leader", &found);
     let of = |wanted: Verdict| judged.iter().filter(|judged| judged.verdict == wanted).map(|judged| judged.text.as_str()).collect::<Vec<_>>();
     assert_eq!(of(Verdict::Astray), Vec::<&str>::new(), "writes of one that did not hold the lease");
-    assert!(counts.get(&Verdict::ByTheHolder).is_some_and(|count| *count > 50 * losses), "the log shows too little to prove anything: {counts:?}");
+    assert!(count(Verdict::ByTheHolder) > 50 * losses, "the log shows too little to prove anything: {counts:?}");
     assert!(oldest < GIVES_UP_AFTER + 1.0, "a write was sent {oldest:.1} s after the lease was renewed");
 }

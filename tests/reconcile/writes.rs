@@ -120,6 +120,7 @@ fn describe(event: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::Verdict::{Astray, ByTheHolder, Refused, WithoutEffect};
     use super::*;
     use serde_json::json;
 
@@ -157,7 +158,6 @@ mod tests {
             event(11, "kubelet", "patch", "pods", 200, version("10")),
         ];
         let verdicts: Vec<Verdict> = judge(&log, &["a", "b"], "x").iter().map(|judged| judged.verdict).collect();
-        use Verdict::{Astray, ByTheHolder, Refused, WithoutEffect};
         assert_eq!(verdicts, [ByTheHolder, ByTheHolder, Refused, WithoutEffect, Astray, ByTheHolder, ByTheHolder, Astray, ByTheHolder, Astray]);
     }
 
@@ -165,6 +165,6 @@ mod tests {
     fn a_lease_is_not_written_blindly() {
         let mut blind = event(1, "a", "update", "leases", 200, holder(json!("pod-a")));
         blind["requestObject"] = json!({"metadata": {}});
-        assert_eq!(judge(&[blind], &["a"], "x")[0].verdict, Verdict::Astray);
+        assert_eq!(judge(&[blind], &["a"], "x")[0].verdict, Astray);
     }
 }

@@ -171,9 +171,9 @@ fn record_this_release() {
             warnings: vec!["a warning".into()],
             ..AgentReport::default()
         };
-        seen.report = Some(report.clone());
-        // Twice, because what is published and what is ready follow from what was written before.
-        for _ in 0..2 {
+        // First under creation; then twice, because what is published and what is ready follow from what was written before.
+        for said in [None, Some(&report), Some(&report)] {
+            seen.report = said.cloned();
             let steps = decide(now(), &seen).steps;
             let expires = steps.iter().any(|step| matches!(step, Step::PublishKubeconfig(_))).then(|| Timestamp::from_second(NOW + 30_000_000).unwrap());
             let outcome = Outcome { done: steps, kubeconfig_expires: expires, ..Outcome::default() };
