@@ -24,7 +24,7 @@ const NAMESPACE: &str = "t-faults";
 const MARKER: &str = "marker";
 
 /// What a cluster is doing when the fault comes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum When {
     Creating,
     Ready,
@@ -202,13 +202,13 @@ struct Suite<'a> {
     random: StdRng,
     records: Vec<Record>,
     /// What is still to come, by state; begun anew when it is used up.
-    decks: BTreeMap<u8, Vec<&'static Fault>>,
+    decks: BTreeMap<When, Vec<&'static Fault>>,
 }
 
-impl Suite<'_> {
+impl<'a> Suite<'a> {
     /// The next fault for this state.
     fn draw(&mut self, when: When) -> &'static Fault {
-        let deck = self.decks.entry(when as u8).or_default();
+        let deck = self.decks.entry(when).or_default();
         if deck.is_empty() {
             deck.extend(FAULTS.iter().filter(|fault| support::soak() || !fault.slow).filter(|fault| fault.promise(when).is_some()));
             deck.shuffle(&mut self.random);
@@ -220,7 +220,7 @@ impl Suite<'_> {
         self.host.clusters(NAMESPACE).get(name).await.unwrap().status.unwrap_or_default()
     }
 
-    async fn victim(&self, name: &str) -> Victim<'_> {
+    async fn victim(&self, name: &str) -> Victim<'a> {
         let cluster = self.host.clusters(NAMESPACE).get(name).await.unwrap();
         let pod = cluster.status.as_ref().and_then(|status| status.pod_ref.clone()).map(|pod| pod.name).unwrap_or_default();
         Victim { host: self.host, name: name.to_owned(), pod, uid: cluster.uid().unwrap() }
@@ -288,7 +288,7 @@ impl Suite<'_> {
         let uid = victim.uid.clone();
         let begun = Instant::now();
         self.host.clusters(NAMESPACE).delete(name, &DeleteParams::default()).await.unwrap();
-        let pause = Duration::from_millis(StdRng::seed_from_u64(self.random.random()).random_range(0..3000));
+        let pause = Duration::from_millis(self.random.random_range(0..3000));
         tokio::time::sleep(pause).await;
         let hit = (fault.inject)(&victim);
         gone(&self.host.clusters(NAMESPACE), name, fault.within.max(DELETED)).await;

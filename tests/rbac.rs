@@ -65,7 +65,14 @@ async fn the_charts_rights_suffice_and_nothing_more() {
     std::fs::write(kubeconfig.path(), plane.control_plane.kubeconfig_for(SERVICE_ACCOUNT, None).unwrap()).unwrap();
 
     // They suffice: a whole life.
-    let options = Options { agents: host.address, max_creating: 1, die_after: None, kubeconfig: Some(kubeconfig.path().to_owned()), pod_image: POD_IMAGE, identity: THE_SAME_POD };
+    let options = Options {
+        agents: host.address,
+        max_creating: 1,
+        die_after: None,
+        kubeconfig: Some(kubeconfig.path().to_owned()),
+        pod_image: POD_IMAGE,
+        identity: THE_SAME_POD,
+    };
     let _operator = Operator::start(&plane, &options);
     let clusters: Api<KindCluster> = Api::namespaced(plane.client.clone(), "team");
     let spec = serde_json::from_value(serde_json::json!({"storage": {"type": "Persistent"}})).unwrap();

@@ -176,8 +176,11 @@ async fn a_lost_leader_is_followed_and_writes_no_more() {
     until("all to be ready, or gone", CONVERGED_WITHIN, async || {
         let all = stage.clusters.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
         let ready = |cluster: &KindCluster| cluster.status.as_ref().is_some_and(|status| conditions::is_true(&status.conditions, READY));
-        let unready: Vec<String> =
-            all.iter().filter(|cluster| cluster.metadata.deletion_timestamp.is_some() || !ready(cluster)).map(|cluster| cluster.name_any() + &describe(cluster)).collect();
+        let unready: Vec<String> = all
+            .iter()
+            .filter(|cluster| cluster.metadata.deletion_timestamp.is_some() || !ready(cluster))
+            .map(|cluster| cluster.name_any() + &describe(cluster))
+            .collect();
         if unready.is_empty() && all.items.len() == alive.len() + losses { Ok(()) } else { Err(unready.join("\n")) }
     })
     .await;

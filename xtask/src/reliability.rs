@@ -54,7 +54,14 @@ fn table(report: &Value) -> Result<String> {
     }
     let text = |key: &str| report[key].as_str().unwrap_or("unknown").trim().to_owned();
     let mut out = String::new();
-    writeln!(out, "Commit `{}`, seed {}, `{}`; the run {}.", text("commit"), report["seed"], text("command"), if report["passed"] == true { "passed" } else { "failed" })?;
+    writeln!(
+        out,
+        "Commit `{}`, seed {}, `{}`; the run {}.",
+        text("commit"),
+        report["seed"],
+        text("command"),
+        if report["passed"] == true { "passed" } else { "failed" }
+    )?;
     writeln!(out, "{} faults on {} clusters.\n", faults.len(), suite["clusters"])?;
     writeln!(out, "| Fault | While | Promise | Times | Median, s | Longest, s |\n|---|---|---|---|---|---|")?;
     for ((fault, when), mut row) in rows {
@@ -63,7 +70,10 @@ fn table(report: &Value) -> Result<String> {
         writeln!(out, "| {fault} | {when} | {} | {} | {median:.0} | {longest:.0} |", row.promise, row.seconds.len())?;
     }
     if let Some(leader) = report.pointer("/findings/leader") {
-        writeln!(out, "\n| Leader losses | Followed after, median, s | Longest, s | Writes | By the holder | Refused | Without effect | Astray |\n|---|---|---|---|---|---|---|---|")?;
+        writeln!(
+            out,
+            "\n| Leader losses | Followed after, median, s | Longest, s | Writes | By the holder | Refused | Without effect | Astray |\n|---|---|---|---|---|---|---|---|"
+        )?;
         let cells = ["losses", "median", "longest", "writes", "ByTheHolder", "Refused", "WithoutEffect", "Astray"].map(|key| leader[key].to_string());
         writeln!(out, "| {} |", cells.join(" | "))?;
     }

@@ -26,6 +26,8 @@ pub mod wire;
 #[cfg(test)]
 mod convergence;
 #[cfg(test)]
+mod restore;
+#[cfg(test)]
 mod skew;
 #[cfg(test)]
 mod testing;
