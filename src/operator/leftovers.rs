@@ -52,3 +52,60 @@ where
     delete_exactly::<K>("delete what an earlier KindCluster of this name has left", &children, name, uid).await?;
     Ok(Cleared::Soon)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::operator::mock::{Answer, Mock};
+    use k8s_openapi::api::core::v1::Secret;
+    use nestling_core::plan::observed::{Children, Turn, identity};
+    use nestling_core::plan::settings::Settings;
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    const OWNER: &str = "/apis/nestling.dev/v1alpha1/namespaces/marsh/kindclusters/crane";
+
+    fn seen() -> Observed {
+        let cluster: KindCluster = serde_json::from_value(json!({"metadata": {"name": "crane", "namespace": "marsh", "uid": "new"}, "spec": {}})).unwrap();
+        let settings = Settings { install: "reed".into(), clusters_namespace: "clusters".into(), ..Settings::default() };
+        let identity = identity(&cluster).unwrap();
+        Observed { cluster, identity, settings: Arc::new(settings), children: Children::default(), report: None, turn: Turn::Granted }
+    }
+
+    fn child(name: &str, install: &str, deleted: Value) -> ObjectMeta {
+        serde_json::from_value(json!({"name": "c-crane-x", "uid": "child", "deletionTimestamp": deleted, "labels": {"nestling.dev/install": install,
+            "nestling.dev/cluster-namespace": "marsh", "nestling.dev/cluster-name": name, "nestling.dev/cluster-uid": "old"}}))
+        .unwrap()
+    }
+
+    #[rstest]
+    #[case::of_another_cluster("heron", "reed", Value::Null, Cleared::Foreign)]
+    #[case::of_another_installation("crane", "rush", Value::Null, Cleared::Foreign)]
+    #[case::on_its_way("crane", "reed", json!("2026-01-01T00:00:00Z"), Cleared::Lingers)]
+    #[tokio::test]
+    async fn stays(#[case] name: &str, #[case] install: &str, #[case] deleted: Value, #[case] expected: Cleared) {
+        let (client, mock) = Mock::new();
+        assert_eq!(clear::<Secret>(&client, &seen(), &child(name, install, deleted)).await.unwrap(), expected);
+        mock.done().await;
+    }
+
+    #[rstest]
+    #[case::ours("new", true)]
+    #[case::a_later_one("later", false)]
+    #[tokio::test]
+    async fn goes_only_if_the_object_of_this_name_is_the_one_that_was_seen(#[case] owner: &'static str, #[case] goes: bool) {
+        let (client, mut mock) = Mock::new();
+        let server = tokio::spawn(async move {
+            mock.expect("GET", OWNER, Answer::ok(json!({"metadata": {"name": "crane", "namespace": "marsh", "uid": owner}}))).await;
+            if goes {
+                let sent = mock.expect("DELETE", "/api/v1/namespaces/clusters/secrets/c-crane-x", Answer::missing()).await;
+                assert_eq!(sent["preconditions"]["uid"], "child");
+            }
+            mock.done().await;
+        });
+        assert_eq!(clear::<Secret>(&client, &seen(), &child("crane", "reed", Value::Null)).await.unwrap(), Cleared::Soon);
+        server.await.unwrap();
+    }
+}
