@@ -248,6 +248,9 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
     stages.run("faults on real clusters", || {
         let mut command = cargo_test(arguments, seed, &["--test", "faults"], &["--test-threads", "1", "--nocapture"]);
         environment(&mut command);
+        if arguments.only.is_none() {
+            command.env("NESTLING_TEST_WARM", "1");
+        }
         status(&mut command)
     })?;
     let before = if arguments.soak { Some(stages.run("the commit before this one", || previous::build(paths, docker))?) } else { None };
