@@ -74,7 +74,7 @@ mod tests {
         Observed { cluster, identity, settings: Arc::new(settings), children: Children::default(), report: None, turn: Turn::Granted }
     }
 
-    fn child(name: &str, install: &str, deleted: Value) -> ObjectMeta {
+    fn child(name: &str, install: &str, deleted: &Value) -> ObjectMeta {
         serde_json::from_value(json!({"name": "c-crane-x", "uid": "child", "deletionTimestamp": deleted, "labels": {"nestling.dev/install": install,
             "nestling.dev/cluster-namespace": "marsh", "nestling.dev/cluster-name": name, "nestling.dev/cluster-uid": "old"}}))
         .unwrap()
@@ -87,7 +87,7 @@ mod tests {
     #[tokio::test]
     async fn stays(#[case] name: &str, #[case] install: &str, #[case] deleted: Value, #[case] expected: Cleared) {
         let (client, mock) = Mock::new();
-        assert_eq!(clear::<Secret>(&client, &seen(), &child(name, install, deleted)).await.unwrap(), expected);
+        assert_eq!(clear::<Secret>(&client, &seen(), &child(name, install, &deleted)).await.unwrap(), expected);
         mock.done().await;
     }
 
@@ -105,7 +105,7 @@ mod tests {
             }
             mock.done().await;
         });
-        assert_eq!(clear::<Secret>(&client, &seen(), &child("crane", "reed", Value::Null)).await.unwrap(), Cleared::Soon);
+        assert_eq!(clear::<Secret>(&client, &seen(), &child("crane", "reed", &Value::Null)).await.unwrap(), Cleared::Soon);
         server.await.unwrap();
     }
 }

@@ -387,7 +387,7 @@ impl World {
                 self.pass(0, None, None);
             }
             // Where nothing moves, only time helps.
-            self.seconds(if moves { 10 } else { 60 });
+            self.seconds(if moves { 10 } else { 120 });
         }
     }
 }
@@ -434,7 +434,7 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn repeated_passes_converge(storage in storage(), happenings in prop::collection::vec(happening(), 0..60)) {
+    fn repeated_passes_converge(storage in storage(), happenings in prop::collection::vec(happening(), 0..40)) {
         let mut world = World::new(storage);
         for happening in &happenings {
             world.happen(happening);
@@ -477,7 +477,7 @@ proptest! {
     }
 
     #[test]
-    fn an_expiry_always_comes(storage in storage(), happenings in prop::collection::vec(happening(), 0..60)) {
+    fn an_expiry_always_comes(storage in storage(), happenings in prop::collection::vec(happening(), 0..40)) {
         let mut world = World::new(storage);
         for happening in &happenings {
             world.happen(happening);
@@ -489,7 +489,7 @@ proptest! {
     }
 
     #[test]
-    fn deletion_always_ends(storage in storage(), happenings in prop::collection::vec(happening(), 0..60)) {
+    fn deletion_always_ends(storage in storage(), happenings in prop::collection::vec(happening(), 0..40)) {
         let mut world = World::new(storage);
         for happening in &happenings {
             world.happen(happening);

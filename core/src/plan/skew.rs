@@ -155,7 +155,8 @@ fn record_this_release() {
         let mut seen = testing::with_pod(testing::observed(testing::cluster(spec)), 300);
         seen.cluster.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now()));
         let stages = Stage::ALL.iter().map(|stage| StageDuration { stage: *stage, milliseconds: 10 }).collect();
-        let node = |name: &str, control_plane| NodeReport { name: name.into(), control_plane, ready: true };
+        let workers = seen.cluster.spec.nodes.as_ref().map_or(0, |nodes| nodes.workers);
+        let node = |index: i32| NodeReport { name: format!("node-{index}"), control_plane: index == 0, ready: true };
         let report = AgentReport {
             schema: super::wire::SCHEMA,
             revision: 30,
@@ -164,7 +165,7 @@ fn record_this_release() {
             stage: Stage::Serving,
             stages,
             control_plane_ready: true,
-            nodes: vec![node("crane-control-plane", true), node("crane-worker", false)],
+            nodes: (0..=workers).map(node).collect(),
             nested_uid: Some("nested".into()),
             server_version: Some("v1.34.4".into()),
             kind_version: Some("v0.33.0".into()),
