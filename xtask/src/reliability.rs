@@ -74,10 +74,15 @@ fn table(report: &Value) -> Result<String> {
             out,
             "\n| Leader losses | Followed after, median, s | Longest, s | Writes | By the holder | Refused | Without effect | Astray |\n|---|---|---|---|---|---|---|---|"
         )?;
-        let cells = ["losses", "median", "longest", "writes", "ByTheHolder", "Refused", "WithoutEffect", "Astray"].map(|key| leader[key].to_string());
+        let cells = ["losses", "median", "longest", "writes", "ByTheHolder", "Refused", "WithoutEffect", "Astray"].map(|key| cell(&leader[key]));
         writeln!(out, "| {} |", cells.join(" | "))?;
     }
     Ok(out)
+}
+
+/// A number as people read it.
+fn cell(value: &Value) -> String {
+    value.as_f64().filter(|_| value.is_f64()).map_or_else(|| value.to_string(), |number| format!("{number:.1}"))
 }
 
 #[cfg(test)]
@@ -89,12 +94,12 @@ mod tests {
     fn a_report_becomes_a_table_between_the_marks() {
         let fault = |seconds: f64| json!({"fault": "agent: SIGKILL", "when": "Ready", "promise": "Replaced", "seconds": seconds});
         let report = json!({"commit": "c\n", "seed": 7, "command": "./dev test --soak --seed 7", "passed": true,
-            "findings": {"faults": {"clusters": 2, "faults": [fault(30.2), fault(50.0), fault(40.0)]}, "leader": {"losses": 20, "Astray": 0}}});
-        let page = replaced(&format!("a\n{BEGIN}old\n{END}z\n"), &table(&report).unwrap()).unwrap();
-        assert!(page.starts_with("a\n") && page.ends_with("z\n") && !page.contains("old"), "{page}");
+            "findings": {"faults": {"clusters": 2, "faults": [fault(30.2), fault(50.0), fault(40.0)]}, "leader": {"losses": 20, "median": 13.98, "Astray": 0}}});
+        let page = replaced(&format!("a\n{BEGIN}stale\n{END}z\n"), &table(&report).unwrap()).unwrap();
+        assert!(page.starts_with("a\n") && page.ends_with("z\n") && !page.contains("stale"), "{page}");
         assert!(page.contains("Commit `c`, seed 7, `./dev test --soak --seed 7`; the run passed.\n3 faults on 2 clusters."), "{page}");
         assert!(page.contains("| agent: SIGKILL | Ready | Replaced | 3 | 40 | 50 |"), "{page}");
-        assert!(page.contains("| 20 | null | null |"), "{page}");
+        assert!(page.contains("| 20 | 14.0 | null |"), "{page}");
         assert!(table(&json!({"findings": {}})).is_err());
     }
 }
