@@ -105,7 +105,7 @@ impl<'a> Pair<'a> {
             Loss::Killed | Loss::KilledAndBack => process.kill(),
             Loss::Stopped => process.signal(Signal::SIGSTOP),
         }
-        let lost = Instant::now();
+        let begun = Instant::now();
         if matches!(loss, Loss::KilledAndBack) {
             self.restart();
         }
@@ -116,11 +116,11 @@ impl<'a> Pair<'a> {
             if cluster.status.is_some() { Ok(()) } else { Err("nobody has said a word on a new cluster".to_owned()) }
         })
         .await;
-        let seconds = lost.elapsed().as_secs_f64();
+        let seconds = begun.elapsed().as_secs_f64();
         println!("loss {number}: {} {loss:?}; somebody went on after {seconds:.1} s", NAMES[leader]);
         if matches!(loss, Loss::Stopped) {
             let over = LEASE + Duration::from_millis(random.random_range(0..3000));
-            tokio::time::sleep(over.saturating_sub(lost.elapsed())).await;
+            tokio::time::sleep(over.saturating_sub(begun.elapsed())).await;
             let process = self.replicas[leader].process.as_mut().unwrap();
             process.signal(Signal::SIGCONT);
             assert!(process.ended(Duration::from_secs(10)).await, "a leader that has slept through its lease goes on as if it held it");

@@ -20,6 +20,7 @@ const CLEARED: Duration = Duration::from_mins(2);
 
 /// What a backup holds, and what of the former cluster is still there when it is restored.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is there or not")]
 struct Backup {
     status: bool,
     finalizer: bool,

@@ -119,6 +119,7 @@ fn describe(event: &Value) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::needless_pass_by_value, reason = "a literal is passed more easily")]
 mod tests {
     use super::Verdict::{Astray, ByTheHolder, Refused, WithoutEffect};
     use super::*;
