@@ -92,6 +92,22 @@ fn rendered(#[case] name: &str, #[case] arguments: &[&str]) {
     insta::assert_yaml_snapshot!(name, rendered);
 }
 
+/// A single one has no budget: nothing would be kept, and its node could not be drained.
+#[rstest]
+#[case::one(&[], false)]
+#[case::two(&["--set", "replicas=2"], true)]
+fn several_operators_are_kept_apart_and_not_drained_together(#[case] arguments: &[&str], #[case] several: bool) {
+    let Some(helm) = helm() else { return };
+    let objects = objects(&helm, arguments);
+    let deployment = kind(&objects, "Deployment").next().unwrap();
+    let selector = &deployment["spec"]["selector"];
+    let terms = &deployment["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"];
+    assert_eq!(terms[0]["podAffinityTerm"]["labelSelector"] == *selector, several, "{terms}");
+    let budgets: Vec<_> = kind(&objects, "PodDisruptionBudget").collect();
+    assert_eq!(budgets.len(), usize::from(several));
+    assert!(budgets.iter().all(|budget| budget["spec"]["maxUnavailable"] == 1 && budget["spec"]["selector"] == *selector));
+}
+
 /// What a host says that has ValidatingAdmissionPolicies.
 const ADMISSION: [&str; 2] = ["--api-versions", "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"];
 

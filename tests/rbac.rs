@@ -16,7 +16,7 @@ use nestling_core::api::reasons::Reason;
 use nestling_core::api::{KindCluster, KindClusterSpec};
 use nestling_core::plan::registries::READER_ROLE;
 use support::fake_host::{FakeHost, Luck};
-use support::operator::{CLUSTERS_NAMESPACE, OPERATOR_NAMESPACE, Operator, Options};
+use support::operator::{CLUSTERS_NAMESPACE, OPERATOR_NAMESPACE, Operator, Options, POD_IMAGE, THE_SAME_POD};
 use support::plane::{Plane, lab};
 use support::wait::{condition, describe, gone, until};
 
@@ -66,7 +66,14 @@ async fn the_charts_rights_suffice_and_nothing_more() {
     std::fs::write(kubeconfig.path(), plane.control_plane.kubeconfig_for(SERVICE_ACCOUNT, None).unwrap()).unwrap();
 
     // They suffice: a whole life.
-    let options = Options { agents: host.address, max_creating: 1, die_after: None, kubeconfig: Some(kubeconfig.path().to_owned()) };
+    let options = Options {
+        agents: host.address,
+        max_creating: 1,
+        die_after: None,
+        kubeconfig: Some(kubeconfig.path().to_owned()),
+        pod_image: POD_IMAGE,
+        identity: THE_SAME_POD,
+    };
     let _operator = Operator::start(&plane, &options);
     let clusters: Api<KindCluster> = Api::namespaced(plane.client.clone(), "team");
     let spec = serde_json::from_value(serde_json::json!({"storage": {"type": "Persistent"}})).unwrap();

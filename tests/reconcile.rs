@@ -2,7 +2,15 @@
 //! just so, kills behind each step, storms – and what is left in the API afterwards.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
+#[path = "reconcile/leader.rs"]
+mod leader;
+#[path = "reconcile/restore.rs"]
+mod restore;
 mod support;
+#[path = "reconcile/upgrade.rs"]
+mod upgrade;
+#[path = "reconcile/writes.rs"]
+mod writes;
 
 use std::time::Duration;
 
@@ -20,7 +28,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
 use support::fake_host::{FakeHost, Luck, NODE};
-use support::operator::{CLUSTERS_NAMESPACE, OPERATOR_NAMESPACE, Operator, Options};
+use support::operator::{CLUSTERS_NAMESPACE, OPERATOR_NAMESPACE, Operator, Options, POD_IMAGE, THE_SAME_POD};
 use support::plane::Plane;
 use support::wait::{condition, gone, until};
 
@@ -35,7 +43,10 @@ struct Stage {
 
 impl Stage {
     async fn set() -> Self {
-        let plane = Plane::start().await;
+        Self::set_on(Plane::start().await).await
+    }
+
+    async fn set_on(plane: Plane) -> Self {
         for name in [OPERATOR_NAMESPACE, CLUSTERS_NAMESPACE, "team"] {
             plane.namespace(name).await;
         }
@@ -79,7 +90,7 @@ impl Stage {
     }
 
     fn options(&self, die_after: Option<(String, u32)>) -> Options {
-        Options { agents: self.host.address, max_creating: 2, die_after, kubeconfig: None }
+        Options { agents: self.host.address, max_creating: 2, die_after, kubeconfig: None, pod_image: POD_IMAGE, identity: THE_SAME_POD }
     }
 
     fn operator_that_dies(&self, die_after: Option<(String, u32)>) -> Operator {

@@ -369,6 +369,51 @@ async fn an_unfit_host_is_named_before_harm_and_recovers() {
     host.delete_namespace("t-unfit").await;
 }
 
+/// From the commit before this one to this one, with clusters that run. `--soak` only, because both are built; `tests/reconcile/upgrade.rs` is the cheap form.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_of_the_operator_restarts_no_cluster() {
+    let Ok(previous) = std::env::var("NESTLING_TEST_PREVIOUS_CHART") else {
+        println!("skipped: nobody has built the commit before this one (./dev test --soak does)");
+        return;
+    };
+    let host = Host::find().await;
+    host.namespace("t-upgrade").await;
+    let upgrade = |chart: &str, values: &str| {
+        let mut helm = Command::new(host.paths.bin("helm").unwrap());
+        helm.arg("--kubeconfig").arg(host.cluster.kubeconfig()).args(["upgrade", "nestling", chart, "-n", "nestling-system", "--wait", "--timeout", "3m"]);
+        // As the other tests have it.
+        let output = helm.args(values.lines()).args(["--set", "maxCreating=2"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    upgrade(&previous, &std::env::var("NESTLING_TEST_PREVIOUS_VALUES").unwrap());
+    for name in ["one", "two"] {
+        host.create("t-upgrade", name, json!({})).await;
+    }
+    for name in ["one", "two"] {
+        host.ready("t-upgrade", name).await;
+    }
+    let pods = || {
+        let columns = "jsonpath={range .items[*]}{.metadata.name} {.metadata.uid} {.status.containerStatuses[*].restartCount}{\"\\n\"}{end}";
+        host.kubectl(&["get", "pods", "-n", CLUSTERS_NAMESPACE, "-l", "nestling.dev/cluster-namespace=t-upgrade", "-o", columns])
+    };
+    let before = pods();
+    assert_eq!(before.lines().count(), 2, "{before}");
+    upgrade(concat!(env!("CARGO_MANIFEST_DIR"), "/charts/nestling"), &std::env::var("NESTLING_TEST_VALUES").unwrap());
+    // The new operator leads when it makes a pod; by then it has looked at those that were there.
+    host.create("t-upgrade", "three", json!({})).await;
+    host.ready("t-upgrade", "three").await;
+    host.delete("t-upgrade", "three").await;
+    assert_eq!(pods(), before, "a pod was touched");
+    for name in ["one", "two"] {
+        let status = host.ready("t-upgrade", name).await.status.unwrap();
+        assert_eq!(status.attempt, Some(1));
+        let said = host.visit("t-upgrade", &format!("{name}-kubeconfig"), "kubectl get nodes").await.unwrap();
+        assert!(said.contains("Ready"), "{said}");
+        host.delete("t-upgrade", name).await;
+    }
+    host.delete_namespace("t-upgrade").await;
+}
+
 /// The chart's own life on a real cluster: an upgrade changes the CRD, an uninstall is refused while clusters exist.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_chart_is_upgraded_and_uninstalled() {

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -36,10 +37,19 @@ const CONTROLLERS: [&str; 11] = [
     "validatingadmissionpolicy-status-controller",
 ];
 
+const AUDIT_POLICY: &str = "audit-policy.json";
+const AUDIT_LOG: &str = "audit.log";
+/// Writes, when they are answered.
+static AUDITED: LazyLock<Value> = LazyLock::new(|| {
+    json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+        "rules": [{"level": "RequestResponse", "verbs": ["create", "update", "patch", "delete", "deletecollection"]}, {"level": "None"}]})
+});
+
 /// What control plane is wanted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ControlPlaneOptions {
     controller_manager: bool,
+    audit: bool,
 }
 
 impl ControlPlaneOptions {
@@ -47,6 +57,13 @@ impl ControlPlaneOptions {
     #[must_use]
     pub fn with_controller_manager(mut self, wanted: bool) -> Self {
         self.controller_manager = wanted;
+        self
+    }
+
+    /// Whether the API server writes down every request that may change something ([`ControlPlane::audit`]).
+    #[must_use]
+    pub fn with_audit(mut self, wanted: bool) -> Self {
+        self.audit = wanted;
         self
     }
 
@@ -100,6 +117,14 @@ impl ControlPlane {
     pub fn kubeconfig_for(&self, user: &str, group: Option<&str>) -> Result<String> {
         let leaf = self.authority.client(user, group)?;
         Ok(serde_json::to_string_pretty(&kubeconfig(&self.url, &self.authority, user, &leaf))?)
+    }
+
+    /// Every write so far, as events of `audit.k8s.io/v1` with what was sent and answered, in the order in which they were answered.
+    pub fn audit(&self) -> Result<Vec<Value>> {
+        let log = fs::read_to_string(self.path(AUDIT_LOG)).context("there is no audit log")?;
+        // The last line may be half written.
+        let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| serde_json::from_str(line).context("a line of the audit log is no JSON")).collect()
     }
 
     /// A `kubectl` command with the administrator's rights.
@@ -194,6 +219,10 @@ impl ControlPlane {
             // The reconciler of the service `kubernetes` refuses to end in time when etcd is ended with it.
             "--endpoint-reconciler-type=none".to_owned(),
         ];
+        if options.audit {
+            fs::write(self.path(AUDIT_POLICY), AUDITED.to_string())?;
+            arguments.extend([format!("--audit-policy-file={}", file(AUDIT_POLICY)), format!("--audit-log-path={}", file(AUDIT_LOG))]);
+        }
         if !options.controller_manager {
             // Nothing makes service accounts, and pods must be accepted all the same.
             arguments.push("--disable-admission-plugins=ServiceAccount".to_owned());

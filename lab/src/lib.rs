@@ -32,7 +32,7 @@ pub mod vm;
 pub mod vm_disk;
 pub mod workshop;
 
-pub use control_plane::ControlPlane;
+pub use control_plane::{ControlPlane, ControlPlaneOptions};
 pub use docker::Docker;
 pub use host::HostCluster;
 pub use lab::{Lab, LabPart, LabPaths, PartStatus, announce};

@@ -32,7 +32,9 @@ use tracing::info;
 use super::agent_client::AgentError;
 use super::backoff::Held;
 use super::call::{CallError, Trouble, call};
+use super::fence::Fence;
 use super::key::Key;
+use super::leftovers::{self, Cleared};
 use super::logs::LogStore;
 use super::metrics::Metrics;
 use super::observe::owner_uid;
@@ -44,6 +46,8 @@ use super::{fault, kubeconfig, patches};
 pub struct Actor {
     /// Towards the host cluster.
     pub client: Client,
+    /// What the client heeds by itself, for orders.
+    pub fence: Fence,
     /// The authority behind the agents' certificates; another one follows in time.
     pub agents: watch::Receiver<Authority>,
     /// Towards the agents.
@@ -201,6 +205,7 @@ impl Actor {
     /// Tells the agent of the current pod what is wanted of it.
     async fn order(&self, seen: &Observed, orders: &Orders) -> Result<(), StepError> {
         let pod = seen.children.current_pod().ok_or(STALE)?;
+        self.fence.check().map_err(|error| StepError::Problem(Problem::new(Reason::HostUnavailable, error.to_string())))?;
         self.reports.order(&seen.identity, pod, orders).await.map_err(|error| {
             let reason = match error {
                 // No such path, or a wish that it has never heard of.
@@ -247,7 +252,7 @@ impl Actor {
             Ok(_) => Ok(()),
             Err(error) if error.trouble() == Trouble::Conflict => {
                 let existing = call("read the Secret with the cluster's keys", api.get_metadata_opt(&identity.keys())).await?;
-                expect_ours(seen, "Secret", existing.map(|secret| secret.metadata)).map(|_| ())
+                self.expect_ours::<Secret>(seen, existing.map(|secret| secret.metadata)).await
             }
             Err(error) => Err(error.into()),
         }
@@ -308,10 +313,30 @@ impl Actor {
                 let name = pod.metadata.name.clone().unwrap_or_default();
                 let existing = call("read the pod", api.get_metadata_opt(&name)).await?;
                 // Ours: the caches are behind.
-                expect_ours(seen, "Pod", existing.map(|pod| pod.metadata)).and(Err(STALE))
+                self.expect_ours::<Pod>(seen, existing.map(|pod| pod.metadata)).await.and(Err(STALE))
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// An object that was in the way of a creation: ours, gone meanwhile (look again), left by an earlier object of this name, or another's.
+    async fn expect_ours<K>(&self, seen: &Observed, existing: Option<ObjectMeta>) -> Result<(), StepError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+    {
+        let existing = existing.ok_or(STALE)?;
+        if owner_uid(&existing) == Some(&seen.identity.uid) {
+            return Ok(());
+        }
+        let (kind, name) = (K::kind(&()), existing.name.as_deref().unwrap_or_default());
+        Err(match leftovers::clear::<K>(&self.client, seen, &existing).await? {
+            Cleared::Soon => STALE,
+            Cleared::Lingers => {
+                let message = format!("{kind} {name} of an earlier KindCluster of this name is still being deleted");
+                StepError::Problem(Problem::new(Reason::HostRefused, message))
+            }
+            Cleared::Foreign => taken(&kind, name),
+        })
     }
 
     async fn delete(&self, seen: &Observed, child: &Child) -> Result<(), StepError> {
@@ -413,15 +438,6 @@ fn params() -> PostParams {
     PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
 }
 
-/// An object that was in the way of a creation: ours, gone meanwhile (look again), or another's.
-fn expect_ours(seen: &Observed, kind: &str, existing: Option<ObjectMeta>) -> Result<ObjectMeta, StepError> {
-    let existing = existing.ok_or(STALE)?;
-    if owner_uid(&existing) == Some(&seen.identity.uid) {
-        return Ok(existing);
-    }
-    Err(taken(kind, existing.name.as_deref().unwrap_or_default()))
-}
-
 fn taken(kind: &str, name: &str) -> StepError {
     StepError::Problem(Problem::new(Reason::HostRefused, format!("{kind} {name} in the clusters namespace belongs to another cluster")))
 }
@@ -449,6 +465,7 @@ mod tests {
     use nestling_core::plan::observed::{Children, Logs, Turn, identity};
     use nestling_core::plan::settings::Settings;
     use serde_json::Value;
+    use tokio::time::{Duration, Instant};
 
     use crate::operator::agent_client;
     use crate::operator::key::Triggers;
@@ -483,7 +500,7 @@ mod tests {
         let (triggers, metrics) = (Triggers::new().0, Arc::new(Metrics::new()));
         let reports = Reports::new(agent_client::tests::client(&agents), None, triggers.clone(), Arc::clone(&metrics));
         let logs = LogStore::new(Arc::clone(&reports), triggers, Arc::clone(&metrics));
-        Actor { client, agents: watch::channel(agents).1, reports, logs, metrics }
+        Actor { client, fence: Fence::new(Instant::now(), Duration::from_mins(10)), agents: watch::channel(agents).1, reports, logs, metrics }
     }
 
     async fn act<F: Future<Output = ()> + Send + 'static>(seen: &Observed, step: Step, script: impl FnOnce(Mock) -> F) -> Acted {
@@ -631,6 +648,19 @@ mod tests {
         )
         .await;
         assert_eq!((acted.cut_short, acted.outcome.failed.is_none()), (Some(CutShort::NamespaceTerminating), true));
+    }
+
+    #[tokio::test]
+    async fn orders_need_a_lease_as_writes_do() {
+        let (client, mock) = Mock::new();
+        let actor = Actor { fence: Fence::new(Instant::now(), Duration::ZERO), ..actor(client) };
+        let mut seen = seen(&[]);
+        let pod = json!({"metadata": {"name": "p", "uid": "a", "labels": {"nestling.dev/attempt": "1"}}, "status": {"podIP": "192.0.2.1"}});
+        seen.children.pods = vec![serde_json::from_value(pod).unwrap()];
+        let acted = actor.act(&seen, vec![Step::Order(Orders::default())], None).await;
+        let (_, problem) = acted.outcome.failed.unwrap();
+        assert!(problem.message.contains("the lease"), "{}", problem.message);
+        mock.done().await;
     }
 
     /// Writes logs down that an agent has handed over.

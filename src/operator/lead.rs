@@ -23,6 +23,7 @@ use super::args::Args;
 use super::backoff::Backoff;
 use super::controller::{self, Context};
 use super::events::Events;
+use super::fence::Fence;
 use super::key::{Key, Triggers};
 use super::logs::LogStore;
 use super::observe::{Caches, Observer};
@@ -55,7 +56,7 @@ const CACHES: [&str; 6] = [
 const NOT_ENDING: &str = "not shutting down";
 
 /// Leads until `shutdown`, then finishes what is under way.
-pub async fn lead(args: &Args, client: Client, identity: &str, admin: &Admin, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn lead(args: &Args, client: Client, fence: Fence, identity: &str, admin: &Admin, shutdown: CancellationToken) -> anyhow::Result<()> {
     let gates = &admin.gates;
     for gate in [HOST, AUTHORITY].iter().chain(&CACHES) {
         gates.close(gate);
@@ -73,7 +74,7 @@ pub async fn lead(args: &Args, client: Client, identity: &str, admin: &Admin, sh
     let own = operator_certificate(&agents, Timestamp::now()).context("cannot make the certificate towards agents")?;
     let channel = AgentClient::new(&agents, &own).context("cannot set up TLS towards agents")?;
     let (authority, agents) = watch::channel(agents);
-    let context = context(args, &client, identity, admin, channel, (agents, settings, caches.clone(), triggers.clone()));
+    let context = context(args, (&client, fence), identity, admin, channel, (agents, settings, caches.clone(), triggers.clone()));
 
     let forgetful = Arc::clone(&context);
     let scope = (args.clusters_namespace.as_str(), args.install.as_str());
@@ -107,7 +108,7 @@ pub async fn lead(args: &Args, client: Client, identity: &str, admin: &Admin, sh
 /// Puts together what passes share.
 fn context(
     args: &Args,
-    client: &Client,
+    (client, fence): (&Client, Fence),
     identity: &str,
     admin: &Admin,
     channel: AgentClient,
@@ -119,7 +120,7 @@ fn context(
     Arc::new(Context {
         client: client.clone(),
         observer: Observer { client: client.clone(), caches, settings, reports: Arc::clone(&reports), logs: Arc::clone(&logs) },
-        actor: Actor { client: client.clone(), agents, reports: Arc::clone(&reports), logs: Arc::clone(&logs), metrics: Arc::clone(&metrics) },
+        actor: Actor { client: client.clone(), fence, agents, reports: Arc::clone(&reports), logs: Arc::clone(&logs), metrics: Arc::clone(&metrics) },
         slots: SlotQueue::new(usize::try_from(args.max_creating).unwrap_or(1), triggers),
         reports,
         logs,

@@ -1,7 +1,8 @@
 //! One operator at work at a time: a Lease, every write of which carries the `resourceVersion` that was read.
 //!
 //! Clocks of different machines are not compared. The holder counts from its own last successful renewal; the others count from when they saw
-//! the record change. The holder gives up well before the others may take over.
+//! the record change. The holder gives up well before the others may take over; a [`Fence`] keeps it from sending writes when it wakes up too late
+//! to know. A leader that is lost is followed within [`DURATION`] and two looks.
 
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use kube::{Api, Client};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::fence::Fence;
+
 /// How long a record that does not change keeps others away.
 const DURATION: Duration = Duration::from_secs(15);
 
@@ -23,7 +26,7 @@ const RENEW_EVERY: Duration = Duration::from_secs(5);
 const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
 /// How often the others look.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Bound of one call.
 const CALL: Duration = Duration::from_secs(4);
@@ -93,7 +96,7 @@ pub struct Lease {
 pub struct Held {
     lease: Lease,
     record: Record,
-    renewed: Instant,
+    fence: Fence,
 }
 
 impl Lease {
@@ -142,7 +145,7 @@ impl Lease {
         match written {
             Ok(record) => {
                 info!(?decision, "the lease is ours");
-                Ok(Some(Held { lease: self.clone(), record, renewed }))
+                Ok(Some(Held::new(self.clone(), record, renewed)))
             }
             // Somebody else was first.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
@@ -160,11 +163,20 @@ impl Lease {
 }
 
 impl Held {
+    fn new(lease: Lease, record: Record, acquired: Instant) -> Self {
+        Self { lease, record, fence: Fence::new(acquired, GIVE_UP_AFTER) }
+    }
+
+    /// What keeps writes from being sent when the lease is not ours any more.
+    pub fn fence(&self) -> Fence {
+        self.fence.clone()
+    }
+
     /// Renews the lease until it is lost.
     pub async fn keep(&mut self) -> LeaseError {
         loop {
-            sleep(RENEW_EVERY.min(GIVE_UP_AFTER.saturating_sub(self.renewed.elapsed()))).await;
-            if self.renewed.elapsed() >= GIVE_UP_AFTER {
+            sleep(RENEW_EVERY.min(GIVE_UP_AFTER.saturating_sub(self.fence.age()))).await;
+            if self.fence.age() >= GIVE_UP_AFTER {
                 return LeaseError::NotRenewed;
             }
             if let Err(holder) = self.renew().await {
@@ -179,7 +191,7 @@ impl Held {
         match self.lease.write(Some(self.record.clone()), Move::Renew).await {
             Ok(record) => {
                 self.record = record;
-                self.renewed = started;
+                self.fence.renew(started);
             }
             Err(kube::Error::Api(status)) if status.code == 409 => match bounded(self.lease.api.get(&self.lease.name)).await {
                 Ok(record) => {
@@ -289,7 +301,7 @@ mod tests {
             assert_eq!(sent["spec"]["holderIdentity"], "me");
             mock.expect("GET", &format!("{PATH}/nestling"), Answer::ok(record("other", "5"))).await;
             // Silent for fifteen seconds: it is taken, on condition that it is still the record that was read.
-            for _ in 0..7 {
+            for _ in 0..14 {
                 mock.expect("GET", &format!("{PATH}/nestling"), Answer::ok(record("other", "5"))).await;
             }
             mock.expect("GET", &format!("{PATH}/nestling"), Answer::ok(record("other", "5"))).await;
@@ -307,7 +319,7 @@ mod tests {
         let (client, mut mock) = Mock::new();
         let lease = Lease::new(client, "operators", "nestling".into(), "me".into());
         let record_of_mine = serde_json::from_value(record("me", "6")).unwrap();
-        let mut held = Held { lease, record: record_of_mine, renewed: Instant::now() };
+        let mut held = Held::new(lease, record_of_mine, Instant::now());
         let server = tokio::spawn(async move {
             mock.expect("PUT", &format!("{PATH}/nestling"), Answer::refused(409, "Conflict", "modified")).await;
             mock.expect("GET", &format!("{PATH}/nestling"), Answer::ok(record("other", "9"))).await;
@@ -322,7 +334,7 @@ mod tests {
         let (client, mock) = Mock::new();
         let lease = Lease::new(client, "operators", "nestling".into(), "me".into());
         let started = Instant::now();
-        let mut held = Held { lease, record: serde_json::from_value(record("me", "6")).unwrap(), renewed: started };
+        let mut held = Held::new(lease, serde_json::from_value(record("me", "6")).unwrap(), started);
         assert!(matches!(held.keep().await, LeaseError::NotRenewed));
         assert!(started.elapsed() < DURATION, "{:?}", started.elapsed());
         drop(mock);

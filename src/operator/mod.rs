@@ -13,11 +13,13 @@ mod call;
 mod controller;
 mod events;
 mod fault;
+mod fence;
 pub mod host;
 mod key;
 mod kubeconfig;
 mod lead;
 mod lease;
+mod leftovers;
 mod logs;
 pub mod metrics;
 #[cfg(test)]
@@ -37,7 +39,7 @@ mod watch;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use kube::Client;
+use kube::{Client, Config};
 use tracing::info;
 
 pub use args::{Args, LogFormat};
@@ -62,10 +64,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     admin.gates.close(LEASE);
     let admin_server = tokio::spawn(admin::serve(args.admin_address, Arc::clone(&admin)));
 
-    let client = Client::try_default().await.context("cannot find the host cluster")?;
+    let config = Config::infer().await.context("cannot find the host cluster")?;
+    let client = Client::try_from(config.clone()).context("cannot speak to the host cluster")?;
     let identity = identity(&args)?;
     let lease_name = args.lease_name.clone().unwrap_or_else(|| args.install.clone());
-    let lease = Lease::new(client.clone(), &args.namespace, lease_name, identity.clone());
+    let lease = Lease::new(client, &args.namespace, lease_name, identity.clone());
     info!(identity, install = args.install, "competing for the lease");
     let gates = admin.gates.clone();
     let mut held: Held = tokio::select! {
@@ -75,9 +78,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     admin.gates.open(LEASE);
     admin.metrics.leads(true);
+    let fence = held.fence();
+    let client = fence.client(config).context("cannot speak to the host cluster")?;
     let result = tokio::select! {
         lost = held.keep() => Err(anyhow::Error::new(lost)),
-        led = lead::lead(&args, client, &identity, &admin, shutdown.clone()) => led,
+        led = lead::lead(&args, client, fence, &identity, &admin, shutdown.clone()) => led,
     };
     admin.metrics.leads(false);
     // A lease that was lost is not ours to free.

@@ -26,11 +26,8 @@ use super::call::{CallError, call, list_all_metadata};
 use super::key::Key;
 use super::observe::owner_uid;
 
-/// Least age of a child, and least time between two sightings.
+/// Least age of a child, and least time between two sightings, of which there is one at the start and one each time this is over.
 const PATIENCE: Duration = Duration::from_mins(10);
-
-/// How often to look when nothing is suspected.
-const EVERY: Duration = Duration::from_hours(1);
 
 /// When children were first seen without an owner, by their UID.
 type Suspects = HashMap<String, Timestamp>;
@@ -55,7 +52,7 @@ pub async fn run(client: Client, namespace: String, install: String) {
         if let Err(error) = sweep(&client, &namespace, &install, Timestamp::now(), &mut suspects).await {
             warn!(%error, "cannot look for children without an owner");
         }
-        sleep(if suspects.is_empty() { EVERY } else { PATIENCE }).await;
+        sleep(PATIENCE).await;
     }
 }
 

@@ -18,3 +18,10 @@ pub fn seed() -> u64 {
 pub fn soak() -> bool {
     std::env::var_os("NESTLING_TEST_SOAK").is_some()
 }
+
+/// Leaves what a suite has found for the report of the whole run (`cargo xtask test`), where one is made.
+pub fn record(suite: &str, found: &serde_json::Value) {
+    if let Some(directory) = std::env::var_os("NESTLING_TEST_FINDINGS") {
+        std::fs::write(std::path::Path::new(&directory).join(format!("{suite}.json")), found.to_string()).unwrap();
+    }
+}

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::plane::Plane;
 
 /// Namespace that the operator lives in.
@@ -22,7 +25,17 @@ pub struct Options {
     pub die_after: Option<(String, u32)>,
     /// The kubeconfig to use; the control plane's own if `None`.
     pub kubeconfig: Option<PathBuf>,
+    /// Image of the clusters' pods: that of its release.
+    pub pod_image: &'static str,
+    /// Its name among those that compete for the lease.
+    pub identity: &'static str,
 }
+
+/// Image of the clusters' pods; nobody runs it.
+pub const POD_IMAGE: &str = "nestling/node:test";
+
+/// Identity of the only operator there is: a container that is started again is in the same pod, and its lease is its own.
+pub const THE_SAME_POD: &str = "the-same-pod";
 
 /// A running operator. Dropping it kills it.
 pub struct Operator {
@@ -42,9 +55,8 @@ impl Operator {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nestling"));
         command
             .args(["operator", "--namespace", OPERATOR_NAMESPACE, "--clusters-namespace", CLUSTERS_NAMESPACE])
-            .args(["--pod-image", "nestling/node:test", "--allow-cgroup-v1", "--log-format", "text", "--admin-address", "127.0.0.1:0"])
-            // A container that is started again is in the same pod, and its lease is its own.
-            .args(["--identity", "the-same-pod"])
+            .args(["--pod-image", options.pod_image, "--allow-cgroup-v1", "--log-format", "text", "--admin-address", "127.0.0.1:0"])
+            .args(["--identity", options.identity])
             .args(["--agent-address-override", &options.agents.to_string()])
             .args(["--max-creating", &options.max_creating.to_string()])
             .args(arguments)
@@ -65,11 +77,21 @@ impl Operator {
         self.child.wait().unwrap();
     }
 
+    /// Sends a signal, such as SIGSTOP.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    /// Whether it is over.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits until it has ended by itself; `false` if it has not within the limit.
     pub async fn ended(&mut self, limit: Duration) -> bool {
         let start = std::time::Instant::now();
         while start.elapsed() < limit {
-            if self.child.try_wait().unwrap().is_some() {
+            if self.has_ended() {
                 return true;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

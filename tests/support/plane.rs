@@ -8,7 +8,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{ObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
-use nestling_lab::{ControlPlane, Lab, LabPart, LabPaths};
+use nestling_lab::{ControlPlane, ControlPlaneOptions, Lab, LabPart, LabPaths};
 
 /// A control plane, and a client with all rights.
 pub struct Plane {
@@ -30,9 +30,14 @@ pub fn lab() -> LabPaths {
 impl Plane {
     /// Starts a control plane with the CRDs.
     pub async fn start() -> Self {
+        Self::start_with(ControlPlane::options()).await
+    }
+
+    /// Starts a control plane with these options, controllers and the CRDs.
+    pub async fn start_with(options: ControlPlaneOptions) -> Self {
         install_crypto();
-        let control_plane =
-            tokio::task::spawn_blocking(|| ControlPlane::options().with_controller_manager(true).start(&lab())).await.unwrap().expect("a control plane");
+        let start = move || options.with_controller_manager(true).start(&lab());
+        let control_plane = tokio::task::spawn_blocking(start).await.unwrap().expect("a control plane");
         let kubeconfig = std::fs::read_to_string(control_plane.kubeconfig()).unwrap();
         let client = client(&kubeconfig).await;
         let crds: Api<CustomResourceDefinition> = Api::all(client.clone());

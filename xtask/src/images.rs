@@ -1,7 +1,7 @@
 //! The project's own two images, from the one Dockerfile, on the lab's base images.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -20,10 +20,13 @@ pub struct Images {
 
 /// Builds the program and both images; what has not changed is not built again.
 pub fn build(paths: &LabPaths, docker: &Docker) -> Result<Images> {
-    let program = program()?;
-    let dockerfile = crate::root().join("Dockerfile");
+    pack(paths, docker, &program()?, &crate::root().join("Dockerfile"))
+}
+
+/// Both images with this program.
+pub fn pack(paths: &LabPaths, docker: &Docker, program: &Path, dockerfile: &Path) -> Result<Images> {
     let mut hash = Sha256::new();
-    for content in [fs::read(&program)?, fs::read(&dockerfile)?] {
+    for content in [fs::read(program)?, fs::read(dockerfile)?] {
         hash.update(content);
     }
     for text in [&paths.dind_base_image()?, &paths.operator_base_image()?, paths.key(Part::NodeStore)?, paths.key(Part::Kind)?] {
@@ -39,11 +42,11 @@ pub fn build(paths: &LabPaths, docker: &Docker) -> Result<Images> {
     let context = tempfile::Builder::new().prefix("images-").tempdir_in(paths.cache().run_directory()?)?;
     let staged = |name: &str| context.path().join(name);
     fs::create_dir_all(staged("bin"))?;
-    run(Command::new("strip").arg("-o").arg(staged("bin/nestling")).arg(&program))?;
+    run(Command::new("strip").arg("-o").arg(staged("bin/nestling")).arg(program))?;
     fs::copy(paths.bin("kind")?, staged("bin/kind"))?;
     let store = paths.node_store_archive()?;
     fs::hard_link(&store, staged("store.tar")).or_else(|_| fs::copy(&store, staged("store.tar")).map(drop))?;
-    fs::copy(&dockerfile, staged("Dockerfile"))?;
+    fs::copy(dockerfile, staged("Dockerfile"))?;
 
     for (part, target, base, image) in
         [(Part::OperatorBase, "operator", "OPERATOR_BASE", &images.operator), (Part::DindBase, "node", "NODE_BASE", &images.node)]
@@ -66,7 +69,8 @@ fn program() -> Result<PathBuf> {
     Ok(crate::target().join("debug/nestling"))
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs a command that says by itself what it does.
+pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
     if !status.success() {
         bail!("{command:?} ended with {status}");

@@ -7,6 +7,8 @@ mod generate;
 mod images;
 mod install;
 mod lab;
+mod previous;
+mod reliability;
 mod slice;
 mod test;
 
@@ -37,6 +39,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Write the table of docs/reliability.md from the report of a soak.
+    Reliability(reliability::Arguments),
     /// Build and run the lab: binaries, images, the host cluster.
     #[command(subcommand)]
     Lab(lab::Task),
@@ -48,6 +52,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Gen { check } => generate::run(check),
+        Task::Reliability(arguments) => reliability::run(&arguments),
         Task::Lab(task) => lab::run(task),
     }
 }

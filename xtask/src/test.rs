@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that CI runs, in three tiers, with the time of each stage.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ use nestling_lab::progress::note;
 use nestling_lab::{Docker, HostCluster, Lab, LabPart, LabPaths, announce};
 use serde_json::json;
 
-use crate::{consent, generate, images, install, slice};
+use crate::{consent, generate, images, install, previous, slice};
 
 /// Name of the host cluster of the tests.
 pub const HOST: &str = "nestling-test";
@@ -80,6 +81,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     consent::ask(&announcement(arguments), arguments.yes)?;
     let seed = arguments.seed.unwrap_or_else(rand::random);
     println!("seed {seed} (repeat with --seed {seed})");
+    // Of this run, and no earlier one.
+    let _ = fs::remove_dir_all(findings());
+    fs::create_dir_all(findings())?;
     let mut stages = Stages { done: Vec::new() };
     let result = fast(&lab, arguments, seed, &mut stages).and_then(|()| if arguments.fast { Ok(()) } else { whole(&lab, arguments, seed, &mut stages) });
     stages.print();
@@ -105,10 +109,20 @@ fn report(arguments: &Arguments, seed: u64, stages: &Stages, passed: bool) -> Re
         ""
     };
     let stages: Vec<_> = stages.done.iter().map(|(name, seconds, passed)| json!({"name": name, "seconds": seconds, "passed": passed})).collect();
-    let report = json!({"commit": commit, "seed": seed, "command": format!("./dev test{tier} --seed {seed}"), "passed": passed, "stages": stages});
+    let mut found = serde_json::Map::new();
+    for entry in fs::read_dir(findings())?.flatten() {
+        let name = entry.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        found.insert(name, serde_json::from_str(&fs::read_to_string(entry.path())?)?);
+    }
+    let command = format!("./dev test{tier} --seed {seed}");
+    let report = json!({"commit": commit.trim(), "seed": seed, "command": command, "passed": passed, "stages": stages, "findings": found});
     let directory = crate::target().join("test");
-    fs::create_dir_all(&directory)?;
     Ok(fs::write(directory.join(format!("report{}.json", tier.replace(" --", "-"))), serde_json::to_string_pretty(&report)? + "\n")?)
+}
+
+/// Where the suites leave what they have measured, for [`report`].
+fn findings() -> PathBuf {
+    crate::target().join("test/findings")
 }
 
 fn announcement(arguments: &Arguments) -> String {
@@ -125,6 +139,7 @@ fn cargo_test(arguments: &Arguments, seed: u64, what: &[&str], runner: &[&str]) 
     let mut command = crate::cargo();
     command.args(["test", "--locked"]).args(what);
     command.arg("--").args(runner).args(arguments.only.iter());
+    command.env("NESTLING_TEST_FINDINGS", findings());
     command.env("NESTLING_TEST_SEED", seed.to_string()).env("PROPTEST_RNG_SEED", seed.to_string());
     if arguments.soak {
         command.env("NESTLING_TEST_SOAK", "1").env("PROPTEST_CASES", "5000");
@@ -238,9 +253,26 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
         }
         status(&mut command)
     })?;
+    stages.run("faults on real clusters", || {
+        let mut command = cargo_test(arguments, seed, &["--test", "faults"], &["--test-threads", "1", "--nocapture"]);
+        environment(&mut command);
+        if arguments.only.is_none() {
+            command.env("NESTLING_TEST_WARM", "1");
+        }
+        status(&mut command)
+    })?;
+    let before = if arguments.soak { Some(stages.run("the commit before this one", || previous::build(paths, docker))?) } else { None };
+    let before = before.map(|before| -> Result<(String, String)> {
+        let values = install::values(paths, &install::push(&host, &before.images)?)?;
+        Ok((before.chart.display().to_string(), values.join("\n")))
+    });
+    let before = before.transpose()?;
     stages.run("one at a time: accounting, storm, kills, chart", || {
         let mut command = cargo_test(arguments, seed, &["--test", "solo"], &["--test-threads", "1", "--nocapture"]);
         environment(&mut command);
+        if let Some((chart, values)) = &before {
+            command.env("NESTLING_TEST_PREVIOUS_CHART", chart).env("NESTLING_TEST_PREVIOUS_VALUES", values);
+        }
         status(&mut command)
     })
 }

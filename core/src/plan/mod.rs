@@ -36,4 +36,8 @@ pub mod wire;
 #[cfg(test)]
 mod convergence;
 #[cfg(test)]
+mod restore;
+#[cfg(test)]
+mod skew;
+#[cfg(test)]
 mod testing;
