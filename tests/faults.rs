@@ -116,6 +116,20 @@ const FAULTS: &[Fault] = &[
         inject: |victim| victim.in_pod("docker ps -q | xargs docker pause") && delete_by_force(victim),
     },
     Fault {
+        name: "pod: deleted by force, the cluster Frozen",
+        promises: &[(When::Ready, Promise::Replaced)],
+        within: CREATED,
+        slow: false,
+        inject: |victim| victim.power("Frozen") && victim.sleeps() && delete_by_force(victim) && victim.power("Running"),
+    },
+    Fault {
+        name: "operator: the leader lost while a cluster freezes, and while it thaws",
+        promises: &[(When::Ready, Promise::Kept)],
+        within: CREATED,
+        slow: false,
+        inject: |victim| victim.power("Frozen") && delete_the_leader(victim) && victim.sleeps() && victim.power("Running") && delete_the_leader(victim),
+    },
+    Fault {
         name: "node: drained",
         promises: &[(When::Creating, Promise::Ready), (When::Ready, Promise::Replaced)],
         within: CREATED,
@@ -145,6 +159,16 @@ impl Victim<'_> {
     /// Sends a signal in the pod; `false` if there is no such process.
     fn signal(&self, signal: &str, what: &[&str]) -> bool {
         self.kubectl(&[&["exec", "-n", CLUSTERS_NAMESPACE, &self.pod, "--", "pkill", signal], what].concat())
+    }
+
+    /// Asks for a power state.
+    fn power(&self, state: &str) -> bool {
+        self.kubectl(&["patch", "kindcluster", "-n", NAMESPACE, &self.name, "--type=merge", "-p", &json!({"spec": {"powerState": state}}).to_string()])
+    }
+
+    /// Waits until it is suspended.
+    fn sleeps(&self) -> bool {
+        self.kubectl(&["wait", "kindcluster", "-n", NAMESPACE, &self.name, "--for=condition=Suspended", "--timeout=120s"])
     }
 
     /// The node of the host that the pod runs on.
