@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use support::plane::Plane;
 
 /// `(what, spec, part of the message; None if it is good)`.
-#[expect(clippy::too_many_lines, reason = "a table")]
 fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
     vec![
         ("empty", json!({}), None),

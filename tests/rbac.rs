@@ -54,6 +54,17 @@ async fn may(client: &Client, verb: &str, group: &str, resource: &str, namespace
     Api::<SelfSubjectAccessReview>::all(client.clone()).create(&PostParams::default(), &review).await.unwrap().status.unwrap().allowed
 }
 
+/// The logs of an attempt that failed, which come from the agent and go to the user.
+async fn logs_reach_their_user(host: &FakeHost, clusters: &Api<KindCluster>) {
+    host.set_luck("wreck", Luck::Fails(Reason::KindFailed, "no".into()));
+    let hopeless = serde_json::json!({"lifecycle": {"backoffLimit": 0}});
+    clusters.create(&PostParams::default(), &KindCluster::new("wreck", serde_json::from_value(hopeless).unwrap())).await.unwrap();
+    let wreck = condition(clusters, "wreck", STALLED, "True", Some("KindFailed"), Duration::from_mins(1)).await;
+    assert_eq!(wreck.status.unwrap().last_failure.unwrap().bundle_ref.unwrap().name, "wreck-logs");
+    clusters.delete("wreck", &DeleteParams::default()).await.unwrap();
+    gone(clusters, "wreck", Duration::from_mins(1)).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_charts_rights_suffice_and_nothing_more() {
     let plane = Plane::start().await;
@@ -85,14 +96,7 @@ async fn the_charts_rights_suffice_and_nothing_more() {
     clusters.create(&PostParams::default(), &KindCluster::new("mayfly", serde_json::from_value(brief).unwrap())).await.unwrap();
     gone(&clusters, "mayfly", Duration::from_mins(1)).await;
 
-    // The logs of an attempt that failed, which come from the agent and go to the user.
-    host.set_luck("wreck", Luck::Fails(Reason::KindFailed, "no".into()));
-    let hopeless = serde_json::json!({"lifecycle": {"backoffLimit": 0}});
-    clusters.create(&PostParams::default(), &KindCluster::new("wreck", serde_json::from_value(hopeless).unwrap())).await.unwrap();
-    let wreck = condition(&clusters, "wreck", STALLED, "True", Some("KindFailed"), Duration::from_mins(1)).await;
-    assert_eq!(wreck.status.unwrap().last_failure.unwrap().bundle_ref.unwrap().name, "wreck-logs");
-    clusters.delete("wreck", &DeleteParams::default()).await.unwrap();
-    gone(&clusters, "wreck", Duration::from_mins(1)).await;
+    logs_reach_their_user(&host, &clusters).await;
 
     // What a namespace has to allow, it is asked for with a command that is right.
     let login = serde_json::json!({"metadata": {"name": "login"}, "type": "kubernetes.io/basic-auth", "stringData": {"username": "u", "password": "p"}});

@@ -508,7 +508,7 @@ mod tests {
         let server = tokio::spawn(script(mock));
         let actor = actor(client);
         let plan = Plan { steps: vec![step], wake_at: None };
-        let acted = tokio::time::timeout(std::time::Duration::from_secs(20), actor.act(seen, plan.steps, None)).await.expect("act is bounded");
+        let acted = tokio::time::timeout(Duration::from_secs(20), Box::pin(actor.act(seen, plan.steps, None))).await.expect("act is bounded");
         server.await.unwrap();
         acted
     }
@@ -670,7 +670,7 @@ mod tests {
         let seen = seen(&[]);
         let key = Key { namespace: "marsh".into(), name: "crane".into() };
         logs.tend(&key, &seen.identity, Some(&pod), true);
-        tokio::time::timeout(std::time::Duration::from_secs(20), futures::StreamExt::next(&mut keys)).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), futures::StreamExt::next(&mut keys)).await.unwrap();
         let (client, mut mock) = Mock::new();
         let server = tokio::spawn(async move {
             let sent = mock.expect("POST", PUBLISHED, create).await;
