@@ -706,7 +706,7 @@ async fn a_cluster_that_is_to_survive_comes_back_or_stays_on_its_volume() {
     lose(Some(0)).await;
     let stalled = condition(&stage.clusters, "salamander", STALLED, "True", Some("ResumeFailed"), SOON).await.status.unwrap();
     assert_eq!(stalled.cluster_uid, first.cluster_uid);
-    assert!(stage.children().await.iter().any(|child| child.starts_with("PersistentVolumeClaim")));
+    assert!(stage.children().await.iter().any(|child| child.starts_with("Claim")));
     stage.host.set_luck("salamander", Luck::Ready);
     stage.patch("salamander", json!({"spec": {"lifecycle": {"podLossPolicy": "Recreate"}}})).await;
     let replaced = condition(&stage.clusters, "salamander", READY, "True", None, SOON).await.status.unwrap();

@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use nestling_core::api::reasons::Reason;
@@ -162,7 +162,9 @@ async fn kubelet(
             tokio::spawn(async move {
                 // A real one takes its time, too.
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                let _ = pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await;
+                // Not another one of that name, which may be there by now.
+                let this = Preconditions { uid: Some(uid), ..Preconditions::default() };
+                let _ = pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0).preconditions(this)).await;
             });
             continue;
         }
