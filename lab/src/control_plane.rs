@@ -69,9 +69,22 @@ impl ControlPlaneOptions {
 
     /// Starts it, and returns when the API answers.
     pub fn start(self, paths: &LabPaths) -> Result<ControlPlane> {
+        // A port that was free when it was looked for may be somebody else's when it is bound.
+        for _ in 1..STARTS {
+            match ControlPlane::start_with(paths, self) {
+                Err(error) if format!("{error:#}").contains(TAKEN) => {}
+                outcome => return outcome,
+            }
+        }
         ControlPlane::start_with(paths, self)
     }
 }
+
+/// How often a start is tried.
+const STARTS: usize = 4;
+
+/// What etcd and the API server say of a port that is somebody else's.
+const TAKEN: &str = "address already in use";
 
 /// A running control plane. Dropping it ends its processes and removes its files; so does the end of this process,
 /// however it comes.

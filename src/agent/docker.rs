@@ -310,6 +310,11 @@ impl Docker {
     /// # Errors
     /// Docker's. How the command ends is not looked at.
     pub async fn output(&self, container: &str, command: &[&str]) -> Result<String, Error> {
+        Ok(self.exec(container, command).await?.1)
+    }
+
+    /// Runs a command in a container to its end: Docker's name for that, and what it printed.
+    async fn exec(&self, container: &str, command: &[&str]) -> Result<(String, String), Error> {
         let config = ExecConfig {
             attach_stdout: Some(true),
             attach_stderr: Some(true),
@@ -317,10 +322,11 @@ impl Docker {
             ..ExecConfig::default()
         };
         let exec = self.short.create_exec(container, config).await?;
-        match self.short.start_exec(&exec.id, None::<StartExecOptions>).await? {
-            StartExecResults::Attached { output, .. } => Ok(lossy(&collect(output.map_ok(LogOutput::into_bytes)).await?)),
-            StartExecResults::Detached => Ok(String::new()),
-        }
+        let said = match self.short.start_exec(&exec.id, None::<StartExecOptions>).await? {
+            StartExecResults::Attached { output, .. } => lossy(&collect(output.map_ok(LogOutput::into_bytes)).await?),
+            StartExecResults::Detached => String::new(),
+        };
+        Ok((exec.id, said))
     }
 
     /// Freezes a container, which runs.
@@ -336,18 +342,8 @@ impl Docker {
     /// # Errors
     /// Docker's, and [`Error::Command`] with the end of what it printed.
     pub async fn run(&self, container: &str, command: &[&str]) -> Result<String, Error> {
-        let config = ExecConfig {
-            attach_stdout: Some(true),
-            attach_stderr: Some(true),
-            cmd: Some(command.iter().map(|&part| part.to_owned()).collect()),
-            ..ExecConfig::default()
-        };
-        let exec = self.short.create_exec(container, config).await?;
-        let said = match self.short.start_exec(&exec.id, None::<StartExecOptions>).await? {
-            StartExecResults::Attached { output, .. } => lossy(&collect(output.map_ok(LogOutput::into_bytes)).await?),
-            StartExecResults::Detached => String::new(),
-        };
-        match self.short.inspect_exec(&exec.id).await?.exit_code {
+        let (exec, said) = self.exec(container, command).await?;
+        match self.short.inspect_exec(&exec).await?.exit_code {
             Some(0) => Ok(said),
             code => {
                 let said = clip_start(said.trim(), SAID_LIMIT).to_owned();

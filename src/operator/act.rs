@@ -462,14 +462,12 @@ mod tests {
 
     use nestling_core::plan::certificates::KUBECONFIG_LIFE;
     use nestling_core::plan::decide::Plan;
-    use nestling_core::plan::observed::{Children, Logs, Turn, identity};
-    use nestling_core::plan::settings::Settings;
     use serde_json::Value;
     use tokio::time::{Duration, Instant};
 
     use crate::operator::agent_client;
     use crate::operator::key::Triggers;
-    use crate::operator::mock::{Answer, Mock};
+    use crate::operator::mock::{self, Answer, Mock};
     use crate::operator::reports::Reports;
 
     const UID: &str = "0b5c5c4e-0000-4000-8000-000000000001";
@@ -477,22 +475,9 @@ mod tests {
     const PUBLISHED: &str = "/api/v1/namespaces/marsh/secrets";
 
     fn seen(finalizers: &[&str]) -> Observed {
-        let cluster: KindCluster = serde_json::from_value(json!({
+        mock::seen(json!({
             "metadata": {"name": "crane", "namespace": "marsh", "uid": UID, "resourceVersion": "7", "finalizers": finalizers}, "spec": {},
         }))
-        .unwrap();
-        let settings = Settings { install: "reed".into(), clusters_namespace: "clusters".into(), ..Settings::default() };
-        let identity = identity(&cluster).unwrap();
-        Observed {
-            cluster,
-            identity,
-            settings: Arc::new(settings),
-            children: Children::default(),
-            report: None,
-            logs: Logs::default(),
-            host_node: None,
-            turn: Turn::Granted,
-        }
     }
 
     fn actor(client: Client) -> Actor {

@@ -211,17 +211,34 @@ pub mod tests {
     use hyper::service::service_fn;
     use hyper::{Response, StatusCode};
     use jiff::Timestamp;
+    use k8s_openapi::api::core::v1::Pod;
     use nestling_core::api::PowerState;
     use nestling_core::plan::names::Identity;
     use nestling_core::plan::wire::keys;
     use rustls::ServerConfig;
     use rustls::server::WebPkiClientVerifier;
+    use serde_json::json;
     use tokio::net::TcpListener;
     use tokio_rustls::TlsAcceptor;
 
+    use crate::operator::key::Key;
     use crate::operator::pki::{cluster_keys, operator_certificate};
 
     pub const UID: &str = "0b5c5c4e-0000-4000-8000-000000000001";
+
+    /// The cluster that the agent serves.
+    pub fn identity() -> Identity {
+        Identity { namespace: "marsh".into(), name: "crane".into(), uid: UID.into() }
+    }
+
+    pub fn key() -> Key {
+        Key { namespace: "marsh".into(), name: "crane".into() }
+    }
+
+    /// A pod of this UID, of this attempt.
+    pub fn pod(uid: &str, attempt: i64) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p", "uid": uid, "labels": {"nestling.dev/attempt": attempt.to_string()}}})).unwrap()
+    }
 
     /// An agent on loopback that answers each request with what `body` says.
     pub async fn fake_agent(agents: &Authority, body: impl Fn(&str) -> String + Clone + Send + Sync + 'static) -> SocketAddr {
@@ -230,8 +247,7 @@ pub mod tests {
 
     /// An agent on loopback that answers each request, by its path and content.
     pub async fn fake_server(agents: &Authority, answer: impl Fn(&str, &str) -> (StatusCode, String) + Clone + Send + Sync + 'static) -> SocketAddr {
-        let identity = Identity { namespace: "marsh".into(), name: "crane".into(), uid: UID.into() };
-        let made = cluster_keys(&identity, agents, Timestamp::now()).unwrap();
+        let made = cluster_keys(&identity(), agents, Timestamp::now()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         for authority in CertificateDer::pem_slice_iter(&made[keys::AGENT_AUTHORITY].0) {

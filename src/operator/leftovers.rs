@@ -55,32 +55,17 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use super::*;
-    use crate::operator::mock::{Answer, Mock};
+    use crate::operator::mock::{self, Answer, Mock};
     use k8s_openapi::api::core::v1::Secret;
-    use nestling_core::plan::observed::{Children, Logs, Turn, identity};
-    use nestling_core::plan::settings::Settings;
     use rstest::rstest;
     use serde_json::{Value, json};
 
     const OWNER: &str = "/apis/nestling.dev/v1alpha1/namespaces/marsh/kindclusters/crane";
 
     fn seen() -> Observed {
-        let cluster: KindCluster = serde_json::from_value(json!({"metadata": {"name": "crane", "namespace": "marsh", "uid": "new"}, "spec": {}})).unwrap();
-        let settings = Settings { install: "reed".into(), clusters_namespace: "clusters".into(), ..Settings::default() };
-        let identity = identity(&cluster).unwrap();
-        Observed {
-            cluster,
-            identity,
-            settings: Arc::new(settings),
-            children: Children::default(),
-            report: None,
-            logs: Logs::default(),
-            host_node: None,
-            turn: Turn::Granted,
-        }
+        mock::seen(json!({"metadata": {"name": "crane", "namespace": "marsh", "uid": "new"}, "spec": {}}))
     }
 
     fn child(name: &str, install: &str, deleted: &Value) -> ObjectMeta {

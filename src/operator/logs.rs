@@ -121,24 +121,16 @@ pub mod tests {
     use futures::channel::mpsc::UnboundedReceiver;
     use jiff::Timestamp;
     use nestling_core::plan::wire::BUNDLE_LIMIT;
-    use serde_json::json;
     use tokio::time::timeout;
 
-    use crate::operator::agent_client::tests::{UID, client, fake_agent};
+    use crate::operator::agent_client;
+    use crate::operator::agent_client::tests::{client, fake_agent, identity, key};
     use crate::operator::pki::Authority;
 
     const SOON: Duration = Duration::from_secs(10);
 
-    fn key() -> Key {
-        Key { namespace: "marsh".into(), name: "crane".into() }
-    }
-
-    fn identity() -> Identity {
-        Identity { namespace: "marsh".into(), name: "crane".into(), uid: UID.into() }
-    }
-
     fn pod(uid: &str) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "p", "uid": uid, "labels": {"nestling.dev/attempt": "3"}}})).unwrap()
+        agent_client::tests::pod(uid, 3)
     }
 
     /// A store whose agents answer so.

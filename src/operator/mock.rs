@@ -1,12 +1,32 @@
-//! A scripted API server for tests: each expected request in order, with its answer.
+//! A scripted API server for tests: each expected request in order, with its answer; and what a pass over its object would have seen.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::http::{Request, Response};
 use kube::Client;
 use kube::client::Body;
+use nestling_core::api::KindCluster;
+use nestling_core::plan::observed::{Children, Logs, Observed, Turn, identity};
+use nestling_core::plan::settings::Settings;
 use serde_json::{Value, json};
 use tower_test::mock::{self, Handle};
+
+/// What a pass would have seen of this KindCluster, of which nothing is there yet.
+pub fn seen(cluster: Value) -> Observed {
+    let cluster: KindCluster = serde_json::from_value(cluster).unwrap();
+    let settings = Settings { install: "reed".into(), clusters_namespace: "clusters".into(), ..Settings::default() };
+    Observed {
+        identity: identity(&cluster).unwrap(),
+        cluster,
+        settings: Arc::new(settings),
+        children: Children::default(),
+        report: None,
+        logs: Logs::default(),
+        host_node: None,
+        turn: Turn::Granted,
+    }
+}
 
 /// An answer.
 pub struct Answer {

@@ -201,21 +201,14 @@ mod tests {
     use serde_json::json;
     use tokio::time::timeout;
 
-    use crate::operator::agent_client::tests::{UID, client, fake_agent, report};
+    use crate::operator::agent_client;
+    use crate::operator::agent_client::tests::{client, fake_agent, identity, key, report};
     use crate::operator::pki::Authority;
 
     const SOON: Duration = Duration::from_secs(10);
 
-    fn key() -> Key {
-        Key { namespace: "marsh".into(), name: "crane".into() }
-    }
-
-    fn identity() -> Identity {
-        Identity { namespace: "marsh".into(), name: "crane".into(), uid: UID.into() }
-    }
-
     fn pod(uid: &str) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "p", "uid": uid, "labels": {"nestling.dev/attempt": "1"}}})).unwrap()
+        agent_client::tests::pod(uid, 1)
     }
 
     async fn reports(body: impl Fn(&str) -> String + Clone + Send + Sync + 'static) -> (Arc<Reports>, UnboundedReceiver<Key>) {
