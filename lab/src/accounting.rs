@@ -35,6 +35,9 @@ const MOVING_SYSCTLS: &[(&str, &str)] = &[
 /// Name of the kind of control groups.
 const CGROUP: &str = "cgroup";
 
+/// Beginning of the names of the kinds of a kubelet's directories of pods.
+const KUBELET: &str = "kubelet directory";
+
 /// What there was at one moment: by kind, a set of names.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Snapshot {
@@ -63,14 +66,14 @@ impl Snapshot {
                 snapshot.put(&format!("mount in {node}"), mounts(&inside(&["cat", "/proc/self/mountinfo"])?));
                 snapshot.put(&format!("network interface in {node}"), lines(&inside(&["ls", "/sys/class/net"])?));
                 snapshot.put(&format!("firewall rule in {node}"), rules(&inside(&["iptables-save"])?));
-                snapshot.put(&format!("kubelet directory in {node}"), lines(&inside(&["ls", "/var/lib/kubelet/pods"])?));
+                snapshot.put(&format!("{KUBELET} in {node}"), lines(&inside(&["ls", "/var/lib/kubelet/pods"])?));
             }
         }
         Ok(snapshot)
     }
 
     /// What is there now and was not before (`+`), and the other way round (`-`), one line each. Control groups only come: those of the machine's other
-    /// programs go when these end, and nobody can remove one that is in use.
+    /// programs go when these end, and nobody can remove one that is in use. So do the kubelets' directories of pods, which go some time after their pods.
     pub fn difference(&self, before: &Self) -> Vec<String> {
         let none = BTreeSet::new();
         let kinds: BTreeSet<&String> = self.kinds.keys().chain(before.kinds.keys()).collect();
@@ -78,7 +81,7 @@ impl Snapshot {
         for kind in kinds {
             let (now, then) = (self.kinds.get(kind).unwrap_or(&none), before.kinds.get(kind).unwrap_or(&none));
             lines.extend(now.difference(then).map(|name| format!("+ {kind}: {name}")));
-            lines.extend(then.difference(now).filter(|_| kind != CGROUP).map(|name| format!("- {kind}: {name}")));
+            lines.extend(then.difference(now).filter(|_| kind != CGROUP && !kind.starts_with(KUBELET)).map(|name| format!("- {kind}: {name}")));
         }
         lines
     }
@@ -160,10 +163,12 @@ mod tests {
         let mut before = Snapshot::default();
         before.put("mount", lines("/a\n/b"));
         before.put(CGROUP, lines("/a\n/b"));
+        before.put("kubelet directory in a", lines("u\nv"));
         let mut after = Snapshot::default();
         after.put("mount", lines("/b\n/c"));
         after.put(CGROUP, lines("/b\n/c"));
-        assert_eq!(after.difference(&before), ["+ cgroup: /c", "+ mount: /c", "- mount: /a"]);
+        after.put("kubelet directory in a", lines("v\nw"));
+        assert_eq!(after.difference(&before), ["+ cgroup: /c", "+ kubelet directory in a: w", "+ mount: /c", "- mount: /a"]);
         assert_eq!(after.difference(&after.clone()), Vec::<String>::new());
     }
 
