@@ -346,6 +346,15 @@ async fn operators(host: &Host, replicas: usize) {
     .await;
 }
 
+/// Gives the host its one operator back, also after a failure.
+struct OneOperator<'a>(&'a Host);
+
+impl Drop for OneOperator<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.cluster.kubectl().args(["scale", "deployment", "nestling", "-n", OPERATOR_NAMESPACE, "--replicas=1"]).output();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_are_survived_and_leave_nothing() {
     let seed = support::seed();
@@ -360,6 +369,7 @@ async fn faults_are_survived_and_leave_nothing() {
         tokio::time::sleep(Duration::from_secs(10)).await;
     }
     // Some faults take the operator's own pods, and what comes in their place has other names.
+    let _afterwards = OneOperator(&host);
     operators(&host, 0).await;
     let before = snapshot(&host);
     operators(&host, 2).await;
