@@ -220,8 +220,8 @@ impl Keeper<'_> {
 /// Control planes first, then what looks for them.
 fn rank(role: &str) -> u8 {
     match role {
-        "control-plane" => 0,
-        "external-load-balancer" => 1,
+        nodes::CONTROL_PLANE => 0,
+        nodes::LOAD_BALANCER => 1,
         _ => 2,
     }
 }

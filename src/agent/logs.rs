@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::bundle::{Entry, pack};
 use super::docker::{Container, Docker};
 use super::output::{Tail, last};
-use super::{RUN_DIRECTORY, facts};
+use super::{RUN_DIRECTORY, facts, nodes};
 
 /// Time for all looks together; what has not come by then is left out. The rest of [`BUNDLE_SECONDS`] is for the archive.
 const LOOK_LIMIT: Duration = Duration::from_secs(BUNDLE_SECONDS - 6);
@@ -179,7 +179,7 @@ async fn node(docker: &Docker, container: &Container) -> Vec<Entry> {
         });
         Some(join_all(looks).await)
     };
-    if !container.running || container.paused || container.role == "external-load-balancer" {
+    if !container.running || container.paused || container.role == nodes::LOAD_BALANCER {
         return printed.await.into_iter().collect();
     }
     let (printed, journals, pods) = tokio::join!(printed, journals, pods);

@@ -23,10 +23,11 @@ use super::docker::{Container, Docker, Error};
 use super::failure::{failure, from_problem};
 use super::node_files;
 
-/// kind's roles.
-const CONTROL_PLANE: &str = "control-plane";
+/// kind's role of a control plane.
+pub const CONTROL_PLANE: &str = "control-plane";
 const WORKER: &str = "worker";
-const LOAD_BALANCER: &str = "external-load-balancer";
+/// kind's role of what stands before several control planes, and is no node.
+pub const LOAD_BALANCER: &str = "external-load-balancer";
 
 /// What Docker says of a fixed address that somebody else has.
 const TAKEN: &str = "Address already in use";
