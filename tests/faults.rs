@@ -11,7 +11,6 @@ use kube::ResourceExt;
 use kube::api::DeleteParams;
 use nestling_core::api::KindClusterStatus;
 use nestling_core::api::conditions::{HOST_READY, READY, is_true};
-use nestling_lab::accounting::Snapshot;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -331,10 +330,6 @@ impl Fault {
     }
 }
 
-fn snapshot(host: &Host) -> Snapshot {
-    Snapshot::take(Some(host.cluster.docker()), &host.nodes()).unwrap()
-}
-
 /// Has so many operators run, and no other.
 async fn operators(host: &Host, replicas: usize) {
     host.kubectl(&["scale", "deployment", "nestling", "-n", OPERATOR_NAMESPACE, &format!("--replicas={replicas}")]);
@@ -371,7 +366,7 @@ async fn faults_are_survived_and_leave_nothing() {
     // Some faults take the operator's own pods, and what comes in their place has other names.
     let _afterwards = OneOperator(&host);
     operators(&host, 0).await;
-    let before = snapshot(&host);
+    let before = host.snapshot();
     operators(&host, 2).await;
 
     let mut suite = Suite { host: &host, random: StdRng::seed_from_u64(seed), records: Vec::new(), decks: BTreeMap::new() };
@@ -398,7 +393,7 @@ async fn faults_are_survived_and_leave_nothing() {
 
     operators(&host, 0).await;
     until("the machine to be as before", Duration::from_mins(3), async || {
-        let left = snapshot(&host).difference(&before);
+        let left = host.snapshot().difference(&before);
         if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
     })
     .await;

@@ -12,7 +12,6 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use nestling_core::api::conditions::{HOST_READY, READY, STALLED};
-use nestling_lab::accounting::Snapshot;
 use nestling_lab::machine::Machine;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -21,10 +20,6 @@ use support::operator::CLUSTERS_NAMESPACE;
 use support::real::{CREATED, DELETED, Host, bare_seconds, privileged_pod, seconds_to_ready};
 use support::wait::{condition, gone, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-fn snapshot(host: &Host) -> Snapshot {
-    Snapshot::take(Some(host.cluster.docker()), &host.nodes()).unwrap()
-}
 
 /// The kernel's list of loop devices with their files.
 fn loop_devices() -> String {
@@ -73,7 +68,7 @@ async fn a_deletion_leaves_nothing_behind() {
     host.delete("t-before", "first").await;
     host.delete_namespace("t-before").await;
     tokio::time::sleep(Duration::from_secs(10)).await;
-    let before = snapshot(&host);
+    let before = host.snapshot();
 
     host.namespace("t-by-hand").await;
     host.namespace("t-owner").await;
@@ -115,7 +110,7 @@ async fn a_deletion_leaves_nothing_behind() {
         host.delete_namespace(namespace).await;
     }
     until("the machine to be as before", Duration::from_mins(2), async || {
-        let left = snapshot(&host).difference(&before);
+        let left = host.snapshot().difference(&before);
         if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
     })
     .await;
@@ -196,7 +191,7 @@ async fn ends_by_force_leave_nothing_behind() {
     host.ready("t-force", "first").await;
     host.delete("t-force", "first").await;
     tokio::time::sleep(Duration::from_secs(10)).await;
-    let before = snapshot(&host);
+    let before = host.snapshot();
 
     let clusters = host.clusters("t-force");
     for round in 0..if support::soak() { 20 } else { 2 } {
@@ -214,7 +209,7 @@ async fn ends_by_force_leave_nothing_behind() {
         gone(&clusters, &name, DELETED).await;
     }
     until("the machine to be as before", Duration::from_mins(3), async || {
-        let left = snapshot(&host).difference(&before);
+        let left = host.snapshot().difference(&before);
         if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
     })
     .await;

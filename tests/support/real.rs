@@ -9,6 +9,7 @@ use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Propag
 use kube::{Api, Client, ResourceExt};
 use nestling_core::api::KindCluster;
 use nestling_core::api::conditions::READY;
+use nestling_lab::accounting::Snapshot;
 use nestling_lab::{HostCluster, Lab, LabPart, LabPaths};
 use serde_json::{Value, json};
 
@@ -53,6 +54,11 @@ impl Host {
         .unwrap();
         let client = super::plane::client(&std::fs::read_to_string(cluster.kubeconfig()).unwrap()).await;
         Self { client, cluster, paths }
+    }
+
+    /// What there is on the machine and on the host's nodes, to be compared.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::take(Some(self.cluster.docker()), &self.nodes()).unwrap()
     }
 
     /// KindClusters of a namespace.
