@@ -172,8 +172,13 @@ impl Victim<'_> {
 
     /// The node of the host that the pod runs on.
     fn node(&self) -> Option<String> {
-        let output = self.host.cluster.kubectl().args(["get", "pod", "-n", CLUSTERS_NAMESPACE, &self.pod, "-o", "jsonpath={.spec.nodeName}"]).output().unwrap();
-        String::from_utf8(output.stdout).ok().filter(|node| !node.is_empty())
+        Some(self.of_the_pod("{.spec.nodeName}")).filter(|node| !node.is_empty())
+    }
+
+    /// A field of the pod; empty if there is none.
+    fn of_the_pod(&self, path: &str) -> String {
+        let get = ["get", "pod", "-n", CLUSTERS_NAMESPACE, &self.pod, "-o", &format!("jsonpath={path}")];
+        String::from_utf8_lossy(&self.host.cluster.kubectl().args(get).output().unwrap().stdout).into_owned()
     }
 }
 
@@ -191,18 +196,16 @@ fn delete_by_force(victim: &Victim<'_>) -> bool {
     victim.kubectl(&["delete", "pod", "-n", CLUSTERS_NAMESPACE, &victim.pod, "--force", "--grace-period=0"])
 }
 
-/// PID 1 of the pod takes no SIGKILL from inside.
+/// PID 1 of the pod takes no SIGKILL from inside: from the host's node, where the volumes in a process's mounts tell its pod.
 fn kill_agent(victim: &Victim<'_>) -> bool {
     let Some(node) = victim.node() else { return false };
-    let script = format!(
-        "set -eo pipefail; id=$(crictl ps -q --label io.kubernetes.pod.name={}); test -n \"$id\"; \
-         kill -KILL $(crictl inspect --output go-template --template '{{{{.info.pid}}}}' $id)",
-        victim.pod
-    );
-    victim.host.cluster.docker().run(&["exec", &node, "bash", "-c", &script]).is_ok()
+    let uid = victim.of_the_pod("{.metadata.uid}");
+    let script =
+        format!("for pid in $(pgrep -f '^/usr/local/bin/nestling agent'); do grep -q {uid} /proc/$pid/mountinfo && kill -KILL $pid && exit; done; exit 1");
+    !uid.is_empty() && victim.host.cluster.docker().run(&["exec", &node, "bash", "-c", &script]).is_ok()
 }
 
-/// The pod's share of a drain; the machine has one node, which takes the next pod when it is given back.
+/// The pod's share of a drain. Where the host has one node, that takes the next pod when it is given back.
 fn drain(victim: &Victim<'_>) -> bool {
     let Some(node) = victim.node() else { return false };
     let selector = format!("--pod-selector=nestling.dev/cluster-uid={}", victim.uid);
