@@ -6,4 +6,5 @@
 pub mod agent;
 pub mod cli;
 pub mod operator;
+mod side_load;
 mod x509;

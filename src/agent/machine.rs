@@ -43,7 +43,7 @@ use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
 use super::{
-    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, preflight, serving_names, storage,
+    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, preflight, preload, serving_names, storage,
     store, teardown,
 };
 
@@ -363,8 +363,14 @@ impl Machine {
         if let Some(nested) = self.come_back(docker, ground).await? {
             return self.serve(docker, nested, ground, since).await;
         }
-        let (created, ()) = tokio::join!(self.create(docker, ground), self.tell_kind_version());
-        let nested = created?;
+        // Images are pulled while kind works; one that cannot be had ends the attempt at once.
+        let made = async { tokio::try_join!(self.create(docker, ground), preload::fetch(docker, &self.registries, &self.settings.preload)) };
+        let (made, ()) = tokio::join!(made, self.tell_kind_version());
+        let (nested, fetched) = made?;
+        if !fetched.is_empty() {
+            self.report.enter(Stage::PreloadingImages);
+            preload::place(docker, &self.settings.cluster_name, &fetched).await?;
+        }
         self.note_whole(docker, ground).await;
         self.serve(docker, nested, ground, since).await
     }
@@ -562,12 +568,14 @@ impl Machine {
         let authority = Path::new(&ground.host.keys_directory).join("ca.crt");
         let place = Place { docker, cluster: &self.settings.cluster_name, authority: &authority };
         certificates::note(&place, &self.report).await;
+        preload::note(docker, &self.settings, &self.report).await;
         power::runs(&self.report);
         self.report.enter(Stage::Serving);
         let ended = tokio::select! {
             never = relay.run() => match never {},
             failed = Box::pin(self.look_after(nested, &place, since)) => failed.map(|never| match never {}),
             never = Box::pin(serving_names::follow(&place, &self.settings.cert_sans, &self.report)) => match never {},
+            never = Box::pin(preload::follow(docker, &self.registries, &self.settings, &self.report)) => match never {},
             failure = keeper::keep(docker, &self.settings.cluster_name, known, &self.report) => Err(failure),
             // From here on nobody starts what is to be stopped.
             () = power::is_due(&self.report) => Ok(()),

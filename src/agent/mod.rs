@@ -45,6 +45,7 @@ mod output;
 mod policy_probe;
 mod power;
 mod preflight;
+mod preload;
 mod registries;
 mod relay;
 mod report;
