@@ -46,7 +46,6 @@ mod policy_probe;
 mod power;
 mod preflight;
 mod registries;
-mod relay;
 mod report;
 mod server;
 mod serving_names;

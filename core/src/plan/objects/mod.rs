@@ -5,6 +5,7 @@ mod kubeconfig;
 mod logs;
 mod network_policy;
 mod pod;
+mod relay_pod;
 mod service;
 mod volume_claim;
 
@@ -13,6 +14,7 @@ pub use kubeconfig::{Credentials, kubeconfig_secret};
 pub use logs::{LOGS_KEY, logs_secret};
 pub use network_policy::network_policy;
 pub use pod::{attempt_of, changed_since, digests_of, pod, resumes};
+pub use relay_pod::{RELAY_LABEL, RELAY_PORT, RelayOrder, relay_pod};
 pub use service::service;
 pub use volume_claim::volume_claim;
 
