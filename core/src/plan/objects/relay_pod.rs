@@ -29,6 +29,8 @@ const USER: i64 = 65532;
 /// What a relay needs to know.
 #[derive(Clone, Debug)]
 pub struct RelayOrder {
+    /// What makes the pod's name one of its own. Chosen by who creates it, who can then delete it without having heard the answer.
+    pub suffix: String,
     /// The cluster that it leads to; the pod goes with it.
     pub cluster: Identity,
     /// Where the cluster's API server is inside the host cluster, as `host:port`.
@@ -37,6 +39,13 @@ pub struct RelayOrder {
     pub image: String,
     /// Names of the Secrets in the cluster's namespace with which it is pulled.
     pub pull_secrets: Vec<String>,
+}
+
+impl RelayOrder {
+    /// Name of the pod.
+    pub fn name(&self) -> String {
+        format!("nestling-relay-{}", self.suffix)
+    }
 }
 
 /// The pod.
@@ -67,7 +76,7 @@ pub fn relay_pod(order: &RelayOrder) -> Pod {
     };
     Pod {
         metadata: ObjectMeta {
-            generate_name: Some("nestling-relay-".to_owned()),
+            name: Some(order.name()),
             namespace: Some(order.cluster.namespace.clone()),
             labels: Some(BTreeMap::from([
                 (label.to_owned(), value.to_owned()),
@@ -110,6 +119,7 @@ mod tests {
     #[test]
     fn the_pod() {
         let order = RelayOrder {
+            suffix: "r2d2".into(),
             cluster: testing::identity(&testing::cluster("{}")),
             target: "c.clusters.svc:6443".into(),
             image: "registry.example/operator:1".into(),
