@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use nestling::cli::{self, HostArgs, Verb};
 use nestling::relay::{self, RelayArgs};
 use nestling::{agent, operator};
@@ -54,7 +54,8 @@ fn main() -> ExitCode {
     if arguments.next().is_some_and(|verb| verb == "oci-runtime") {
         return agent::oci_runtime::run(arguments.collect::<Vec<OsString>>());
     }
-    let line = match CommandLine::try_parse() {
+    let parsed = CommandLine::command().bin_name(cli::program()).try_get_matches().and_then(|matches| CommandLine::from_arg_matches(&matches));
+    let line = match parsed {
         Ok(line) => line,
         Err(error) => return cli::usage(&error),
     };
@@ -71,8 +72,6 @@ fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -1,29 +1,19 @@
 //! How the program ends.
 
-use std::fmt;
 use std::process::ExitCode;
 
 use anyhow::Result;
 
+use super::failure::Failure;
+
 /// Exit code of everything that has no code of its own.
-const FAILED: u8 = 1;
-
-/// An end with a code of its own. What it says goes to standard error as it is.
-#[derive(Debug)]
-pub struct Ending {
-    /// The exit code.
-    pub code: u8,
-    /// What to say; may have several lines.
-    pub message: String,
-}
-
-impl fmt::Display for Ending {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.message.trim_end())
-    }
-}
-
-impl std::error::Error for Ending {}
+pub const FAILED: u8 = 1;
+/// A cluster does not get there without a change; a node of the host cannot run clusters.
+pub const STALLED: u8 = 2;
+/// The time is over.
+pub const TIMED_OUT: u8 = 3;
+/// There is no such object, or not for long.
+pub const GONE: u8 = 4;
 
 /// Ends after an error of the command line. clap's own code for it is 2, which here means a stalled cluster.
 pub fn usage(error: &clap::Error) -> ExitCode {
@@ -39,16 +29,16 @@ pub fn report(result: Result<()>) -> ExitCode {
     if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    if let Some(ending) = error.downcast_ref::<Ending>() {
-        eprintln!("{ending}");
-        return ExitCode::from(ending.code);
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        eprintln!("error: {failure}");
+        return ExitCode::from(failure.code());
     }
     eprintln!("error: {}", chain(&error));
     ExitCode::from(FAILED)
 }
 
 /// An error with its causes, without those that the error before them has told already.
-fn chain(error: &anyhow::Error) -> String {
+pub fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if text.is_empty() {

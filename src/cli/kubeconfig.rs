@@ -5,31 +5,28 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use nestling_core::api::conditions::{self, CONTROL_PLANE_READY, KUBECONFIG_PUBLISHED};
 use nestling_core::api::{KindCluster, labels};
 
-use super::host::{connect, explain, kind_is_unknown, not_installed};
+use super::failure::{Failure, command};
+use super::host::{connect, explain};
+use super::select::get;
 use super::{HostArgs, KubeconfigArgs};
 
 /// Prints or writes the published kubeconfig.
 pub async fn run(host: HostArgs, args: KubeconfigArgs) -> Result<()> {
     let host = connect(host).await?;
     let (namespace, name) = (&host.namespace, &args.name);
-    let cluster = match Api::<KindCluster>::namespaced(host.client.clone(), namespace).get_opt(name).await {
-        Ok(Some(cluster)) => cluster,
-        Ok(None) => bail!("there is no KindCluster {name} in namespace {namespace}"),
-        Err(error) if kind_is_unknown(&error) => return not_installed(),
-        Err(error) => return Err(explain(error, &format!("read KindCluster {namespace}/{name}"))),
-    };
+    let cluster = get(&host, name).await?;
     let secret_name = secret_name(&cluster)?;
     let secret = Api::<Secret>::namespaced(host.client, namespace)
         .get_opt(&secret_name)
         .await
         .map_err(|error| explain(error, &format!("read Secret {namespace}/{secret_name}, which holds the kubeconfig")))?
-        .ok_or_else(|| anyhow!("Secret {namespace}/{secret_name} is gone; the operator writes it again"))?;
+        .ok_or_else(|| Failure::new(format!("Secret {namespace}/{secret_name} is gone"), "The operator writes it again; try again in a moment."))?;
     let text = choose(&cluster, &secret, args.external)?;
     match &args.output {
         Some(path) => write(path, &text).with_context(|| format!("cannot write {}", path.display())),
@@ -55,7 +52,9 @@ fn secret_name(cluster: &KindCluster) -> Result<String> {
                 if condition.message.is_empty() { said } else { format!("{said}: {}", condition.message) }
             },
         );
-    bail!("the kubeconfig is not published yet; {why}")
+    let name = cluster.metadata.name.as_deref().unwrap_or_default();
+    let next = format!("Wait for it: `{}`.", command(&format!("wait {name} --for ControlPlaneReady")));
+    Err(Failure::new(format!("the kubeconfig is not published yet; {why}"), next).into())
 }
 
 /// The wanted kubeconfig in a Secret.
@@ -63,16 +62,18 @@ fn choose(cluster: &KindCluster, secret: &Secret, external: bool) -> Result<Vec<
     // A Secret of that name may belong to somebody else, such as Cluster API; theirs leads into another cluster.
     let owner = secret.metadata.labels.as_ref().and_then(|all| all.get(labels::CLUSTER_UID));
     if owner != cluster.metadata.uid.as_ref() {
-        bail!("the Secret does not belong to this KindCluster");
+        let next = "Set spec.kubeconfig.secretName to a name that is free; the condition KubeconfigPublished says more.";
+        return Err(Failure::new("the Secret does not belong to this KindCluster", next).into());
     }
     let data = secret.data.as_ref();
     let key = if external { "external" } else { "value" };
     match data.and_then(|data| data.get(key)) {
         Some(text) => Ok(text.0.clone()),
         None if external => {
-            bail!("the cluster has no endpoint outside of the host cluster; set spec.access.service.type to NodePort, or use kubectl port-forward")
+            let next = "Set spec.access.service.type to NodePort, or use `kubectl nestling connect`.";
+            Err(Failure::new("the cluster has no endpoint outside of the host cluster", next).into())
         }
-        None => bail!("the Secret has no key {key}; the operator writes it again"),
+        None => Err(Failure::new(format!("the Secret has no key {key}"), "The operator writes it again; try again in a moment.").into()),
     }
 }
 

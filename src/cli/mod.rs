@@ -4,18 +4,22 @@ mod args;
 mod crd;
 mod doctor;
 mod exit;
+mod failure;
 mod host;
 mod kubeconfig;
+mod output;
 mod pre_delete;
 mod progress;
+mod select;
 mod wait;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-pub use args::{DoctorArgs, Goal, HostArgs, KubeconfigArgs, Output, Verb, WaitArgs};
+pub use args::{DoctorArgs, Form, Goal, HostArgs, KubeconfigArgs, Output, Selection, Verb, WaitArgs};
 pub use exit::usage;
 pub use pre_delete::pre_delete;
 
@@ -37,4 +41,11 @@ pub async fn run(host: HostArgs, verb: Verb) -> Result<()> {
 pub fn block_on(work: impl Future<Output = Result<()>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads");
     exit::report(runtime.and_then(|runtime| runtime.block_on(work)))
+}
+
+/// How this program is called: as kubectl's plugin or by its own name.
+pub fn program() -> &'static str {
+    let path = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    let plugin = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("kubectl-"));
+    if plugin { "kubectl nestling" } else { "nestling" }
 }

@@ -10,6 +10,7 @@ use nestling_core::api::{KindCluster, KindClusterStatus};
 use nestling_core::plan::power;
 
 use super::Goal;
+use super::failure::command;
 
 /// How many lines of evidence are shown; the rest is in the status.
 const EVIDENCE_LINES: usize = 30;
@@ -124,21 +125,21 @@ pub fn success(cluster: &KindCluster, goal: Goal, elapsed: Duration) -> String {
     format!("{name} is {} ({} waited)", goal.condition(), clock(elapsed))
 }
 
-/// The last words on a stalled cluster: reason, what happened, remedy, evidence.
-pub fn stalled(cluster: &KindCluster) -> String {
+/// The last words on a stalled cluster: the reason, what happened and the evidence; and what to do about it.
+pub fn stalled(cluster: &KindCluster) -> (String, String) {
     let name = cluster.metadata.name.as_deref().unwrap_or_default();
+    let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
     if let Some(condition) = asleep(cluster) {
-        return format!("{name} is suspended: {}\n{}\n", condition.reason, condition.message.trim());
+        return (format!("{name} is suspended: {}", condition.reason), format!("Wake it up: `{}`.", command(&format!("start -n {namespace} {name}"))));
     }
-    let Some(condition) = current(cluster, STALLED) else { return format!("{name} is stalled") };
+    let describe = format!("See `{}`.", command(&format!("describe -n {namespace} {name}")));
+    let Some(condition) = current(cluster, STALLED) else { return (format!("{name} is stalled"), describe) };
     let mut text = format!("{name} is stalled: {}\n", condition.reason);
-    if !condition.message.trim().is_empty() {
-        let _ = writeln!(text, "{}", condition.message.trim());
-    }
-    // Mostly the message ends with it already.
     let remedy = Reason::parse(&condition.reason).map_or("", Reason::remedy);
-    if !remedy.is_empty() && !condition.message.contains(remedy) {
-        let _ = writeln!(text, "{remedy}");
+    // Mostly it is in the message already.
+    let message = if remedy.is_empty() { condition.message.clone() } else { condition.message.replace(remedy, "").replace("  ", " ") };
+    if !message.trim().is_empty() {
+        let _ = writeln!(text, "{}", message.trim());
     }
     let failure = cluster.status.as_ref().and_then(|status| status.last_failure.as_ref()).filter(|failure| failure.reason == condition.reason);
     if let Some(tail) = failure.and_then(|failure| failure.log_tail.as_deref()).filter(|tail| !tail.trim().is_empty()) {
@@ -149,11 +150,10 @@ pub fn stalled(cluster: &KindCluster) -> String {
         }
     }
     if let Some(bundle) = failure.and_then(|failure| failure.bundle_ref.as_ref()) {
-        let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
         let _ = writeln!(text, "Logs of attempt {}:", bundle.attempt);
         let _ = writeln!(text, "  kubectl get secret -n {namespace} {} -o jsonpath='{{.data.logs\\.tar\\.gz}}' | base64 -d | tar xz", bundle.name);
     }
-    text
+    (text, if remedy.is_empty() { describe } else { remedy.to_owned() })
 }
 
 /// The last words when the time is over.
@@ -211,6 +211,11 @@ mod tests {
         cluster(status, &[condition(READY, "False", "StartingControlPlane", "")])
     }
 
+    fn last_words(cluster: &KindCluster) -> String {
+        let (what, next) = stalled(cluster);
+        format!("{what}→ {next}")
+    }
+
     #[test]
     fn a_cluster_on_its_way() {
         insta::assert_snapshot!(screen(&underway(), Goal::Ready, Duration::from_secs(83), SEEN).join("\n"));
@@ -232,8 +237,8 @@ mod tests {
             let asleep = cluster(json!({}), &[condition(READY, "False", reason, message), condition(SUSPENDED, status, reason, message)]);
             (verdict(&asleep, Goal::Ready), stalled(&asleep))
         };
-        let text = "crane is suspended: Frozen\nSet spec.powerState to Running to go on.\n".to_owned();
-        assert_eq!(told("True", "Frozen"), (Verdict::Stalled, text));
+        let (what, next) = ("crane is suspended: Frozen".to_owned(), "Wake it up: `nestling start -n  crane`.".to_owned());
+        assert_eq!(told("True", "Frozen"), (Verdict::Stalled, (what, next)));
         for (status, reason) in [("True", "Resuming"), ("False", "SuspendsWhenReady")] {
             assert_eq!(told(status, reason).0, Verdict::Underway, "{reason}");
         }
@@ -253,14 +258,14 @@ mod tests {
         tail.push("\x1b]0;title\x07 exec: not found".to_owned());
         let status = json!({"lastFailure": {"reason": "KubeadmInitFailed", "message": "m", "time": null, "logTail": tail.join("\n")}});
         let message = "kubeadm: unknown field. See the evidence; often a patch in spec.config that kubeadm refuses. No further attempt is made (attempt 3).";
-        insta::assert_snapshot!(stalled(&cluster(status, &[condition(STALLED, "True", "KubeadmInitFailed", message)])));
+        insta::assert_snapshot!(last_words(&cluster(status, &[condition(STALLED, "True", "KubeadmInitFailed", message)])));
     }
 
     #[test]
     fn a_stalled_cluster_says_where_its_logs_are() {
         let bundle = json!({"name": "crane-logs", "attempt": 3});
         let status = json!({"lastFailure": {"reason": "KubeadmInitFailed", "message": "m", "time": null, "bundleRef": bundle}});
-        let said = stalled(&cluster(status, &[condition(STALLED, "True", "KubeadmInitFailed", "m")]));
+        let (said, _) = stalled(&cluster(status, &[condition(STALLED, "True", "KubeadmInitFailed", "m")]));
         assert!(said.contains("Logs of attempt 3:\n  kubectl get secret -n "), "{said}");
         assert!(said.ends_with(" crane-logs -o jsonpath='{.data.logs\\.tar\\.gz}' | base64 -d | tar xz\n"), "{said}");
     }
@@ -268,7 +273,7 @@ mod tests {
     #[test]
     fn evidence_of_another_failure_is_not_shown_and_the_remedy_only_once() {
         let status = json!({"lastFailure": {"reason": "PodLost", "message": "m", "time": null, "logTail": "old"}});
-        insta::assert_snapshot!(stalled(&cluster(status, &[condition(STALLED, "True", "ConfigFieldOwned", "networking.apiServerPort is set")])));
+        insta::assert_snapshot!(last_words(&cluster(status, &[condition(STALLED, "True", "ConfigFieldOwned", "networking.apiServerPort is set")])));
     }
 
     #[rstest]

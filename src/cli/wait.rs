@@ -7,22 +7,18 @@ use std::time::Duration;
 use anyhow::Result;
 use futures::{Stream, StreamExt, future};
 use kube::Api;
+use kube::core::Status;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watch_object};
 use nestling_core::api::KindCluster;
 use tokio::time::{Instant, interval, timeout_at};
 
-use super::exit::Ending;
-use super::host::{connect, explain, kind_is_unknown, not_installed};
+use super::exit::{GONE, STALLED, TIMED_OUT};
+use super::failure::{Failure, command};
+use super::host::{connect, no_such, refused};
 use super::progress::{self, Verdict, verdict};
+use super::select::answer;
 use super::{Goal, HostArgs, WaitArgs};
-
-/// It does not get there without a change.
-const STALLED: u8 = 2;
-/// The time is over.
-const TIMED_OUT: u8 = 3;
-/// There is no such object, or not for long.
-const GONE: u8 = 4;
 
 /// How often the live view moves.
 const TICK: Duration = Duration::from_millis(500);
@@ -39,10 +35,9 @@ pub async fn run(host: HostArgs, args: WaitArgs) -> Result<()> {
     let deadline = started + args.timeout;
     let first = timeout_at(deadline, api.get_opt(&args.name)).await;
     match first {
-        Err(_) => return Err(ending(TIMED_OUT, progress::timed_out(None, args.goal, args.timeout))),
-        Ok(Err(error)) if kind_is_unknown(&error) => return not_installed(),
-        Ok(Err(error)) => return Err(explain(error, &format!("read KindCluster {object}"))),
-        Ok(Ok(None)) => return Err(ending(GONE, format!("there is no KindCluster {object}"))),
+        Err(_) => return Err(timed_out(progress::timed_out(None, args.goal, args.timeout))),
+        Ok(Err(error)) => return Err(answer(error, &format!("read KindCluster {object}"))),
+        Ok(Ok(None)) => return Err(no_such(&host.namespace, &args.name).into()),
         Ok(Ok(Some(_))) => {}
     }
 
@@ -50,7 +45,7 @@ pub async fn run(host: HostArgs, args: WaitArgs) -> Result<()> {
     let watched = timeout_at(deadline, Box::pin(follow(sights, &mut view, &object))).await;
     match watched {
         Ok(result) => result,
-        Err(_) => Err(ending(TIMED_OUT, progress::timed_out(view.newest.as_ref(), args.goal, args.timeout))),
+        Err(_) => Err(timed_out(progress::timed_out(view.newest.as_ref(), args.goal, args.timeout))),
     }
 }
 
@@ -72,13 +67,13 @@ async fn follow(sights: impl Stream<Item = watcher::Result<Option<KindCluster>>>
                 match verdict {
                     Verdict::Underway => view.show(cluster)?,
                     Verdict::Reached => return view.finish(cluster),
-                    Verdict::Stalled => return Err(ending(STALLED, progress::stalled(&cluster))),
-                    Verdict::Deleting => return Err(ending(GONE, format!("KindCluster {object} is being deleted"))),
+                    Verdict::Stalled => return Err(stalled(&cluster)),
+                    Verdict::Deleting => return Err(gone(object, "is being deleted")),
                 }
             }
-            Some(Ok(None)) => return Err(ending(GONE, format!("KindCluster {object} is gone"))),
+            Some(Ok(None)) => return Err(gone(object, "is gone")),
             Some(Err(error)) => match refusal(&error) {
-                Some(message) => anyhow::bail!("you may not watch KindClusters: {message}"),
+                Some(status) => return Err(refused(status.code, &status.message, "watch KindClusters").into()),
                 None => view.note(&format!("the host cluster does not answer, trying again: {error}"))?,
             },
             // It has no end; should it have one, the time-out speaks.
@@ -88,19 +83,28 @@ async fn follow(sights: impl Stream<Item = watcher::Result<Option<KindCluster>>>
 }
 
 /// The answer of an API server that will not change by asking again.
-fn refusal(error: &watcher::Error) -> Option<&str> {
+fn refusal(error: &watcher::Error) -> Option<&Status> {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status)) | watcher::Error::WatchStartFailed(kube::Error::Api(status))
             if matches!(status.code, 401 | 403) =>
         {
-            Some(&status.message)
+            Some(status)
         }
         _ => None,
     }
 }
 
-fn ending(code: u8, message: String) -> anyhow::Error {
-    Ending { code, message }.into()
+fn timed_out(what: String) -> anyhow::Error {
+    Failure::new(what, format!("It goes on without you; wait longer with --timeout, or see `{}`.", command("describe"))).with_code(TIMED_OUT).into()
+}
+
+fn stalled(cluster: &KindCluster) -> anyhow::Error {
+    let (what, next) = progress::stalled(cluster);
+    Failure::new(what, next).with_code(STALLED).into()
+}
+
+fn gone(object: &str, how: &str) -> anyhow::Error {
+    Failure::new(format!("KindCluster {object} {how}"), format!("If you need it, make it anew: `{}`.", command("create"))).with_code(GONE).into()
 }
 
 /// What is on the terminal, or was last said into the pipe.
@@ -187,7 +191,6 @@ fn over(lines: usize) -> String {
 #[cfg(test)]
 mod tests {
     use futures::stream;
-    use kube::core::Status;
     use rstest::rstest;
     use serde_json::{Value, json};
 
@@ -233,7 +236,7 @@ mod tests {
     async fn ends(#[case] sights: Vec<watcher::Result<Option<KindCluster>>>, #[case] expected: Option<u8>) {
         let code = end(sights).await.map(|result| match result {
             Ok(()) => 0,
-            Err(error) => error.downcast_ref::<Ending>().map_or(1, |ending| ending.code),
+            Err(error) => error.downcast_ref::<Failure>().map_or(1, Failure::code),
         });
         assert_eq!(code, expected);
     }

@@ -6,8 +6,9 @@ use clap::{Command, CommandFactory, Parser};
 
 use super::PAGE_NOTICE;
 
-/// The user's verbs themselves. Read as a file, so that this tool need not be built together with the whole program.
-#[path = "../../../src/cli/args.rs"]
+/// The user's verbs themselves. Read as files, so that this tool need not be built together with the whole program.
+#[allow(dead_code, reason = "what only the program itself reads")]
+#[path = "../../../src/cli/args/mod.rs"]
 mod args;
 
 /// What the program takes, without the verbs that are not for users.

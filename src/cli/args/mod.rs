@@ -1,0 +1,86 @@
+//! What the user's verbs take, one file each. Nothing but clap: `cargo xtask gen` reads these files as well, to write `docs/reference/cli.md`.
+
+mod doctor;
+mod kubeconfig;
+mod selection;
+mod wait;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+pub use doctor::{DoctorArgs, Output};
+pub use kubeconfig::KubeconfigArgs;
+pub use selection::{Form, Selection};
+pub use wait::{Goal, WaitArgs};
+
+/// Which host cluster, as with kubectl.
+#[derive(Args, Clone, Debug, Default)]
+pub struct HostArgs {
+    /// Path of the kubeconfig of the host cluster [default: $KUBECONFIG, then ~/.kube/config]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context in that kubeconfig [default: the current one]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// Namespace of the KindCluster [default: the context's]
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub namespace: Option<String>,
+}
+
+/// The user's verbs.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Verb {
+    /// Waits for a cluster and shows what it is doing
+    ///
+    /// On a terminal the stages are shown live with the time each one takes; in a pipe one line is written for each change.
+    #[command(after_help = wait::EXIT_CODES)]
+    Wait(WaitArgs),
+    /// Prints the kubeconfig of a cluster, or writes it to a file
+    Kubeconfig(KubeconfigArgs),
+    /// Looks at every node of the host cluster and tells what keeps clusters from running there
+    ///
+    /// It starts a short-lived privileged pod on each node, in the namespace of the clusters, makes the checks that every cluster's pod makes, and
+    /// removes the pods again.
+    #[command(after_help = doctor::EXIT_CODES)]
+    Doctor(DoctorArgs),
+    /// Prints the CustomResourceDefinitions as YAML
+    Crd,
+}
+
+/// Reads a duration as Go and kubectl write it: numbers with `h`, `m` or `s`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a duration such as 90s, 15m or 1h30m");
+    let mut seconds = 0_u64;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|character: char| !character.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let unit = match rest.as_bytes()[digits] {
+            b'h' => 3600,
+            b'm' => 60,
+            b's' => 1,
+            _ => return Err(wrong()),
+        };
+        seconds = number.checked_mul(unit).and_then(|more| seconds.checked_add(more)).ok_or_else(wrong)?;
+        rest = &rest[digits + 1..];
+    }
+    // A year is as good as for ever, and clocks can still add it.
+    if text.is_empty() || seconds > 365 * 24 * 3600 { Err(wrong()) } else { Ok(Duration::from_secs(seconds)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, seconds) in [("90s", 90), ("15m", 900), ("1h30m", 5400), ("0s", 0)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "5", "m", "5x", "-5m", "1.5h", "5µ", "99999999999999999999s", "9999999999h", "10ms"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}
