@@ -1,7 +1,10 @@
 //! What the user's verbs take, one file each. Nothing but clap: `cargo xtask gen` reads these files as well, to write `docs/reference/cli.md`.
 
+mod connect;
 mod doctor;
 mod kubeconfig;
+mod logs;
+mod reach;
 mod selection;
 mod wait;
 
@@ -10,8 +13,11 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+pub use connect::{ConnectArgs, ShellArgs};
 pub use doctor::{DoctorArgs, Output};
 pub use kubeconfig::KubeconfigArgs;
+pub use logs::LogsArgs;
+pub use reach::ReachArgs;
 pub use selection::{Form, Selection};
 pub use wait::{Goal, WaitArgs};
 
@@ -39,6 +45,22 @@ pub enum Verb {
     Wait(WaitArgs),
     /// Prints the kubeconfig of a cluster, or writes it to a file
     Kubeconfig(KubeconfigArgs),
+    /// Holds a way to a cluster open for kubectl in other terminals
+    ///
+    /// It prints a line that sets KUBECONFIG. A cluster that is exposed is reached directly; otherwise a relay pod in your namespace leads there, through the
+    /// host's API. The kubeconfig and the pod are removed at the end, which is Ctrl-C.
+    #[command(after_help = connect::CONNECT_EXIT_CODES)]
+    Connect(ConnectArgs),
+    /// Runs a command or a shell with KUBECONFIG set to a cluster
+    ///
+    /// The cluster is reached as with `connect`. NESTLING_CLUSTER and NESTLING_NAMESPACE name it, and a plain shell shows it in its prompt.
+    #[command(after_help = connect::SHELL_EXIT_CODES)]
+    Shell(ShellArgs),
+    /// Prints the logs of a cluster's last failed attempt
+    ///
+    /// They are in a Secret beside the object, also when creation has failed.
+    #[command(after_help = logs::EXIT_CODES)]
+    Logs(LogsArgs),
     /// Looks at every node of the host cluster and tells what keeps clusters from running there
     ///
     /// It starts a short-lived privileged pod on each node, in the namespace of the clusters, makes the checks that every cluster's pod makes, and
