@@ -61,7 +61,8 @@ async fn fetch(host: &Host, cluster: &KindCluster, name: &str) -> Result<Vec<u8>
     let BundleRef { name: secret, attempt } = bundle(cluster, name)?;
     let what = format!("read Secret {namespace}/{secret}, which holds the logs");
     let gone = || {
-        Failure::new(format!("Secret {namespace}/{secret} with the logs of {name} is gone"), "Somebody has deleted it; the next failed attempt writes it anew.").with_code(GONE)
+        Failure::new(format!("Secret {namespace}/{secret} with the logs of {name} is gone"), "Somebody has deleted it; the next failed attempt writes it anew.")
+            .with_code(GONE)
     };
     let found = Api::<Secret>::namespaced(host.client.clone(), namespace).get_opt(&secret).await.map_err(|error| explain(error, &what))?.ok_or_else(gone)?;
     // A Secret of that name may be anybody's.
@@ -82,7 +83,11 @@ fn bundle(cluster: &KindCluster, name: &str) -> Result<BundleRef, Failure> {
             Some(failure) => format!("no logs of {name} could be had; it failed with {}: {}", failure.reason, failure.message),
             None => format!("there are no logs of {name}: they are kept when an attempt fails, and none has"),
         };
-        let next = format!("See how it is: `{}`. In a cluster that runs, kubectl shows the logs: `{}`.", command(&format!("wait {name}")), command(&format!("shell {name}")));
+        let next = format!(
+            "See how it is: `{}`. In a cluster that runs, kubectl shows the logs: `{}`.",
+            command(&format!("wait {name}")),
+            command(&format!("shell {name}"))
+        );
         Failure::new(what, next).with_code(GONE)
     })
 }

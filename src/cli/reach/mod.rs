@@ -8,8 +8,8 @@ mod tunnel;
 use std::time::Duration;
 
 use anyhow::Result;
+use futures::FutureExt;
 use futures::future::select_ok;
-use futures::{FutureExt, TryFutureExt};
 use k8s_openapi::api::core::v1::Secret;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -154,12 +154,11 @@ async fn directly(published: &Published) -> Option<Direct> {
                 Err(error) => Err(anyhow::Error::new(error)),
             }
         }
-        .map_err(|error| (kubeconfig, error))
         .boxed()
     });
     match select_ok(tries).await {
         Ok((direct, _)) => Some(direct),
-        Err((_, _)) => {
+        Err(_) => {
             if let Some(server) = published.external.as_ref().and_then(|external| target::server(external).ok()) {
                 eprintln!("https://{server} does not answer from here; a relay pod is used");
             }
@@ -170,7 +169,8 @@ async fn directly(published: &Published) -> Option<Direct> {
 
 /// A client. A tunnel is on this very machine, where no proxy is asked.
 async fn client(kubeconfig: Kubeconfig, tunnel: bool) -> Result<Client> {
-    let wrong = |error: anyhow::Error| Failure::new(format!("the published kubeconfig cannot be used: {}", chain(&error)), "Look at it: `nestling kubeconfig`.");
+    let wrong =
+        |error: anyhow::Error| Failure::new(format!("the published kubeconfig cannot be used: {}", chain(&error)), "Look at it: `nestling kubeconfig`.");
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|error| wrong(error.into()))?;
     if tunnel {
         config.proxy_url = None;

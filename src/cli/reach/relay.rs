@@ -108,7 +108,8 @@ impl Relays {
             };
             if start.elapsed() > self.limit {
                 let what = format!("relay pod {name} in namespace {} does not run after {} s: {waits_for}", self.namespace, self.limit.as_secs());
-                let next = "Give it longer with --relay-timeout, remove what it waits for, or expose the cluster (spec.access.service.type) to need no relay pod.";
+                let next =
+                    "Give it longer with --relay-timeout, remove what it waits for, or expose the cluster (spec.access.service.type) to need no relay pod.";
                 return Err(Failure::new(what, next).with_code(TIMED_OUT).into());
             }
             if start.elapsed() > PATIENCE && told != waits_for {
@@ -141,7 +142,7 @@ impl Relays {
     pub async fn remove(&self) {
         let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner));
         let at_once = DeleteParams::default();
-        let deletions = join_all(made.iter().map(|name| async { (name, timeout(REMOVE_LIMIT, self.pods.delete(name, &at_once)).await) }));
+        let deletions = join_all(made.iter().map(async |name| (name, timeout(REMOVE_LIMIT, self.pods.delete(name, &at_once)).await)));
         for (name, deletion) in deletions.await {
             let why = match deletion {
                 Ok(Ok(_)) => continue,
@@ -180,7 +181,13 @@ enum State {
 
 fn state(pod: &Pod) -> State {
     let status = pod.status.clone().unwrap_or_default();
-    let container = status.container_statuses.iter().flatten().find(|container| container.name == "relay").and_then(|container| container.state.clone()).unwrap_or_default();
+    let container = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .find(|container| container.name == "relay")
+        .and_then(|container| container.state.clone())
+        .unwrap_or_default();
     let said = |reason: Option<&String>, message: Option<&String>| {
         let parts: Vec<&str> = [reason, message].into_iter().flatten().map(|text| text.trim()).filter(|text| !text.is_empty()).collect();
         parts.join(": ")
@@ -223,8 +230,12 @@ fn refused(error: kube::Error, namespace: &str) -> anyhow::Error {
     let said = &status.message;
     let exposed = "a cluster that is exposed (spec.access.service.type) needs no relay pod";
     let next = match status.code {
-        403 if said.contains("exceeded quota") => format!("Free what the quota counts (the pod wants 16Mi of memory and 10m of CPU, at most 64Mi and 1); {exposed}."),
-        403 if said.contains("PodSecurity") => "Give --relay-image a newer image of the operator, or look at what else changes pods in this namespace.".to_owned(),
+        403 if said.contains("exceeded quota") => {
+            format!("Free what the quota counts (the pod wants 16Mi of memory and 10m of CPU, at most 64Mi and 1); {exposed}.")
+        }
+        403 if said.contains("PodSecurity") => {
+            "Give --relay-image a newer image of the operator, or look at what else changes pods in this namespace.".to_owned()
+        }
         403 if said.contains("cannot create resource") => {
             format!("Ask for the ClusterRole kindcluster-connect in this namespace: `kubectl create rolebinding`; {exposed}.")
         }

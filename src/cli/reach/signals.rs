@@ -40,8 +40,7 @@ impl Interruption {
 /// If signals cannot be listened for.
 pub async fn interrupted() -> Result<Interruption> {
     let listen = |kind| signal(kind).context("cannot listen for signals");
-    let (mut hangup, mut interrupt, mut terminate) =
-        (listen(SignalKind::hangup())?, listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let (mut hangup, mut interrupt, mut terminate) = (listen(SignalKind::hangup())?, listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     Ok(tokio::select! {
         _ = hangup.recv() => Interruption::Hangup,
         _ = interrupt.recv() => Interruption::Interrupt,

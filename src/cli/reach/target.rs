@@ -33,7 +33,9 @@ pub fn check(cluster: &KindCluster) -> Result<(), Failure> {
     }
     let status = cluster.status.clone().unwrap_or_default();
     let said = |type_: &str| {
-        conditions::get(&status.conditions, type_).filter(|condition| !condition.message.is_empty()).map_or(String::new(), |condition| format!(": {}", condition.message))
+        conditions::get(&status.conditions, type_)
+            .filter(|condition| !condition.message.is_empty())
+            .map_or(String::new(), |condition| format!(": {}", condition.message))
     };
     if conditions::is_true(&status.conditions, CONTROL_PLANE_READY) {
         return Ok(());
@@ -52,7 +54,8 @@ pub fn check(cluster: &KindCluster) -> Result<(), Failure> {
 /// # Errors
 /// If it is none.
 pub fn read(text: &[u8]) -> Result<Kubeconfig> {
-    let unusable = |why: String| Failure::new(format!("the published kubeconfig cannot be used: {why}"), "The operator writes the Secret again when it is deleted.");
+    let unusable =
+        |why: String| Failure::new(format!("the published kubeconfig cannot be used: {why}"), "The operator writes the Secret again when it is deleted.");
     let text = str::from_utf8(text).map_err(|error| unusable(error.to_string()))?;
     let mut kubeconfig = Kubeconfig::from_yaml(text).map_err(|error| unusable(error.to_string()))?;
     for cluster in kubeconfig.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
@@ -66,12 +69,8 @@ pub fn read(text: &[u8]) -> Result<Kubeconfig> {
     }
     for user in kubeconfig.auth_infos.iter_mut().filter_map(|named| named.auth_info.as_mut()) {
         let told = std::mem::take(user);
-        *user = AuthInfo {
-            token: told.token,
-            client_certificate_data: told.client_certificate_data,
-            client_key_data: told.client_key_data,
-            ..AuthInfo::default()
-        };
+        *user =
+            AuthInfo { token: told.token, client_certificate_data: told.client_certificate_data, client_key_data: told.client_key_data, ..AuthInfo::default() };
     }
     server(&kubeconfig)?;
     Ok(kubeconfig)
@@ -136,7 +135,8 @@ mod tests {
             .map(|(type_, status, message)| json!({"type": type_, "status": status, "reason": "R", "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"}))
             .collect();
         let metadata = json!({"name": "crane", "namespace": "marsh", "uid": "u"});
-        let object = json!({"apiVersion": "nestling.dev/v1alpha1", "kind": "KindCluster", "metadata": metadata, "spec": spec, "status": {"conditions": conditions}});
+        let object =
+            json!({"apiVersion": "nestling.dev/v1alpha1", "kind": "KindCluster", "metadata": metadata, "spec": spec, "status": {"conditions": conditions}});
         serde_json::from_value(object).unwrap()
     }
 

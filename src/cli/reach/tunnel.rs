@@ -1,6 +1,5 @@
 //! A port on this machine's loopback, each connection of which is carried to a cluster's API server.
 
-use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -132,6 +131,7 @@ async fn pass(mut client: TcpStream, route: &Route) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::Future;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     const SOON: Duration = Duration::from_secs(10);

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Capabilities, Container, LocalObjectReference, Pod, PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, SecurityContext};
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, LocalObjectReference, Pod, PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, SecurityContext,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -51,7 +53,8 @@ impl RelayOrder {
 /// The pod.
 pub fn relay_pod(order: &RelayOrder) -> Pod {
     let (label, value) = RELAY_LABEL;
-    let quantities = |cpu: &str, memory: i64| Some(BTreeMap::from([("cpu".to_owned(), Quantity(cpu.to_owned())), ("memory".to_owned(), quantity::bytes(memory))]));
+    let quantities =
+        |cpu: &str, memory: i64| Some(BTreeMap::from([("cpu".to_owned(), Quantity(cpu.to_owned())), ("memory".to_owned(), quantity::bytes(memory))]));
     let container = Container {
         name: "relay".to_owned(),
         image: Some(order.image.clone()),
