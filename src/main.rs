@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use nestling::cli::{self, HostArgs, Verb};
+use nestling::relay::{self, RelayArgs};
 use nestling::{agent, operator};
 
 /// Real kind clusters as Kubernetes objects.
@@ -26,6 +27,9 @@ enum Command {
     /// Runs a cluster inside its pod
     #[command(hide = true)]
     Agent(AgentArgs),
+    /// Passes connections on to a cluster; the command line starts pods that do this
+    #[command(hide = true)]
+    Relay(RelayArgs),
     /// Refuses while there are KindClusters; the Helm chart asks before it uninstalls
     #[command(hide = true)]
     PreDelete,
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Command::Agent(args) if args.examine => agent::examine(args.allow_cgroup_v1),
         Command::Agent(args) => agent::run(args.supervised),
         Command::Operator(args) => cli::block_on(operator::run(*args)),
+        Command::Relay(args) => cli::block_on(relay::run(args)),
         Command::PreDelete => cli::block_on(cli::pre_delete(line.host)),
         Command::User(verb) => cli::block_on(cli::run(line.host, verb)),
     }

@@ -25,6 +25,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::relay::{Relay, Resolve};
+
 use super::certificates::{KUBEADM_CONF, Place};
 use super::data_root::{self, Owner};
 use super::docker::Docker;
@@ -38,7 +40,6 @@ use super::nested::{Connector, Nested};
 use super::nodes::{self, Landing};
 use super::power::{self, Hands};
 use super::registries::Registries;
-use super::relay::{Relay, Resolve};
 use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
@@ -562,7 +563,7 @@ impl Machine {
             // It stands before all of them; while it is dead, they are asked themselves.
             names.insert(0, self.kind.load_balancer());
         }
-        let relay = Relay::open(port(API_PORT), Containers { docker: docker.clone(), names }).await;
+        let relay = Relay::open((Ipv4Addr::UNSPECIFIED, port(API_PORT)).into(), Containers { docker: docker.clone(), names }).await;
         let relay = relay.map_err(|error| failure(Reason::AgentCrashed, format!("the front door cannot be opened: {error}")))?;
         let known = made::read(Path::new(DATA_ROOT)).map(|made| addresses_of(&made)).unwrap_or_default();
         let authority = Path::new(&ground.host.keys_directory).join("ca.crt");

@@ -47,7 +47,6 @@ mod power;
 mod preflight;
 mod preload;
 mod registries;
-mod relay;
 mod report;
 mod server;
 mod serving_names;

@@ -1,5 +1,6 @@
 //! How the program ends.
 
+use std::fmt;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -15,6 +16,32 @@ pub const TIMED_OUT: u8 = 3;
 /// There is no such object, or not for long.
 pub const GONE: u8 = 4;
 
+/// The end of a command that was run, or of this process by a signal: an exit code of which nothing more is said.
+#[derive(Debug)]
+pub struct Passed {
+    code: u8,
+}
+
+impl Passed {
+    /// With this exit code.
+    pub fn code(code: u8) -> Self {
+        Self { code }
+    }
+
+    /// As shells tell a signal.
+    pub fn signal(number: i32) -> Self {
+        Self { code: u8::try_from(128 + number).unwrap_or(FAILED) }
+    }
+}
+
+impl fmt::Display for Passed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "exit code {}", self.code)
+    }
+}
+
+impl std::error::Error for Passed {}
+
 /// Ends after an error of the command line. clap's own code for it is 2, which here means a stalled cluster.
 pub fn usage(error: &clap::Error) -> ExitCode {
     // There is nobody left to tell if this fails.
@@ -28,6 +55,9 @@ pub fn report(result: Result<()>) -> ExitCode {
     // `nestling crd | head` is no failure.
     if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
+    }
+    if let Some(passed) = error.downcast_ref::<Passed>() {
+        return ExitCode::from(passed.code);
     }
     if let Some(failure) = error.downcast_ref::<Failure>() {
         eprintln!("error: {failure}");

@@ -35,7 +35,7 @@ pub async fn run(host: HostArgs, args: KubeconfigArgs) -> Result<()> {
 }
 
 /// Name of the published Secret, or why there is none.
-fn secret_name(cluster: &KindCluster) -> Result<String> {
+pub(super) fn secret_name(cluster: &KindCluster) -> Result<String> {
     let status = cluster.status.clone().unwrap_or_default();
     if let Some(secret) = status.kubeconfig_secret_ref {
         return Ok(secret.name);
@@ -58,7 +58,7 @@ fn secret_name(cluster: &KindCluster) -> Result<String> {
 }
 
 /// The wanted kubeconfig in a Secret.
-fn choose(cluster: &KindCluster, secret: &Secret, external: bool) -> Result<Vec<u8>> {
+pub(super) fn choose(cluster: &KindCluster, secret: &Secret, external: bool) -> Result<Vec<u8>> {
     // A Secret of that name may belong to somebody else, such as Cluster API; theirs leads into another cluster.
     let owner = secret.metadata.labels.as_ref().and_then(|all| all.get(labels::CLUSTER_UID));
     if owner != cluster.metadata.uid.as_ref() {
@@ -78,7 +78,7 @@ fn choose(cluster: &KindCluster, secret: &Secret, external: bool) -> Result<Vec<
 }
 
 /// Writes a file that only its owner can read, whole or not at all.
-fn write(path: &Path, text: &[u8]) -> Result<()> {
+pub(super) fn write(path: &Path, text: &[u8]) -> Result<()> {
     let mut name = path.file_name().context("not a file name")?.to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     let fresh = path.with_file_name(name);

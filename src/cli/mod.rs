@@ -1,16 +1,24 @@
 //! The user's verbs, one file each.
 
 mod args;
+mod connect;
 mod crd;
 mod doctor;
 mod exit;
 mod failure;
 mod host;
 mod kubeconfig;
+mod load;
+mod logs;
+mod node_access;
+mod node_shell;
 mod output;
 mod pre_delete;
 mod progress;
+mod reach;
 mod select;
+mod shell;
+mod temporary;
 mod wait;
 
 use std::future::Future;
@@ -19,7 +27,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-pub use args::{DoctorArgs, Form, Goal, HostArgs, KubeconfigArgs, Output, Selection, Verb, WaitArgs};
+pub use args::{ConnectArgs, DoctorArgs, Form, Goal, HostArgs, KubeconfigArgs, LoadArgs, LogsArgs, NodeShellArgs, Output, ReachArgs, Selection, ShellArgs, Verb, WaitArgs};
 pub use exit::usage;
 pub use pre_delete::pre_delete;
 
@@ -32,6 +40,11 @@ pub async fn run(host: HostArgs, verb: Verb) -> Result<()> {
         // Boxed: with its watch it is twenty kilobytes of state.
         Verb::Wait(args) => Box::pin(wait::run(host, args)).await,
         Verb::Kubeconfig(args) => kubeconfig::run(host, args).await,
+        Verb::Connect(args) => Box::pin(connect::run(host, args)).await,
+        Verb::Shell(args) => Box::pin(shell::run(host, args)).await,
+        Verb::Load(args) => Box::pin(load::run(host, args)).await,
+        Verb::NodeShell(args) => Box::pin(node_shell::run(host, args)).await,
+        Verb::Logs(args) => logs::run(host, args).await,
         Verb::Doctor(args) => Box::pin(doctor::run(host, args)).await,
         Verb::Crd => crd::run(),
     }

@@ -6,6 +6,7 @@ mod changes;
 mod cluster;
 mod failures;
 mod high_availability;
+mod images;
 mod inside;
 mod isolation;
 mod losses;

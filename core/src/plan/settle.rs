@@ -250,6 +250,7 @@ fn record_facts(now: Timestamp, seen: &Observed, done: &Outcome, stands: &Situat
         }
     }
     status.endpoints = endpoints(seen);
+    status.relay_image = Some(seen.settings.relay_image.clone()).filter(|image| !image.is_empty());
     for step in &done.done {
         match step {
             Step::CreatePod(pod) => record_pod(pod, None, status),

@@ -1,7 +1,12 @@
 //! What the user's verbs take, one file each. Nothing but clap: `cargo xtask gen` reads these files as well, to write `docs/reference/cli.md`.
 
+mod connect;
 mod doctor;
 mod kubeconfig;
+mod load;
+mod logs;
+mod node_shell;
+mod reach;
 mod selection;
 mod wait;
 
@@ -10,8 +15,13 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+pub use connect::{ConnectArgs, ShellArgs};
 pub use doctor::{DoctorArgs, Output};
 pub use kubeconfig::KubeconfigArgs;
+pub use load::LoadArgs;
+pub use logs::LogsArgs;
+pub use node_shell::NodeShellArgs;
+pub use reach::ReachArgs;
 pub use selection::{Form, Selection};
 pub use wait::{Goal, WaitArgs};
 
@@ -39,6 +49,33 @@ pub enum Verb {
     Wait(WaitArgs),
     /// Prints the kubeconfig of a cluster, or writes it to a file
     Kubeconfig(KubeconfigArgs),
+    /// Holds a way to a cluster open for kubectl in other terminals
+    ///
+    /// It prints a line that sets KUBECONFIG. A cluster that is exposed is reached directly; otherwise a relay pod in your namespace leads there, through the
+    /// host's API. The kubeconfig and the pod are removed at the end, which is Ctrl-C.
+    #[command(after_help = connect::CONNECT_EXIT_CODES)]
+    Connect(ConnectArgs),
+    /// Runs a command or a shell with KUBECONFIG set to a cluster
+    ///
+    /// The cluster is reached as with `connect`. NESTLING_CLUSTER and NESTLING_NAMESPACE name it, and a plain shell shows it in its prompt.
+    #[command(after_help = connect::SHELL_EXIT_CODES)]
+    Shell(ShellArgs),
+    /// Loads images into the nodes of a cluster
+    ///
+    /// Archives are read once and go into all nodes at the same time, through the cluster itself: its own credentials are all that is needed. Of an archive for
+    /// several platforms, each node takes its own. A pod finds the image if its imagePullPolicy is not Always, which is the default for `:latest`.
+    #[command(after_help = load::EXIT_CODES)]
+    Load(LoadArgs),
+    /// Runs a command or a shell in a node of a cluster
+    ///
+    /// By way of a privileged pod in the cluster's kube-system, which is removed at the end.
+    #[command(after_help = node_shell::EXIT_CODES)]
+    NodeShell(NodeShellArgs),
+    /// Prints the logs of a cluster's last failed attempt
+    ///
+    /// They are in a Secret beside the object, also when creation has failed.
+    #[command(after_help = logs::EXIT_CODES)]
+    Logs(LogsArgs),
     /// Looks at every node of the host cluster and tells what keeps clusters from running there
     ///
     /// It starts a short-lived privileged pod on each node, in the namespace of the clusters, makes the checks that every cluster's pod makes, and
