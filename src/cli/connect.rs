@@ -1,14 +1,15 @@
 //! `nestling connect`: a way to a cluster, held open for others.
 
+use std::future::pending;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::failure::Failure;
 use super::host::connect;
 use super::output::yaml;
-use super::reach::{Way, interrupted, open};
+use super::reach::{self, Way};
 use super::temporary::TemporaryKubeconfig;
 use super::{ConnectArgs, HostArgs, kubeconfig};
 
@@ -18,17 +19,15 @@ pub async fn run(host: HostArgs, args: ConnectArgs) -> Result<()> {
     if let Some(path) = args.file.as_deref().filter(|path| path.exists()) {
         return Err(Failure::new(format!("{} exists already", path.display()), "Remove it, or choose another --file.").into());
     }
-    let way = open(&host, &args.name, &args.reach, args.port).await?;
-    let held = hold(&way, &args).await;
-    way.close().await;
-    held
+    reach::visit(&host, &args.name, &args.reach, args.port, async |way| hold(way, &args).await).await
 }
 
 async fn hold(way: &Way, args: &ConnectArgs) -> Result<()> {
+    let version = way.client.apiserver_version().await.context("the API server does not answer any more")?.git_version;
     let kubeconfig = Written::new(way, args)?;
-    eprintln!("{} is reached {}. Ctrl-C ends that. In another terminal:", args.name, way.how);
+    eprintln!("{} ({version}) is reached {}. Ctrl-C ends that. In another terminal:", args.name, way.how);
     writeln!(std::io::stdout(), "export KUBECONFIG={}", quoted(kubeconfig.path()))?;
-    Err(interrupted().await?.end().into())
+    pending().await
 }
 
 /// The kubeconfig, wherever it was wanted. Removed when dropped.

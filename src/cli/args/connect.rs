@@ -34,6 +34,7 @@ pub struct ConnectArgs {
     /// Write the kubeconfig to this file instead of a temporary one; it is removed at the end
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+    /// How it is reached
     #[command(flatten)]
     pub reach: ReachArgs,
 }
@@ -43,6 +44,7 @@ pub struct ConnectArgs {
 pub struct ShellArgs {
     /// Name of the KindCluster
     pub name: String,
+    /// How it is reached
     #[command(flatten)]
     pub reach: ReachArgs,
     /// Command to run instead of a shell, with its arguments

@@ -60,12 +60,12 @@ impl Way {
     }
 }
 
-/// Opens a way for some work and closes it afterwards, whatever came of the work. Ctrl-C and the signals that ask a process to end do so, in order.
+/// Opens a way ([`open`]) for some work and closes it afterwards, whatever came of the work. Ctrl-C and the signals that ask a process to end do so, in order.
 ///
 /// # Errors
 /// Those of [`open`] and of the work.
-pub async fn visit<T>(host: &Host, name: &str, args: &ReachArgs, work: impl AsyncFnOnce(&Way) -> Result<T>) -> Result<T> {
-    let way = open(host, name, args, None).await?;
+pub async fn visit<T>(host: &Host, name: &str, args: &ReachArgs, port: Option<u16>, work: impl AsyncFnOnce(&Way) -> Result<T>) -> Result<T> {
+    let way = open(host, name, args, port).await?;
     let done = uninterrupted(work(&way)).await;
     way.close().await;
     done
@@ -80,11 +80,11 @@ pub async fn open(host: &Host, name: &str, args: &ReachArgs, port: Option<u16>) 
     target::check(&cluster)?;
     let published = published(host, &cluster).await?;
     if let Some(direct) = uninterrupted(directly(&published).map(Ok)).await? {
-        return Ok(direct.way(cluster, port).await?);
+        return direct.way(cluster, port).await;
     }
     let order = target::order(&cluster, &published.internal, args)?;
     let relays = Relays::new(host, order, args.relay_timeout);
-    let tunnel = Tunnel::open(port, Route::Relay(relays)).await?;
+    let tunnel = Tunnel::open(port, Route::Relay(Box::new(relays))).await?;
     let opened = uninterrupted(async {
         let pod = tunnel.ready().await?;
         let kubeconfig = target::at(&published.internal, tunnel.address())?;
@@ -156,15 +156,13 @@ async fn directly(published: &Published) -> Option<Direct> {
         }
         .boxed()
     });
-    match select_ok(tries).await {
-        Ok((direct, _)) => Some(direct),
-        Err(_) => {
-            if let Some(server) = published.external.as_ref().and_then(|external| target::server(external).ok()) {
-                eprintln!("https://{server} does not answer from here; a relay pod is used");
-            }
-            None
-        }
+    if let Ok((direct, _)) = select_ok(tries).await {
+        return Some(direct);
     }
+    if let Some(server) = published.external.as_ref().and_then(|external| target::server(external).ok()) {
+        eprintln!("https://{server} does not answer from here; a relay pod is used");
+    }
+    None
 }
 
 /// A client. A tunnel is on this very machine, where no proxy is asked.

@@ -26,7 +26,7 @@ pub enum Route {
     /// To this `host:port`.
     Direct(String),
     /// Through a relay pod.
-    Relay(Relays),
+    Relay(Box<Relays>),
 }
 
 /// An open tunnel.
