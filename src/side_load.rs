@@ -13,11 +13,13 @@ use tokio::sync::mpsc;
 /// Takes over what [`pour`] writes, and prints the names of all images that the node has then. For bash, in a node: its `head` reads no more than it is told,
 /// and `read` no more than a line.
 ///
-/// containerd takes what the node's own platform needs out of an archive for several, so one that lacks the others will do. `kind load` asks for all platforms.
+/// containerd takes what the node's own platform needs out of an archive for several, so one that lacks the others will do (`kind load` asks for all). It does so by
+/// itself (`--local`, as ever before containerd 2): its transfer service only unpacks for overlayfs, and takes an image without the node's platform for one that is there.
 pub const SCRIPT: &str = r#"
 set -euo pipefail
 images() { ctr --namespace=k8s.io images "$@"; }
 snapshotter=$(containerd config dump | sed -n "s/^ *snapshotter = [\"']\([a-z][-a-z]*\)[\"'].*/\1/p" | sed -n 1p)
+case $(images import --help) in *--local*) local=--local ;; *) local= ;; esac
 archive() {
   while read -r size; do
     case $size in
@@ -31,7 +33,7 @@ archive() {
 }
 take() {
   local code=0
-  images import --snapshotter="${snapshotter:-overlayfs}" - > /dev/null || code=$?
+  images import $local --snapshotter="${snapshotter:-overlayfs}" - > /dev/null || code=$?
   # What stands behind the end of an archive, or follows a failure, is not needed; whoever sends it must not be cut off.
   cat > /dev/null
   return $code
@@ -170,7 +172,7 @@ mod tests {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
         };
         program("containerd", "echo '[plugins.x]'; echo \"  snapshotter = ''\"; echo \"    snapshotter = 'native'\"; echo '  snapshotter = \"other\"'");
-        program("ctr", &format!("echo \"$*\" >> {0}/asked; case $3 in import) {import} ;; ls) echo docker.io/library/a:1 ;; esac", directory.display()));
+        program("ctr", &format!("case $* in *--help) echo ' --local x'; exit ;; esac; echo \"$*\" >> {0}/asked; case $3 in import) {import} ;; ls) echo docker.io/library/a:1 ;; esac", directory.display()));
         let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
         let mut child = tokio::process::Command::new("bash")
             .args(["-c", SCRIPT])
@@ -215,7 +217,7 @@ mod tests {
         for (said, got, asked) in nodes {
             assert_eq!(said, ("docker.io/library/a:1\n".to_owned(), String::new(), true));
             assert!(got == content);
-            let expected = ["import --snapshotter=native -", "tag --force a b", "tag --force c d", "rm c", "ls -q"];
+            let expected = ["import --local --snapshotter=native -", "tag --force a b", "tag --force c d", "rm c", "ls -q"];
             assert_eq!(asked.lines().collect::<Vec<_>>(), expected.map(|asked| format!("--namespace=k8s.io images {asked}")));
         }
     }
