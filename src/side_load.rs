@@ -172,7 +172,13 @@ mod tests {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
         };
         program("containerd", "echo '[plugins.x]'; echo \"  snapshotter = ''\"; echo \"    snapshotter = 'native'\"; echo '  snapshotter = \"other\"'");
-        program("ctr", &format!("case $* in *--help) echo ' --local x'; exit ;; esac; echo \"$*\" >> {0}/asked; case $3 in import) {import} ;; ls) echo docker.io/library/a:1 ;; esac", directory.display()));
+        program(
+            "ctr",
+            &format!(
+                "case $* in *--help) echo ' --local x'; exit ;; esac; echo \"$*\" >> {0}/asked; case $3 in import) {import} ;; ls) echo docker.io/library/a:1 ;; esac",
+                directory.display()
+            ),
+        );
         let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
         let mut child = tokio::process::Command::new("bash")
             .args(["-c", SCRIPT])

@@ -27,7 +27,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-pub use args::{ConnectArgs, DoctorArgs, Form, Goal, HostArgs, KubeconfigArgs, LoadArgs, LogsArgs, NodeShellArgs, Output, ReachArgs, Selection, ShellArgs, Verb, WaitArgs};
+pub use args::{
+    ConnectArgs, DoctorArgs, Form, Goal, HostArgs, KubeconfigArgs, LoadArgs, LogsArgs, NodeShellArgs, Output, ReachArgs, Selection, ShellArgs, Verb, WaitArgs,
+};
 pub use exit::usage;
 pub use pre_delete::pre_delete;
 

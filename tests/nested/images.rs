@@ -269,7 +269,9 @@ async fn loads(host: &Host, images: &Images<'_>, external: &str) {
     assert!(names("trio-worker").contains("nestling-test/partial:1") && !names("trio-control-plane").contains("nestling-test/partial:1"));
 
     // What cannot be loaded.
-    for (file, content, why) in [("none.tar", &b"no archive"[..], "is no archive of images"), ("half.tar", &layout[..layout.len() / 2], "is no archive of images")] {
+    for (file, content, why) in
+        [("none.tar", &b"no archive"[..], "is no archive of images"), ("half.tar", &layout[..layout.len() / 2], "is no archive of images")]
+    {
         File::create(images.path(file)).unwrap().write_all(content).unwrap();
         let refused = user.run(&["load", "trio", images.path(file).to_str().unwrap()], None);
         let said = String::from_utf8_lossy(&refused.stderr);

@@ -144,7 +144,11 @@ fn no_archive(source: &Source, error: &std::io::Error) -> Failure {
 async fn take(pods: &NodePods, target: &Target, receiver: Receiver) -> Result<String> {
     let words = ["bash", "-c", SCRIPT].map(str::to_owned);
     let taken = run_in_node(&pods.pods, &target.pod, &words, async |stdin: &mut _| side_load::pour(receiver, stdin).await).await?;
-    if taken.code == 0 { Ok(taken.output) } else { Err(anyhow!("{}", if taken.complaint.is_empty() { "containerd does not take it" } else { &taken.complaint })) }
+    if taken.code == 0 {
+        Ok(taken.output)
+    } else {
+        Err(anyhow!("{}", if taken.complaint.is_empty() { "containerd does not take it" } else { &taken.complaint }))
+    }
 }
 
 /// Whether all images are among the names that a node has.

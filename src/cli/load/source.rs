@@ -173,7 +173,8 @@ fn docker_id(image: &str) -> Result<String> {
 }
 
 fn no_docker(image: &str, error: &io::Error) -> Failure {
-    let why = if error.kind() == ErrorKind::NotFound { "there is no docker program on this machine".to_owned() } else { format!("docker cannot be run: {error}") };
+    let why =
+        if error.kind() == ErrorKind::NotFound { "there is no docker program on this machine".to_owned() } else { format!("docker cannot be run: {error}") };
     let next = format!("Name an archive instead, or `-` for standard input; where the image is: `docker save {image} > image.tar`.");
     Failure::new(format!("{image} is no file, and {why}"), next)
 }

@@ -84,14 +84,9 @@ mod tests {
     use std::time::Duration;
 
     /// What a command makes of an input that is never closed, and its exit code.
-    async fn unframed(input: Vec<u8>, command: &[&str]) -> (Vec<u8>, Option<i32>) {
+    async fn made_of(input: Vec<u8>, command: &[&str]) -> (Vec<u8>, Option<i32>) {
         let words = unframed(&command.iter().map(|&word| word.to_owned()).collect::<Vec<_>>());
-        let mut child = tokio::process::Command::new(&words[0])
-            .args(&words[1..])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = tokio::process::Command::new(&words[0]).args(&words[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         let feed = async {
             // A command that does not read is no failure.
@@ -107,13 +102,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_sees_every_byte_and_the_end() {
-        let input: Vec<u8> = (0..500_000_u32).map(|index| (index % 253) as u8).collect();
-        assert!(unframed(input.clone(), &["cat"]).await == (input, Some(0)));
-        assert_eq!(unframed(vec![], &["cat"]).await, (vec![], Some(0)));
+        let input: Vec<u8> = (0..500_000_u32).map(|index| (index % 253).to_le_bytes()[0]).collect();
+        assert!(made_of(input.clone(), &["cat"]).await == (input, Some(0)));
+        assert_eq!(made_of(vec![], &["cat"]).await, (vec![], Some(0)));
     }
 
     #[tokio::test]
     async fn a_command_that_does_not_read_ends_as_it_likes() {
-        assert_eq!(unframed(vec![b'x'; 5_000_000], &["sh", "-c", "echo done; exit 7"]).await, (b"done\n".to_vec(), Some(7)));
+        assert_eq!(made_of(vec![b'x'; 5_000_000], &["sh", "-c", "echo done; exit 7"]).await, (b"done\n".to_vec(), Some(7)));
     }
 }

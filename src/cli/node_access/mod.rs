@@ -83,7 +83,8 @@ impl NodePods {
     pub async fn remove(&self) {
         let removing = async {
             let Ok(left) = self.pods.list(&ListParams::default().labels(NODE_POD_LABEL)).await else { return };
-            let ended = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()).is_some_and(|phase| phase == "Failed" || phase == "Succeeded");
+            let ended =
+                |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()).is_some_and(|phase| phase == "Failed" || phase == "Succeeded");
             let ours = |pod: &Pod| pod.labels().get(NODE_POD_LABEL) == Some(&self.run);
             let params = DeleteParams::default().grace_period(0);
             let names: Vec<String> = left.iter().filter(|pod| ours(pod) || ended(pod)).map(ResourceExt::name_any).collect();

@@ -20,9 +20,11 @@ const PREFERRED: [&str; 4] = ["kube-proxy", "kindnetd", "pause", "local-path"];
 /// An image that this node surely has. It makes no difference which: of its files none is used.
 pub fn image_on(node: &Node) -> Option<String> {
     let images = node.status.as_ref()?.images.as_ref()?;
-    let named: Vec<&str> = images.iter().filter_map(|image| image.names.iter().flatten().find(|name| !name.contains("<none>"))).map(String::as_str).collect();
+    // Those with a digest come first, and after an import they are names of the day.
+    let name = |names: &[String]| names.iter().rfind(|name| !name.contains("<none>")).cloned();
+    let named: Vec<String> = images.iter().filter_map(|image| name(image.names.as_deref()?)).collect();
     let preferred = PREFERRED.iter().find_map(|part| named.iter().find(|name| name.contains(part)));
-    preferred.or(named.first()).map(|&name| name.to_owned())
+    preferred.or(named.first()).cloned()
 }
 
 /// The pod for one node, which ends by itself after so many seconds.
@@ -38,12 +40,7 @@ pub fn node_pod(node: &str, image: &str, run: &str, seconds: i64) -> Pod {
             DIRECTORIES
                 .iter()
                 .enumerate()
-                .map(|(index, path)| VolumeMount {
-                    name: name(index),
-                    mount_path: (*path).to_owned(),
-                    read_only: Some(true),
-                    ..VolumeMount::default()
-                })
+                .map(|(index, path)| VolumeMount { name: name(index), mount_path: (*path).to_owned(), read_only: Some(true), ..VolumeMount::default() })
                 .collect(),
         ),
         ..Container::default()
@@ -101,7 +98,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case(&[&["docker.io/library/app:1"], &["registry.k8s.io/pause:3.10"], &["registry.k8s.io/kube-proxy@sha256:aa", "registry.k8s.io/kube-proxy:v1"]], Some("registry.k8s.io/kube-proxy@sha256:aa"))]
+    #[case(&[&["docker.io/library/app:1"], &["registry.k8s.io/pause:3.10"], &["registry.k8s.io/kube-proxy@sha256:aa", "registry.k8s.io/kube-proxy:v1"]], Some("registry.k8s.io/kube-proxy:v1"))]
     #[case(&[&["docker.io/library/app:1"], &["registry.k8s.io/pause:3.10"]], Some("registry.k8s.io/pause:3.10"))]
     #[case(&[&["<none>@<none>", "<none>:<none>"], &["docker.io/library/app:1"]], Some("docker.io/library/app:1"))]
     #[case(&[&[]], None)]
