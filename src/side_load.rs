@@ -144,11 +144,11 @@ pub async fn pour(mut from: Receiver, to: &mut (impl AsyncWrite + Unpin)) -> io:
                 to.write_all(&bytes).await?;
             }
             Part::End(names) => {
-                let mut text = "0\n".to_owned();
-                for Naming { from, to, keep } in names {
-                    text += &format!("{} {from} {to}\n", if keep { "name" } else { "rename" });
+                to.write_all(b"0\n").await?;
+                for Naming { from, to: name, keep } in names {
+                    to.write_all(format!("{} {from} {name}\n", if keep { "name" } else { "rename" }).as_bytes()).await?;
                 }
-                to.write_all((text + "end\n").as_bytes()).await?;
+                to.write_all(b"end\n").await?;
                 return to.flush().await;
             }
         }

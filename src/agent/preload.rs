@@ -146,9 +146,9 @@ async fn stream_into(docker: &Docker, nodes: &[String], images: &[Fetched]) -> R
     let names: Vec<String> = images.iter().map(Fetched::name).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let (mut sender, receivers) = side_load::channel(nodes.len());
-    let feed = async {
-        let mut archive = Box::pin(docker.save(&names));
-        while let Some(bytes) = archive.try_next().await.map_err(|error| format!("docker save: {error}"))? {
+    let archive = async {
+        let mut saved = Box::pin(docker.save(&names));
+        while let Some(bytes) = saved.try_next().await.map_err(|error| format!("docker save: {error}"))? {
             if !sender.send(&bytes).await {
                 return Ok(());
             }
@@ -157,7 +157,7 @@ async fn stream_into(docker: &Docker, nodes: &[String], images: &[Fetched]) -> R
         sender.end(images.iter().map(naming).collect()).await;
         Ok::<_, String>(())
     };
-    let takes = nodes.iter().zip(receivers).map(|(node, receiver)| async move {
+    let nodes = nodes.iter().zip(receivers).map(|(node, receiver)| async move {
         let pour = |mut input| async move { side_load::pour(receiver, &mut input).await };
         let listed = docker.feed(node, &["bash", "-c", side_load::SCRIPT], pour).await.map_err(|error| format!("{node}: {error}"))?;
         match images.iter().find(|image| !has(&listed, &image.reference)) {
@@ -165,9 +165,9 @@ async fn stream_into(docker: &Docker, nodes: &[String], images: &[Fetched]) -> R
             None => Ok(()),
         }
     });
-    let (fed, taken) = tokio::join!(feed, join_all(takes));
+    let (sent, taken) = tokio::join!(archive, join_all(nodes));
     // What ended the archive is why the nodes complain.
-    fed?;
+    sent?;
     let failed: Vec<String> = taken.into_iter().filter_map(Result::err).collect();
     if failed.is_empty() { Ok(()) } else { Err(failed.join("\n")) }
 }

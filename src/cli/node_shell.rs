@@ -19,7 +19,7 @@ pub async fn run(host: HostArgs, args: NodeShellArgs) -> Result<()> {
     let host = connect(host).await?;
     let way = reach::open(&host, &args.name, &args.reach, None).await?;
     let pods = NodePods::new(&way.client);
-    let done = reach::uninterrupted(enter(&way.client, &pods, &args)).await;
+    let done = Box::pin(reach::uninterrupted(enter(&way.client, &pods, &args))).await;
     pods.remove().await;
     way.close().await;
     match done? {

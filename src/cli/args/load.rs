@@ -24,6 +24,7 @@ pub struct LoadArgs {
     /// Load only into these nodes, separated by commas [default: all]
     #[arg(long, value_name = "NODE", value_delimiter = ',')]
     pub nodes: Vec<String>,
+    /// How the cluster is reached
     #[command(flatten)]
     pub reach: ReachArgs,
 }

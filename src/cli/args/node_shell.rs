@@ -18,6 +18,7 @@ pub struct NodeShellArgs {
     pub name: String,
     /// Name of the node, as `kubectl get nodes` lists it
     pub node: String,
+    /// How the cluster is reached
     #[command(flatten)]
     pub reach: ReachArgs,
     /// Command to run instead of a shell, with its arguments

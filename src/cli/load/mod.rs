@@ -86,8 +86,8 @@ async fn load_one(pods: &NodePods, targets: &[Target], source: &Source, seen: Op
     eprintln!("{}: into {} node(s)", source.name(), wanting.len());
     let begin = Instant::now();
     let (sender, receivers) = side_load::channel(wanting.len());
-    let takes = wanting.iter().zip(receivers).map(|(target, receiver)| take(pods, target, receiver));
-    let (contents, taken) = tokio::join!(send(source, sender), join_all(takes));
+    let nodes = wanting.iter().zip(receivers).map(|(target, receiver)| take(pods, target, receiver));
+    let (contents, taken) = tokio::join!(send(source, sender), join_all(nodes));
     // What is wrong with the archive is why the nodes complain.
     let contents = contents?;
     let mut failed = Vec::new();

@@ -100,11 +100,11 @@ impl NodePods {
 ///
 /// # Errors
 /// If one that is named does not exist (exit code [`GONE`]), or if they cannot be listed.
-pub async fn nodes(client: &Client, cluster: &str, named: &[String]) -> Result<Vec<Node>> {
+pub async fn nodes(client: &Client, cluster: &str, wanted: &[String]) -> Result<Vec<Node>> {
     let nodes: Api<Node> = Api::all(client.clone());
     let listed = nodes.list(&ListParams::default()).await.map_err(|error| answer(error, "list its nodes"))?.items;
     let names: Vec<String> = listed.iter().map(ResourceExt::name_any).collect();
-    if let Some(unknown) = named.iter().find(|name| !names.contains(name)) {
+    if let Some(unknown) = wanted.iter().find(|name| !names.contains(name)) {
         let next = format!("Name one of them: {}.", names.join(", "));
         return Err(Failure::new(format!("{cluster} has no node {unknown}"), next).with_code(GONE).into());
     }
@@ -112,7 +112,7 @@ pub async fn nodes(client: &Client, cluster: &str, named: &[String]) -> Result<V
         let next = format!("Wait until it is ready: `{}`.", command(&format!("wait {cluster}")));
         return Err(Failure::new(format!("{cluster} has no node"), next).into());
     }
-    Ok(listed.into_iter().filter(|node| named.is_empty() || named.contains(&node.name_any())).collect())
+    Ok(listed.into_iter().filter(|node| wanted.is_empty() || wanted.contains(&node.name_any())).collect())
 }
 
 /// As [`NodePods::start`], on each of these nodes; node and pod, in the order of the nodes.

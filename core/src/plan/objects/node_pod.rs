@@ -90,7 +90,7 @@ pub fn in_node(command: &[String], terminal: Option<&str>) -> Vec<String> {
 mod tests {
     use super::*;
     use rstest::rstest;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn the_pod() {
@@ -98,12 +98,12 @@ mod tests {
     }
 
     #[rstest]
-    #[case(&[&["docker.io/library/app:1"], &["registry.k8s.io/pause:3.10"], &["registry.k8s.io/kube-proxy@sha256:aa", "registry.k8s.io/kube-proxy:v1"]], Some("registry.k8s.io/kube-proxy:v1"))]
-    #[case(&[&["docker.io/library/app:1"], &["registry.k8s.io/pause:3.10"]], Some("registry.k8s.io/pause:3.10"))]
-    #[case(&[&["<none>@<none>", "<none>:<none>"], &["docker.io/library/app:1"]], Some("docker.io/library/app:1"))]
-    #[case(&[&[]], None)]
-    fn an_image_is_found(#[case] images: &[&[&str]], #[case] expected: Option<&str>) {
-        let images: Vec<_> = images.iter().map(|names| json!({"names": names})).collect();
+    #[case(json!([["docker.io/library/app:1"], ["registry.k8s.io/pause:3.10"], ["registry.k8s.io/kube-proxy@sha256:aa", "registry.k8s.io/kube-proxy:v1"]]), Some("registry.k8s.io/kube-proxy:v1"))]
+    #[case(json!([["docker.io/library/app:1"], ["registry.k8s.io/pause:3.10"]]), Some("registry.k8s.io/pause:3.10"))]
+    #[case(json!([["<none>@<none>", "<none>:<none>"], ["docker.io/library/app:1"]]), Some("docker.io/library/app:1"))]
+    #[case(json!([[]]), None)]
+    fn an_image_is_found(#[case] images: Value, #[case] expected: Option<&str>) {
+        let images: Vec<Value> = images.as_array().unwrap().iter().map(|names| json!({"names": names})).collect();
         let node: Node = serde_json::from_value(json!({"metadata": {}, "status": {"images": images}})).unwrap();
         assert_eq!(image_on(&node).as_deref(), expected);
         assert_eq!(image_on(&Node::default()), None);
