@@ -18,6 +18,7 @@ mod secrets;
 mod storage;
 #[path = "../support/mod.rs"]
 mod support;
+mod verbs;
 mod volume;
 
 use std::time::Duration;

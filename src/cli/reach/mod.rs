@@ -168,7 +168,7 @@ async fn directly(published: &Published) -> Option<Direct> {
 /// A client. A tunnel is on this very machine, where no proxy is asked.
 async fn client(kubeconfig: Kubeconfig, tunnel: bool) -> Result<Client> {
     let wrong =
-        |error: anyhow::Error| Failure::new(format!("the published kubeconfig cannot be used: {}", chain(&error)), "Look at it: `nestling kubeconfig`.");
+        |error: anyhow::Error| Failure::new(format!("the published kubeconfig cannot be used: {}", chain(&error)), "The operator writes the Secret again when it is deleted.");
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|error| wrong(error.into()))?;
     if tunnel {
         config.proxy_url = None;
