@@ -95,7 +95,7 @@ fn screen(cluster: &KindCluster, events: &Result<Vec<Event>, String>, now: Times
 }
 
 fn indented(text: &str) -> String {
-    text.lines().map(|line| format!("  {line}\n")).collect()
+    text.lines().fold(String::new(), |all, line| all + "  " + line + "\n")
 }
 
 /// What there is to say in a few words each.

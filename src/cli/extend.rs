@@ -130,7 +130,7 @@ fn add(time: Timestamp, by: Duration) -> Timestamp {
 pub fn go_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let parts = [(seconds / 3600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
-    let text: String = parts.iter().filter(|(number, _)| *number > 0).map(|(number, unit)| format!("{number}{unit}")).collect();
+    let text = parts.iter().filter(|(number, _)| *number > 0).fold(String::new(), |text, (number, unit)| text + &number.to_string() + unit);
     if text.is_empty() { "0s".to_owned() } else { text }
 }
 

@@ -30,7 +30,7 @@ pub use wait::{Goal, WaitArgs};
 /// Which host cluster, as with kubectl.
 #[derive(Args, Clone, Debug, Default)]
 pub struct HostArgs {
-    /// Path of the kubeconfig of the host cluster [default: $KUBECONFIG, then ~/.kube/config]
+    /// Kubeconfig that leads to the host cluster, and that contexts are merged into [default: $KUBECONFIG, then ~/.kube/config]
     #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Context in that kubeconfig [default: the current one]

@@ -144,14 +144,21 @@ mod tests {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
 
+    fn set(value: Value) -> impl FnOnce(&mut Value) -> Result<()> {
+        |config| {
+            *config = value;
+            Ok(())
+        }
+    }
+
     #[tokio::test]
     async fn a_file_is_made_changed_and_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("kube/config");
-        edit(&path, |config| Ok(*config = json!({"a": "yes"}))).await.unwrap();
+        edit(&path, set(json!({"a": "yes"}))).await.unwrap();
         assert_eq!((fs::read_to_string(&path).unwrap().as_str(), mode(&path)), ("a: \"yes\"\n", 0o600));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        edit(&path, |config| Ok(config["b"] = json!([]))).await.unwrap();
+        edit(&path, set(json!({"a": "yes", "b": []}))).await.unwrap();
         assert_eq!((read(&path).unwrap(), mode(&path)), (json!({"a": "yes", "b": []}), 0o640));
         // Comments stay where nothing is changed, and nothing is written after an error.
         fs::write(&path, "# mine\na: 1\n").unwrap();
@@ -172,7 +179,7 @@ mod tests {
         let (link, real) = (directory.path().join("config"), directory.path().join("real"));
         fs::write(&real, "{}").unwrap();
         std::os::unix::fs::symlink(&real, &link).unwrap();
-        edit(&link, |config| Ok(config["a"] = json!(1))).await.unwrap();
+        edit(&link, set(json!({"a": 1}))).await.unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(read(&real).unwrap(), json!({"a": 1}));
     }
@@ -185,7 +192,7 @@ mod tests {
         let error = Lock::take(&path, Duration::ZERO).await.err().unwrap().to_string();
         assert!(error.contains("for 0 s\n→ If there is none, delete ") && error.contains("config.lock"), "{error}");
         assert!(beside(&path, ".lock").exists(), "the lock of somebody else was taken away");
-        let (edited, ()) = tokio::join!(edit(&path, |config| Ok(*config = json!({}))), async {
+        let (edited, ()) = tokio::join!(edit(&path, set(json!({}))), async {
             sleep(Duration::from_millis(100)).await;
             fs::remove_file(beside(&path, ".lock")).unwrap();
         });
