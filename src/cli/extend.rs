@@ -53,7 +53,7 @@ pub async fn run(host: HostArgs, args: ExtendArgs) -> Result<()> {
                 return Ok(writeln!(std::io::stdout(), "{said}")?);
             }
             Err(kube::Error::Api(status)) if status.code == 409 && tries < TRIES => {}
-            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 422) && status.message.contains("maxLifetime") => {
+            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 422) && status.message.contains("lifetimes of at most") => {
                 let next = "Ask for less, or ask the operator's owner: it is policy.maxLifetime in the chart's values.";
                 return Err(Failure::new(format!("cannot {what}: {}", status.message), next).into());
             }

@@ -78,6 +78,12 @@ pub fn refused(code: u16, message: &str, what: &str) -> Failure {
             format!("the host cluster does not accept your credentials: {message}"),
             "Log in to the host cluster again, or choose another --context.",
         ),
+        403 if message.contains("exceeded quota") => {
+            Failure::new(format!("cannot {what}: {message}"), "Delete what is not needed any more, or ask who gives this namespace its quota.")
+        }
+        403 if message.contains("denied") => {
+            Failure::new(format!("cannot {what}: {message}"), "Ask for something that this host's policy allows, or ask the operator's owner.")
+        }
         403 => Failure::new(
             format!("you may not {what}: {message}"),
             "Ask the host cluster's administrator for that right in this namespace, or choose another --namespace or --context.",
@@ -131,7 +137,10 @@ mod tests {
     #[test]
     fn every_refusal_says_what_to_do_next() {
         let codes = [400, 401, 403, 404, 409, 422, 429, 500, 503];
-        let told: Vec<String> = codes.iter().map(|code| format!("{code}: {}", refused(*code, "MESSAGE", "list KindClusters"))).collect();
+        let mut told: Vec<String> = codes.iter().map(|code| format!("{code}: {}", refused(*code, "MESSAGE", "list KindClusters"))).collect();
+        for message in ["ValidatingAdmissionPolicy 'a' with binding 'a' denied request: no", "exceeded quota: q"] {
+            told.push(refused(403, message, "list KindClusters").to_string());
+        }
         insta::assert_snapshot!(told.join("\n"));
     }
 }

@@ -67,7 +67,9 @@ pub async fn edit<T>(path: &Path, change: impl FnOnce(&mut Value) -> Result<T>) 
     let mut config = before.clone();
     let changed = change(&mut config)?;
     if config != before {
-        write(path, serde_saphyr::to_string(&config)?.as_bytes()).map_err(|error| unusable(path, "write", &error))?;
+        // The user's file keeps the mode that its user gave it.
+        let mode = fs::metadata(path).map_or(PRIVATE, |found| found.permissions().mode() & 0o777);
+        replace(path, serde_saphyr::to_string(&config)?.as_bytes(), mode).map_err(|error| unusable(path, "write", &error))?;
     }
     Ok(changed)
 }
@@ -106,10 +108,14 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Writes a file whole or not at all. One that is there keeps its mode, and its place behind a symbolic link; a new one is its owner's alone.
+/// Writes a file whole or not at all, for its owner alone, also if there was one before.
 pub fn write(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    replace(path, text, PRIVATE)
+}
+
+/// Writes a file whole or not at all. Behind a symbolic link, it is the file there.
+fn replace(path: &Path, text: &[u8], mode: u32) -> std::io::Result<()> {
     let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let mode = fs::metadata(&place).map_or(PRIVATE, |found| found.permissions().mode() & 0o777);
     let fresh = beside(&place, &format!(".{}.tmp", std::process::id()));
     let written = OpenOptions::new()
         .write(true)
@@ -125,11 +131,10 @@ pub fn write(path: &Path, text: &[u8]) -> std::io::Result<()> {
     written
 }
 
-/// Writes a kubeconfig of its own into a directory, for its owner alone, also if there was one before. Returns the path.
-pub fn write_private(directory: &Path, name: &str, text: &[u8]) -> Result<PathBuf> {
+/// Writes a kubeconfig into a directory of such, which is made if need be. Returns its path.
+pub fn write_into(directory: &Path, name: &str, text: &[u8]) -> Result<PathBuf> {
     let path = directory.join(name);
-    let written =
-        fs::create_dir_all(directory).and_then(|()| write(&path, text)).and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(PRIVATE)));
+    let written = fs::create_dir_all(directory).and_then(|()| write(&path, text));
     written.map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display()), "Choose a directory that you may write with --out-dir."))?;
     Ok(path)
 }
@@ -213,9 +218,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("crane.kubeconfig");
         fs::write(&path, "old").unwrap();
-        assert_eq!(write_private(directory.path(), "crane.kubeconfig", b"new").unwrap(), path);
+        assert_eq!(write_into(directory.path(), "crane.kubeconfig", b"new").unwrap(), path);
         assert_eq!((fs::read(&path).unwrap().as_slice(), mode(&path)), (b"new".as_slice(), 0o600));
-        assert!(write_private(&path, "none", b"").is_err());
+        assert!(write_into(&path, "none", b"").is_err());
     }
 
     #[test]

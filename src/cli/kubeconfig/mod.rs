@@ -34,7 +34,7 @@ pub async fn run(args: HostArgs, verb: KubeconfigArgs) -> Result<()> {
             out.write_all(&published::read(&host, cluster, from).await?.text)?;
         } else if let Some(directory) = &verb.out_dir {
             let text = published::read(&host, cluster, from).await?.text;
-            let path = file::write_private(directory, &format!("{}.kubeconfig", cluster.name_any()), &text)?;
+            let path = file::write_into(directory, &format!("{}.kubeconfig", cluster.name_any()), &text)?;
             writeln!(out, "{}", path.display())?;
         } else {
             let place = Place { context: verb.context_name.clone(), into: verb.into.clone(), set_current: verb.set_current };

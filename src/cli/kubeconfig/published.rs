@@ -52,7 +52,12 @@ pub async fn read(host: &Host, cluster: &KindCluster, from: From) -> Result<Publ
         .await
         .map_err(|error| explain(error, &format!("read Secret {namespace}/{name}, which holds the kubeconfig")))?
         .ok_or_else(|| Failure::new(format!("Secret {namespace}/{name} is gone"), AGAIN))?;
-    Ok(choose(cluster, &secret, from)?)
+    let is_external = match from {
+        From::Inside => false,
+        From::Outside => true,
+        From::Anywhere => secret.data.as_ref().is_some_and(|data| data.contains_key("external")),
+    };
+    Ok(Published { text: choose(cluster, &secret, is_external)?, is_external })
 }
 
 const AGAIN: &str = "The operator writes it again; try again in a moment.";
@@ -63,7 +68,7 @@ fn name_of(cluster: &KindCluster) -> String {
 }
 
 /// Name of the published Secret, or why there is none.
-fn secret_name(cluster: &KindCluster) -> Result<String, Failure> {
+pub fn secret_name(cluster: &KindCluster) -> Result<String, Failure> {
     let status = cluster.status.clone().unwrap_or_default();
     if let Some(secret) = status.kubeconfig_secret_ref {
         return Ok(secret.name);
@@ -84,25 +89,23 @@ fn secret_name(cluster: &KindCluster) -> Result<String, Failure> {
     Err(Failure::new(format!("the kubeconfig is not published yet; {why}"), next))
 }
 
-/// The wanted kubeconfig in a Secret.
-fn choose(cluster: &KindCluster, secret: &Secret, from: From) -> Result<Published, Failure> {
+/// The wanted kubeconfig in a Secret: for clients outside of the host cluster, or inside.
+pub fn choose(cluster: &KindCluster, secret: &Secret, external: bool) -> Result<Vec<u8>, Failure> {
     // A Secret of that name may belong to somebody else, such as Cluster API; theirs leads into another cluster.
     let owner = secret.metadata.labels.as_ref().and_then(|all| all.get(labels::CLUSTER_UID));
     if owner != cluster.metadata.uid.as_ref() {
         let next = "Set spec.kubeconfig.secretName to a name that is free; the condition KubeconfigPublished says more.";
         return Err(Failure::new("the Secret does not belong to this KindCluster", next));
     }
-    let key = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|text| text.0.clone());
-    let (internal, external) = (key("value"), key("external"));
-    match (from, internal, external) {
-        (From::Outside | From::Anywhere, _, Some(text)) => Ok(Published { text, is_external: true }),
-        (From::Inside | From::Anywhere, Some(text), _) => Ok(Published { text, is_external: false }),
-        (From::Outside, ..) => {
-            let next =
-                format!("Set spec.access.service.type to NodePort, or go through the host cluster: `{}`.", command(&format!("connect {}", name_of(cluster))));
+    let key = if external { "external" } else { "value" };
+    match secret.data.as_ref().and_then(|data| data.get(key)) {
+        Some(text) => Ok(text.0.clone()),
+        None if external => {
+            let connect = command(&format!("connect {}", name_of(cluster)));
+            let next = format!("Set spec.access.service.type to NodePort, or go through the host cluster: `{connect}`.");
             Err(Failure::new("the cluster has no endpoint outside of the host cluster", next))
         }
-        _ => Err(Failure::new("the Secret has no key value", AGAIN)),
+        None => Err(Failure::new(format!("the Secret has no key {key}"), AGAIN)),
     }
 }
 
@@ -144,13 +147,12 @@ mod tests {
     #[test]
     fn the_wanted_key_of_our_own_secret() {
         let cluster = cluster(&json!({}));
-        let chosen = |uid, keys: &[&str], from| choose(&cluster, &secret(uid, keys), from).map(|found| String::from_utf8(found.text).unwrap());
-        for (from, expected) in [(From::Inside, "value"), (From::Outside, "external"), (From::Anywhere, "external")] {
-            assert_eq!(chosen("u", &["value", "external"], from).unwrap(), expected, "{from:?}");
+        let chosen = |uid, keys: &[&str], external| choose(&cluster, &secret(uid, keys), external).map(|text| String::from_utf8(text).unwrap());
+        for (external, key) in [(false, "value"), (true, "external")] {
+            assert_eq!(chosen("u", &["value", "external"], external).unwrap(), key);
         }
-        assert_eq!(chosen("u", &["value"], From::Anywhere).unwrap(), "value");
-        assert!(chosen("u", &["value"], From::Outside).unwrap_err().to_string().contains("NodePort, or go through"));
-        assert!(chosen("u", &[], From::Anywhere).unwrap_err().to_string().contains("no key value"));
-        assert!(chosen("other", &["value"], From::Inside).unwrap_err().to_string().contains("does not belong"));
+        assert!(chosen("u", &["value"], true).unwrap_err().to_string().contains("NodePort, or go through"));
+        assert!(chosen("u", &[], false).unwrap_err().to_string().contains("no key value"));
+        assert!(chosen("other", &["value"], false).unwrap_err().to_string().contains("does not belong"));
     }
 }
