@@ -118,7 +118,9 @@ impl<'a> User<'a> {
 
     /// The user has no right where the clusters run.
     fn may_do_nothing_there(&self) {
-        for (verb, resource) in [("get", "pods"), ("list", "pods"), ("create", "pods/portforward"), ("create", "pods/exec"), ("get", "services"), ("get", "secrets")] {
+        for (verb, resource) in
+            [("get", "pods"), ("list", "pods"), ("create", "pods/portforward"), ("create", "pods/exec"), ("get", "services"), ("get", "secrets")]
+        {
             let account = format!("--as=system:serviceaccount:{}:heron", self.namespace);
             let asked = self.host.cluster.kubectl().args(["auth", "can-i", verb, resource, "-n", CLUSTERS_NAMESPACE, &account]).output().unwrap();
             assert_eq!(String::from_utf8_lossy(&asked.stdout).trim(), "no", "{verb} {resource}");
