@@ -63,7 +63,7 @@ pub fn report(result: Result<()>) -> ExitCode {
         eprintln!("error: {failure}");
         return ExitCode::from(failure.code());
     }
-    eprintln!("error: {}", chain(&error));
+    eprintln!("error: {}\n→ Try again; if it stays so, report it with what you have called.", chain(&error));
     ExitCode::from(FAILED)
 }
 

@@ -31,11 +31,6 @@ impl Failure {
     pub fn code(&self) -> u8 {
         self.code
     }
-
-    /// What to do next.
-    pub fn next(&self) -> &str {
-        &self.next
-    }
 }
 
 impl fmt::Display for Failure {
@@ -49,4 +44,44 @@ impl std::error::Error for Failure {}
 /// A command of this program that the user can copy, such as `kubectl nestling get -n marsh`.
 pub fn command(words: &str) -> String {
     format!("{} {words}", program())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn what_happened_and_what_to_do() {
+        let failure = Failure::new("it is broken\n", "Mend it.").with_code(4);
+        assert_eq!((failure.to_string().as_str(), failure.code()), ("it is broken\n→ Mend it.", 4));
+    }
+
+    fn sources(directory: &Path) -> Vec<(String, String)> {
+        let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+        entries
+            .flat_map(|path| {
+                if path.is_dir() {
+                    return sources(&path);
+                }
+                let rust = path.extension().is_some_and(|extension| extension == "rs");
+                if rust { vec![(path.display().to_string(), fs::read_to_string(&path).unwrap())] } else { vec![] }
+            })
+            .collect()
+    }
+
+    /// An error that is made another way has no next step. What `doctor` finds on a node becomes a line of its table, with a remedy.
+    #[test]
+    fn no_verb_fails_without_a_next_step() {
+        let sources = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cli"));
+        assert!(sources.len() > 20);
+        for (path, text) in sources.iter().filter(|(path, _)| !path.ends_with("doctor.rs")) {
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            for way in ["bail!(", "anyhow!(", "Error::msg("] {
+                assert!(!code.contains(way), "{path} makes an error with {way}: use Failure::new, which asks what to do next");
+            }
+        }
+    }
 }

@@ -19,6 +19,7 @@ use nestling_core::plan::objects::LOGS_KEY;
 use super::exit::GONE;
 use super::failure::{Failure, command};
 use super::host::{Host, connect, explain};
+use super::kubeconfig::published::name_of;
 use super::{HostArgs, LogsArgs, select};
 
 /// Bytes of all files together. The agent packs no more than 4 MiB.
@@ -49,7 +50,7 @@ pub async fn run(host: HostArgs, args: LogsArgs) -> Result<()> {
         eprintln!("{} files are in {}", entries.len(), directory.display());
         return Ok(());
     }
-    let text = if args.list { list(&entries) } else { chosen(&entries, &args.files, &args.name)? };
+    let text = if args.list { list(&entries) } else { chosen(&entries, &args.files, &name_of(&cluster))? };
     let mut out = std::io::stdout();
     out.write_all(&if out.is_terminal() { harmless(&text) } else { text })?;
     Ok(())
@@ -143,13 +144,13 @@ fn list(entries: &[Entry]) -> Vec<u8> {
 }
 
 /// The wanted files, one after the other.
-fn chosen(entries: &[Entry], files: &[String], name: &str) -> Result<Vec<u8>, Failure> {
+fn chosen(entries: &[Entry], files: &[String], named: &str) -> Result<Vec<u8>, Failure> {
     let main = [MAIN.to_owned()];
     let files = if files.is_empty() { &main[..] } else { files };
     let mut text = Vec::new();
     for file in files {
         let entry = entries.iter().find(|entry| entry.path == *file).ok_or_else(|| {
-            Failure::new(format!("the logs of {name} have no file {file}"), format!("See which there are: `{}`.", command(&format!("logs {name} --list"))))
+            Failure::new(format!("the logs have no file {file}"), format!("See which there are: `{}`.", command(&format!("logs {named} --list"))))
                 .with_code(GONE)
         })?;
         if files.len() > 1 {
@@ -230,7 +231,7 @@ mod tests {
             "==> agent.log <==\nbegan\n==> crane-control-plane/kubelet.log <==\none\ntwo\n"
         );
         let missing = chosen(&entries, &["none".to_owned()], "crane").unwrap_err();
-        assert!(missing.next().contains("--list") && missing.code() == GONE);
+        assert!(missing.to_string().contains("--list") && missing.code() == GONE);
 
         let place = tempfile::tempdir().unwrap();
         let directory = place.path().join("out");

@@ -1,11 +1,17 @@
 //! The user's verbs, one file each.
 
 mod args;
+mod completion;
 mod connect;
 mod crd;
+mod create;
+mod delete;
+mod describe;
 mod doctor;
 mod exit;
+mod extend;
 mod failure;
+mod get;
 mod host;
 mod kubeconfig;
 mod load;
@@ -13,6 +19,7 @@ mod logs;
 mod node_access;
 mod node_shell;
 mod output;
+mod power;
 mod pre_delete;
 mod progress;
 mod reach;
@@ -26,9 +33,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use nestling_core::api::PowerState;
 
 pub use args::{
-    ConnectArgs, DoctorArgs, Form, Goal, HostArgs, KubeconfigArgs, LoadArgs, LogsArgs, NodeShellArgs, Output, ReachArgs, Selection, ShellArgs, Verb, WaitArgs,
+    ConnectArgs, CreateArgs, DeleteArgs, DescribeArgs, DoctorArgs, ExtendArgs, Form, GetArgs, Goal, HostArgs, KubeconfigArgs, LoadArgs, LogsArgs,
+    NodeShellArgs, Output, PowerArgs, ReachArgs, Selection, ShellArgs, Verb, WaitArgs,
 };
 pub use exit::usage;
 pub use pre_delete::pre_delete;
@@ -39,7 +48,10 @@ pub use pre_delete::pre_delete;
 /// What is to be told to the user; see [`block_on`] for the exit code.
 pub async fn run(host: HostArgs, verb: Verb) -> Result<()> {
     match verb {
-        // Boxed: with its watch it is twenty kilobytes of state.
+        // Boxed: with its watch each of them is twenty kilobytes of state.
+        Verb::Create(args) => Box::pin(create::run(host, *args)).await,
+        Verb::Get(args) => Box::pin(get::run(host, args)).await,
+        Verb::Describe(args) => describe::run(host, args).await,
         Verb::Wait(args) => Box::pin(wait::run(host, args)).await,
         Verb::Kubeconfig(args) => kubeconfig::run(host, args).await,
         Verb::Connect(args) => Box::pin(connect::run(host, args)).await,
@@ -47,8 +59,15 @@ pub async fn run(host: HostArgs, verb: Verb) -> Result<()> {
         Verb::Load(args) => Box::pin(load::run(host, args)).await,
         Verb::NodeShell(args) => Box::pin(node_shell::run(host, args)).await,
         Verb::Logs(args) => logs::run(host, args).await,
+        Verb::Freeze(args) => Box::pin(power::run(host, args, PowerState::Frozen)).await,
+        Verb::Stop(args) => Box::pin(power::run(host, args, PowerState::Stopped)).await,
+        Verb::Start(args) => Box::pin(power::run(host, args, PowerState::Running)).await,
+        Verb::Extend(args) => extend::run(host, args).await,
+        Verb::Delete(args) => Box::pin(delete::run(host, args)).await,
         Verb::Doctor(args) => Box::pin(doctor::run(host, args)).await,
         Verb::Crd => crd::run(),
+        Verb::Completion(args) => completion::run(&args),
+        Verb::Complete(args) => completion::complete(&args).await,
     }
 }
 

@@ -52,7 +52,7 @@ pub fn columns(rows: &[Vec<String>]) -> String {
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len)).map(width).collect();
     let line = |row: &Vec<String>| {
-        let cells: String = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}   ")).collect();
+        let cells = row.iter().zip(&widths).fold(String::new(), |cells, (cell, width)| cells + &format!("{cell:width$}   "));
         cells.trim_end().to_owned() + "\n"
     };
     rows.iter().map(line).collect()

@@ -1,10 +1,10 @@
-//! What `wait` says about a cluster. Pure: text from an object and the time that has passed.
+//! What is said about a cluster that is waited for. Pure: text from an object and the time that has passed.
 
 use std::fmt::Write;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use nestling_core::api::conditions::{self, CONTROL_PLANE_READY, READY, STALLED, SUSPENDED};
+use nestling_core::api::conditions::{self, CONTROL_PLANE_READY, DELETING, READY, STALLED, SUSPENDED};
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{KindCluster, KindClusterStatus};
 use nestling_core::plan::power;
@@ -21,6 +21,7 @@ impl Goal {
         match self {
             Self::Ready => READY,
             Self::ControlPlaneReady => CONTROL_PLANE_READY,
+            Self::Suspended => SUSPENDED,
         }
     }
 }
@@ -44,9 +45,10 @@ pub fn verdict(cluster: &KindCluster, goal: Goal) -> Verdict {
         return Verdict::Deleting;
     }
     let holds = |type_: &str| current(cluster, type_).is_some_and(|condition| condition.status == "True");
-    if holds(goal.condition()) {
+    let reached = if goal == Goal::Suspended { asleep(cluster).is_some() } else { holds(goal.condition()) };
+    if reached {
         Verdict::Reached
-    } else if holds(STALLED) || asleep(cluster).is_some() {
+    } else if holds(STALLED) || asleep(cluster).is_some() || (goal == Goal::Suspended && awake(cluster).is_some()) {
         Verdict::Stalled
     } else {
         Verdict::Underway
@@ -61,6 +63,12 @@ fn current<'a>(cluster: &'a KindCluster, type_: &str) -> Option<&'a Condition> {
 /// The condition of a cluster that is suspended and stays so until somebody wants it to run.
 fn asleep(cluster: &KindCluster) -> Option<&Condition> {
     current(cluster, SUSPENDED).filter(|_| cluster.status.as_ref().is_some_and(power::rests))
+}
+
+/// The condition of a cluster that is not going to be suspended, whatever its spec says.
+fn awake(cluster: &KindCluster) -> Option<&Condition> {
+    let stays = |reason: &str| matches!(Reason::parse(reason), Some(Reason::FreezeUnsupported | Reason::AgentOutdated | Reason::NotSuspended));
+    current(cluster, SUSPENDED).filter(|condition| condition.status == "False" && stays(&condition.reason))
 }
 
 /// What is going on, in one line without a time: two equal ones are no news.
@@ -104,6 +112,14 @@ pub fn screen(cluster: &KindCluster, goal: Goal, elapsed: Duration, unseen: Dura
     lines
 }
 
+/// The live view of several clusters: a line for each that is underway.
+pub fn board<'a>(underway: impl Iterator<Item = &'a KindCluster>, goal: Goal, elapsed: Duration) -> Vec<String> {
+    let mut lines: Vec<String> =
+        underway.map(|cluster| format!("  {:<20} {}", cluster.metadata.name.as_deref().unwrap_or_default(), news(cluster, goal))).collect();
+    lines.push(format!("  waiting for {}, {} so far", goal.condition(), clock(elapsed)));
+    lines
+}
+
 fn title(name: &str, status: &KindClusterStatus) -> String {
     let mut title = name.to_owned();
     let parts = [
@@ -125,14 +141,18 @@ pub fn success(cluster: &KindCluster, goal: Goal, elapsed: Duration) -> String {
     format!("{name} is {} ({} waited)", goal.condition(), clock(elapsed))
 }
 
-/// The last words on a stalled cluster: the reason, what happened and the evidence; and what to do about it.
-pub fn stalled(cluster: &KindCluster) -> (String, String) {
+/// The last words on a cluster that does not get to the goal: the reason, what happened and the evidence; and what to do about it.
+pub fn stalled(cluster: &KindCluster, goal: Goal) -> (String, String) {
     let name = cluster.metadata.name.as_deref().unwrap_or_default();
     let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
     if let Some(condition) = asleep(cluster) {
         return (format!("{name} is suspended: {}", condition.reason), format!("Wake it up: `{}`.", command(&format!("start -n {namespace} {name}"))));
     }
     let describe = format!("See `{}`.", command(&format!("describe -n {namespace} {name}")));
+    if let Some(condition) = awake(cluster).filter(|_| goal == Goal::Suspended && current(cluster, STALLED).is_none_or(|stalled| stalled.status != "True")) {
+        let remedy = Reason::parse(&condition.reason).map(Reason::remedy).filter(|remedy| !remedy.is_empty());
+        return (format!("{name} stays awake: {}", condition.reason), remedy.map_or(describe, str::to_owned));
+    }
     let Some(condition) = current(cluster, STALLED) else { return (format!("{name} is stalled"), describe) };
     let mut text = format!("{name} is stalled: {}\n", condition.reason);
     let remedy = Reason::parse(&condition.reason).map_or("", Reason::remedy);
@@ -156,6 +176,15 @@ pub fn stalled(cluster: &KindCluster) -> (String, String) {
     (text, if remedy.is_empty() { describe } else { remedy.to_owned() })
 }
 
+/// How far the deletion of a cluster is.
+pub fn deletion(cluster: &KindCluster) -> String {
+    let deleting = cluster.status.as_ref().and_then(|status| conditions::get(&status.conditions, DELETING));
+    match deleting.filter(|condition| condition.status == "True") {
+        Some(condition) => format!("{}: {}", condition.reason, one_line(&condition.message)),
+        None => "the operator has not looked at it yet".to_owned(),
+    }
+}
+
 /// The last words when the time is over.
 pub fn timed_out(cluster: Option<&KindCluster>, goal: Goal, elapsed: Duration) -> String {
     let what = cluster.map_or_else(|| "the host cluster has not answered".to_owned(), |cluster| news(cluster, goal));
@@ -163,16 +192,16 @@ pub fn timed_out(cluster: Option<&KindCluster>, goal: Goal, elapsed: Duration) -
 }
 
 /// Messages of a kubelet have several lines.
-fn one_line(text: &str) -> String {
+pub fn one_line(text: &str) -> String {
     printable(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// Evidence comes out of a pod in which users are root: it must not steer the terminal.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().map(|character| if character.is_control() && character != '\t' { '·' } else { character }).collect()
 }
 
-fn seconds(duration: Duration) -> String {
+pub fn seconds(duration: Duration) -> String {
     format!("{}.{}s", duration.as_secs(), duration.subsec_millis() / 100)
 }
 
@@ -212,7 +241,7 @@ mod tests {
     }
 
     fn last_words(cluster: &KindCluster) -> String {
-        let (what, next) = stalled(cluster);
+        let (what, next) = stalled(cluster, Goal::Ready);
         format!("{what}→ {next}")
     }
 
@@ -235,13 +264,35 @@ mod tests {
         let told = |status: &str, reason: &str| {
             let message = "Set spec.powerState to Running to go on.";
             let asleep = cluster(json!({}), &[condition(READY, "False", reason, message), condition(SUSPENDED, status, reason, message)]);
-            (verdict(&asleep, Goal::Ready), stalled(&asleep))
+            (verdict(&asleep, Goal::Ready), stalled(&asleep, Goal::Ready))
         };
         let (what, next) = ("crane is suspended: Frozen".to_owned(), "Wake it up: `nestling start -n  crane`.".to_owned());
         assert_eq!(told("True", "Frozen"), (Verdict::Stalled, (what, next)));
         for (status, reason) in [("True", "Resuming"), ("False", "SuspendsWhenReady")] {
             assert_eq!(told(status, reason).0, Verdict::Underway, "{reason}");
         }
+    }
+
+    #[rstest]
+    #[case::frozen("True", "Frozen", Verdict::Reached)]
+    #[case::freezing("False", "Freezing", Verdict::Underway)]
+    #[case::another_state_first("True", "Stopping", Verdict::Underway)]
+    #[case::not_ready_yet("False", "SuspendsWhenReady", Verdict::Underway)]
+    #[case::never("False", "FreezeUnsupported", Verdict::Stalled)]
+    #[case::somebody_wants_it_awake("False", "NotSuspended", Verdict::Stalled)]
+    fn who_waits_for_sleep(#[case] status: &str, #[case] reason: &str, #[case] expected: Verdict) {
+        let cluster = cluster(json!({}), &[condition(SUSPENDED, status, reason, "")]);
+        assert_eq!(verdict(&cluster, Goal::Suspended), expected);
+        if expected == Verdict::Stalled {
+            let (what, next) = stalled(&cluster, Goal::Suspended);
+            assert_eq!(what, format!("crane stays awake: {reason}"));
+            assert!(!next.is_empty());
+        }
+    }
+
+    #[test]
+    fn several_on_one_screen() {
+        insta::assert_snapshot!(board([underway(), underway()].iter(), Goal::Ready, Duration::from_secs(83)).join("\n"));
     }
 
     #[test]
@@ -265,7 +316,7 @@ mod tests {
     fn a_stalled_cluster_says_where_its_logs_are() {
         let bundle = json!({"name": "crane-logs", "attempt": 3});
         let status = json!({"lastFailure": {"reason": "KubeadmInitFailed", "message": "m", "time": null, "bundleRef": bundle}});
-        let (said, _) = stalled(&cluster(status, &[condition(STALLED, "True", "KubeadmInitFailed", "m")]));
+        let (said, _) = stalled(&cluster(status, &[condition(STALLED, "True", "KubeadmInitFailed", "m")]), Goal::Ready);
         assert!(said.contains("Logs of attempt 3:\n  kubectl get secret -n "), "{said}");
         assert!(said.ends_with(" crane-logs -o jsonpath='{.data.logs\\.tar\\.gz}' | base64 -d | tar xz\n"), "{said}");
     }

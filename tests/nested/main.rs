@@ -19,6 +19,7 @@ mod secrets;
 mod storage;
 #[path = "../support/mod.rs"]
 mod support;
+mod verbs;
 mod volume;
 
 use std::time::Duration;

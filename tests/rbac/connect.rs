@@ -226,7 +226,7 @@ async fn a_relay_pod_is_admitted_where_all_else_is_refused_and_never_stays() {
     // Not there at the moment.
     stage.clusters().patch("crane", &PatchParams::default(), &Patch::Merge(json!({"spec": {"powerState": "Stopped"}}))).await.unwrap();
     let (code, _, said) = stage.run(&["connect", "crane"]).await;
-    assert!(code == Some(1) && said.contains("crane is stopped") && said.contains("nestling start crane"), "{code:?} {said}");
+    assert!(code == Some(1) && said.contains("crane is stopped") && said.contains("nestling start -n team crane"), "{code:?} {said}");
     let (code, _, said) = stage.run(&["connect", "owl"]).await;
     assert!(code == Some(4) && said.contains("there is no KindCluster team/owl"), "{code:?} {said}");
 

@@ -1,11 +1,17 @@
 //! What the user's verbs take, one file each. Nothing but clap: `cargo xtask gen` reads these files as well, to write `docs/reference/cli.md`.
 
+mod completion;
 mod connect;
+mod create;
+mod delete;
 mod doctor;
+mod extend;
+mod get;
 mod kubeconfig;
 mod load;
 mod logs;
 mod node_shell;
+mod power;
 mod reach;
 mod selection;
 mod wait;
@@ -13,14 +19,20 @@ mod wait;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
+pub use completion::{CompleteArgs, CompletionArgs, Shell};
 pub use connect::{ConnectArgs, ShellArgs};
+pub use create::{CreateArgs, DryRun};
+pub use delete::DeleteArgs;
 pub use doctor::{DoctorArgs, Output};
+pub use extend::ExtendArgs;
+pub use get::{DescribeArgs, GetArgs};
 pub use kubeconfig::KubeconfigArgs;
 pub use load::LoadArgs;
 pub use logs::LogsArgs;
 pub use node_shell::NodeShellArgs;
+pub use power::PowerArgs;
 pub use reach::ReachArgs;
 pub use selection::{Form, Selection};
 pub use wait::{Goal, WaitArgs};
@@ -28,7 +40,7 @@ pub use wait::{Goal, WaitArgs};
 /// Which host cluster, as with kubectl.
 #[derive(Args, Clone, Debug, Default)]
 pub struct HostArgs {
-    /// Path of the kubeconfig of the host cluster [default: $KUBECONFIG, then ~/.kube/config]
+    /// Kubeconfig that leads to the host cluster, and that contexts are merged into [default: $KUBECONFIG, then ~/.kube/config]
     #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Context in that kubeconfig [default: the current one]
@@ -39,15 +51,59 @@ pub struct HostArgs {
     pub namespace: Option<String>,
 }
 
+/// What the program takes, without the verbs that are not for users.
+#[derive(Parser)]
+#[command(name = "nestling", bin_name = "nestling")]
+pub struct UserVerbs {
+    /// Which host cluster.
+    #[command(flatten)]
+    pub host: HostArgs,
+    /// The verb.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Exit codes of most verbs, as their help shows them.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  it could not be done: wrong usage, no connection, no right, refused
+  4  there is no such object";
+
+/// Exit codes of verbs that may wait.
+const EXIT_CODES_WITH_WAIT: &str = "\
+Exit codes:
+  0  done
+  1  it could not be done: wrong usage, no connection, no right, refused
+  2  with --wait: the cluster does not get there without a change
+  3  with --wait: the time is over
+  4  there is no such object, or it is being deleted";
+
 /// The user's verbs.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Verb {
-    /// Waits for a cluster and shows what it is doing
+    /// Creates a cluster
+    ///
+    /// With --wait it goes on as kind does: when the cluster is Ready, its kubeconfig is merged into yours, and kind-NAME becomes the current context.
+    /// The verbs here then still find the host cluster. Where the cluster cannot be reached from outside its host, your kubeconfig stays as it is.
+    #[command(after_help = EXIT_CODES_WITH_WAIT)]
+    Create(Box<CreateArgs>),
+    /// Lists clusters
+    #[command(after_help = EXIT_CODES)]
+    Get(GetArgs),
+    /// Shows a cluster on one screen, and what to do next
+    #[command(after_help = EXIT_CODES)]
+    Describe(DescribeArgs),
+    /// Waits for clusters and shows what they are doing
     ///
     /// On a terminal the stages are shown live with the time each one takes; in a pipe one line is written for each change.
     #[command(after_help = wait::EXIT_CODES)]
     Wait(WaitArgs),
-    /// Prints the kubeconfig of a cluster, or writes it to a file
+    /// Merges the kubeconfig of a cluster into yours, prints it, or writes it to a file
+    ///
+    /// The context is named kind-NAME, and marked as made here: an entry that anybody else made is never overwritten. The current context stays, unless
+    /// --set-current is given. `delete` takes the entries away again.
+    #[command(after_help = EXIT_CODES)]
     Kubeconfig(KubeconfigArgs),
     /// Holds a way to a cluster open for kubectl in other terminals
     ///
@@ -76,6 +132,23 @@ pub enum Verb {
     /// They are in a Secret beside the object, also when creation has failed.
     #[command(after_help = logs::EXIT_CODES)]
     Logs(LogsArgs),
+    /// Freezes clusters: they use no CPU, keep their memory and are back within a second
+    #[command(after_help = EXIT_CODES_WITH_WAIT)]
+    Freeze(PowerArgs),
+    /// Stops clusters: they use neither CPU nor memory, and keep their disks
+    #[command(after_help = EXIT_CODES_WITH_WAIT)]
+    Stop(PowerArgs),
+    /// Lets frozen or stopped clusters run again
+    #[command(after_help = EXIT_CODES_WITH_WAIT)]
+    Start(PowerArgs),
+    /// Gives a cluster more time
+    ///
+    /// DURATION is added to the end that the cluster has now.
+    #[command(after_help = EXIT_CODES)]
+    Extend(ExtendArgs),
+    /// Deletes clusters, and their entries in your kubeconfig
+    #[command(after_help = EXIT_CODES_WITH_WAIT)]
+    Delete(DeleteArgs),
     /// Looks at every node of the host cluster and tells what keeps clusters from running there
     ///
     /// It starts a short-lived privileged pod on each node, in the namespace of the clusters, makes the checks that every cluster's pod makes, and
@@ -84,6 +157,11 @@ pub enum Verb {
     Doctor(DoctorArgs),
     /// Prints the CustomResourceDefinitions as YAML
     Crd,
+    /// Prints a script that completes command lines
+    Completion(CompletionArgs),
+    /// Completes a command line for kubectl
+    #[command(name = "__complete", hide = true)]
+    Complete(CompleteArgs),
 }
 
 /// Reads a duration as Go and kubectl write it: numbers with `h`, `m` or `s`.

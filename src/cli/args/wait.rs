@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::duration;
+use super::{Selection, duration};
 
 /// Exit codes of `wait`, as its help shows them.
 pub const EXIT_CODES: &str = "\
@@ -13,13 +13,15 @@ Exit codes:
   1  the question could not be asked: wrong usage, no connection, no right
   2  the cluster is stalled: it does not get there without a change
   3  the time is over
-  4  there is no such object, or it is being deleted";
+  4  there is no such object, or it is being deleted
+Of several clusters that do not get there, the highest counts.";
 
 /// Arguments of `wait`.
 #[derive(Args, Clone, Debug)]
 pub struct WaitArgs {
-    /// Name of the KindCluster
-    pub name: String,
+    /// Which clusters.
+    #[command(flatten)]
+    pub selection: Selection,
     /// What to wait for
     #[arg(long = "for", value_enum, default_value_t = Goal::Ready, value_name = "CONDITION")]
     pub goal: Goal,
@@ -37,4 +39,7 @@ pub enum Goal {
     /// The API server answers; nodes may still be on their way
     #[value(name = "ControlPlaneReady")]
     ControlPlaneReady,
+    /// The cluster is frozen or stopped, as its spec says
+    #[value(name = "Suspended")]
+    Suspended,
 }

@@ -10,9 +10,8 @@ use std::time::Duration;
 use anyhow::Result;
 use futures::FutureExt;
 use futures::future::select_ok;
-use k8s_openapi::api::core::v1::Secret;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
+use kube::{Client, Config};
 use nestling_core::api::KindCluster;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -20,8 +19,9 @@ pub use signals::{Interruption, interrupted, uninterrupted};
 
 use super::exit::{TIMED_OUT, chain};
 use super::failure::{Failure, command};
-use super::host::{Host, explain};
-use super::kubeconfig::{choose, secret_name};
+use super::host::Host;
+use super::kubeconfig::From;
+use super::kubeconfig::published::{self, name_of};
 use super::{ReachArgs, select};
 use relay::Relays;
 use tunnel::{Route, Tunnel};
@@ -78,7 +78,7 @@ pub async fn visit<T>(host: &Host, name: &str, args: &ReachArgs, port: Option<u1
 pub async fn open(host: &Host, name: &str, args: &ReachArgs, port: Option<u16>) -> Result<Way> {
     let cluster = select::get(host, name).await?;
     target::check(&cluster)?;
-    let published = published(host, &cluster).await?;
+    let published = endpoints(host, &cluster).await?;
     if let Some(direct) = uninterrupted(directly(&published).map(Ok)).await? {
         return direct.way(cluster, port).await;
     }
@@ -103,23 +103,16 @@ pub async fn open(host: &Host, name: &str, args: &ReachArgs, port: Option<u16>) 
 }
 
 /// What the operator has published.
-struct Published {
+struct Endpoints {
     internal: Kubeconfig,
     external: Option<Kubeconfig>,
 }
 
-async fn published(host: &Host, cluster: &KindCluster) -> Result<Published> {
-    let namespace = &host.namespace;
-    let name = secret_name(cluster)?;
-    let secrets: Api<Secret> = Api::namespaced(host.client.clone(), namespace);
-    let secret = secrets
-        .get_opt(&name)
-        .await
-        .map_err(|error| explain(error, &format!("read Secret {namespace}/{name}, which holds the kubeconfig")))?
-        .ok_or_else(|| Failure::new(format!("Secret {namespace}/{name} is gone"), "The operator writes it again; try again in a moment."))?;
-    let internal = target::read(&choose(cluster, &secret, false)?)?;
-    let external = choose(cluster, &secret, true).ok().map(|text| target::read(&text)).transpose()?;
-    Ok(Published { internal, external })
+async fn endpoints(host: &Host, cluster: &KindCluster) -> Result<Endpoints> {
+    let internal = published::read(host, cluster, From::Inside).await?;
+    let best = published::read(host, cluster, From::Anywhere).await?;
+    let external = best.is_external.then(|| target::read(&best.text)).transpose()?;
+    Ok(Endpoints { internal: target::read(&internal.text)?, external })
 }
 
 /// An endpoint that answers without a relay.
@@ -143,7 +136,7 @@ impl Direct {
 }
 
 /// The first endpoint that answers: the external one, or, for who is inside of the host cluster, the internal one.
-async fn directly(published: &Published) -> Option<Direct> {
+async fn directly(published: &Endpoints) -> Option<Direct> {
     let endpoints = published.external.iter().chain([&published.internal]);
     let tries = endpoints.map(|kubeconfig| {
         async move {
@@ -167,8 +160,9 @@ async fn directly(published: &Published) -> Option<Direct> {
 
 /// A client. A tunnel is on this very machine, where no proxy is asked.
 async fn client(kubeconfig: Kubeconfig, tunnel: bool) -> Result<Client> {
-    let wrong =
-        |error: anyhow::Error| Failure::new(format!("the published kubeconfig cannot be used: {}", chain(&error)), "Look at it: `nestling kubeconfig`.");
+    let wrong = |error: anyhow::Error| {
+        Failure::new(format!("the published kubeconfig cannot be used: {}", chain(&error)), "The operator writes the Secret again when it is deleted.")
+    };
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|error| wrong(error.into()))?;
     if tunnel {
         config.proxy_url = None;
@@ -194,7 +188,7 @@ async fn answers(client: &Client, cluster: &KindCluster) -> Result<()> {
             let what = format!("the API server of {name} has not answered through the relay pod within {} s: {last}", ANSWER_LIMIT.as_secs());
             let next = format!(
                 "See how the cluster is: `{}`. If it is ready, look for a NetworkPolicy in your namespace that keeps pods from the clusters namespace.",
-                command(&format!("wait {name}"))
+                command(&format!("wait {}", name_of(cluster)))
             );
             return Err(Failure::new(what, next).with_code(TIMED_OUT).into());
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -46,6 +46,8 @@ pub struct Relays {
     current: tokio::sync::Mutex<Option<String>>,
     /// Names of all that were asked for, before there was an answer.
     made: Mutex<BTreeSet<String>>,
+    /// Held while a request for one is under way, which whoever waits for it may not live to see answered.
+    asking: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A connection through a pod.
@@ -66,6 +68,7 @@ impl Relays {
             limit,
             current: tokio::sync::Mutex::default(),
             made: Mutex::default(),
+            asking: Arc::default(),
         }
     }
 
@@ -91,7 +94,12 @@ impl Relays {
         let order = RelayOrder { suffix: HEXLOWER.encode(&rand::random::<[u8; 4]>()), ..self.order.clone() };
         let name = order.name();
         self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
-        self.pods.create(&PostParams::default(), &relay_pod(&order)).await.map_err(|error| refused(error, &self.namespace))?;
+        let (pods, asking) = (self.pods.clone(), self.asking.clone().lock_owned().await);
+        let asked = tokio::spawn(async move {
+            let _asking = asking;
+            pods.create(&PostParams::default(), &relay_pod(&order)).await
+        });
+        asked.await?.map_err(|error| refused(error, &self.namespace))?;
         self.wait(&name).await?;
         Ok(name)
     }
@@ -140,6 +148,8 @@ impl Relays {
 
     /// Deletes what was made.
     pub async fn remove(&self) {
+        // What comes into being after its deletion would stay.
+        let _asking = timeout(REMOVE_LIMIT, self.asking.lock()).await;
         let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner));
         let at_once = DeleteParams::default();
         let deletions = join_all(made.iter().map(async |name| (name, timeout(REMOVE_LIMIT, self.pods.delete(name, &at_once)).await)));
