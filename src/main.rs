@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use nestling::cli::{self, HostArgs, Verb};
+use nestling::relay::{self, RelayArgs};
 use nestling::{agent, operator};
 
 /// Real kind clusters as Kubernetes objects.
@@ -26,6 +27,9 @@ enum Command {
     /// Runs a cluster inside its pod
     #[command(hide = true)]
     Agent(AgentArgs),
+    /// Passes connections on to a cluster; the command line starts pods that do this
+    #[command(hide = true)]
+    Relay(RelayArgs),
     /// Refuses while there are KindClusters; the Helm chart asks before it uninstalls
     #[command(hide = true)]
     PreDelete,
@@ -50,7 +54,8 @@ fn main() -> ExitCode {
     if arguments.next().is_some_and(|verb| verb == "oci-runtime") {
         return agent::oci_runtime::run(arguments.collect::<Vec<OsString>>());
     }
-    let line = match CommandLine::try_parse() {
+    let parsed = CommandLine::command().bin_name(cli::program()).try_get_matches().and_then(|matches| CommandLine::from_arg_matches(&matches));
+    let line = match parsed {
         Ok(line) => line,
         Err(error) => return cli::usage(&error),
     };
@@ -59,6 +64,7 @@ fn main() -> ExitCode {
         Command::Agent(args) if args.examine => agent::examine(args.allow_cgroup_v1),
         Command::Agent(args) => agent::run(args.supervised),
         Command::Operator(args) => cli::block_on(operator::run(*args)),
+        Command::Relay(args) => cli::block_on(relay::run(args)),
         Command::PreDelete => cli::block_on(cli::pre_delete(line.host)),
         Command::User(verb) => cli::block_on(cli::run(line.host, verb)),
     }
@@ -66,8 +72,6 @@ fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -206,6 +206,35 @@ fn table_of_registries() -> Vec<(&'static str, Value, Option<&'static str>)> {
     ]
 }
 
+/// As [`table`], of `preload`.
+fn table_of_preload() -> Vec<(&'static str, Value, Option<&'static str>)> {
+    let digest = "a".repeat(64);
+    let wrong = Some("images must be references");
+    vec![
+        (
+            "preload",
+            images(&["nginx", "nginx:1.29", "registry.example:5000/team/app_a.b--c:V1", &format!("a/b@sha256:{digest}"), &format!("a.b/c:1@sha256:{digest}")]),
+            None,
+        ),
+        ("preload: nothing", json!({"preload": {}}), None),
+        ("preload: no reference", images(&[""]), Some("images")),
+        ("preload: capitals", images(&["Nginx:1"]), wrong),
+        ("preload: a URL", images(&["https://registry.example/app:1"]), wrong),
+        ("preload: a space", images(&["nginx: 1"]), wrong),
+        ("preload: an empty tag", images(&["nginx:"]), wrong),
+        ("preload: a password", images(&["me:pw@registry.example/app:1"]), wrong),
+        ("preload: half a digest", images(&["nginx@sha256:aa"]), wrong),
+        ("preload: another digest", images(&[&format!("nginx@md5:{digest}")]), wrong),
+        ("preload: a long one", images(&["a".repeat(256).as_str()]), Some("preload.images[0]")),
+        ("preload: the same twice", images(&["a:1", "a:1"]), Some("Duplicate value")),
+        ("preload: too many", json!({"preload": {"images": (0..65).map(|i| format!("a:{i}")).collect::<Vec<_>>()}}), Some("preload.images")),
+    ]
+}
+
+fn images(list: &[&str]) -> Value {
+    json!({"preload": {"images": list}})
+}
+
 fn registries(list: &[Value]) -> Value {
     json!({"registries": list})
 }
@@ -219,7 +248,9 @@ async fn every_rule_of_the_crd_refuses_and_allows_what_it_should() {
     let plane = Plane::start().await;
     let api: Api<DynamicObject> = Api::default_namespaced_with(plane.client.clone(), &kube::api::ApiResource::erase::<KindCluster>(&()));
     let mut wrong = Vec::new();
-    for (what, spec, refusal) in table().into_iter().chain(table_of_sleep_and_survival()).chain(table_of_access()).chain(table_of_registries()) {
+    for (what, spec, refusal) in
+        table().into_iter().chain(table_of_sleep_and_survival()).chain(table_of_access()).chain(table_of_registries()).chain(table_of_preload())
+    {
         let made = api.create(&PostParams::default(), &object("probe", &spec)).await;
         match (made, refusal) {
             (Ok(made), None) => {

@@ -1,6 +1,8 @@
 //! The rights that the chart gives: the operator can do its work with them on a real API server, and nothing more.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
+#[path = "rbac/connect.rs"]
+mod connect;
 mod support;
 
 use std::process::Command;

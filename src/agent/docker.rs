@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bollard::auth::DockerCredentials;
@@ -14,12 +15,15 @@ use bollard::models::{
     NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest, RestartPolicy, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{
-    CreateImageOptions, DownloadFromContainerOptions, EventsOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions, StopContainerOptions,
+    CreateImageOptions, DownloadFromContainerOptions, EventsOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions, RemoveImageOptions,
+    StopContainerOptions, TagImageOptions,
 };
 use futures::{Stream, StreamExt, TryStreamExt};
+use hyper::body::Bytes;
 use ipnet::Ipv4Net;
 use nestling_core::api::conditions::clip_start;
 use nestling_core::plan::registries::{Login, host_of};
+use tokio::io::AsyncWrite;
 use tokio::time::timeout;
 
 use super::DOCKER_SOCKET;
@@ -176,6 +180,32 @@ impl Docker {
         });
         let progress = self.long.create_image(Some(options), None, credentials);
         within(LONG, &format!("pulling {reference}"), progress.try_for_each(|_| async { Ok(()) })).await
+    }
+
+    /// Gives an image one more name.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn tag(&self, image: &str, repository: &str, tag: &str) -> Result<(), Error> {
+        let options = TagImageOptions { repo: Some(repository.to_owned()), tag: Some(tag.to_owned()) };
+        Ok(self.short.tag_image(image, Some(options)).await?)
+    }
+
+    /// Takes a name off an image, and with the last one the image away.
+    ///
+    /// # Errors
+    /// Docker's; a name that nothing has is none.
+    pub async fn untag(&self, name: &str) -> Result<(), Error> {
+        match self.long.remove_image(name, None::<RemoveImageOptions>, None).await {
+            Err(Bollard::DockerResponseServerError { status_code: 404, .. }) | Ok(_) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Images as one archive, as `docker save` writes it.
+    pub fn save(&self, names: &[&str]) -> impl Stream<Item = Result<Bytes, Error>> {
+        // Docker writes it to its disk first.
+        self.long.export_images(names).map_err(Error::from)
     }
 
     /// Reads a file out of an image, by way of a container that is never started. The result is a tar archive with the file in it.
@@ -352,6 +382,48 @@ impl Docker {
         }
     }
 
+    /// Runs a command in a container, with `input` writing to its standard input for as long as it likes; what it prints on standard output, if it ends well.
+    ///
+    /// # Errors
+    /// Docker's, and [`Error::Command`] with the end of what it complained of.
+    pub async fn feed<F>(&self, container: &str, command: &[&str], input: impl FnOnce(Pin<Box<dyn AsyncWrite + Send>>) -> F) -> Result<String, Error>
+    where
+        F: Future<Output = std::io::Result<()>>,
+    {
+        let config = ExecConfig {
+            attach_stdin: Some(true),
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            cmd: Some(command.iter().map(|&part| part.to_owned()).collect()),
+            ..ExecConfig::default()
+        };
+        let exec = self.short.create_exec(container, config).await?;
+        let mut said = (Vec::new(), Vec::new());
+        if let StartExecResults::Attached { mut output, input: stdin } = self.short.start_exec(&exec.id, None::<StartExecOptions>).await? {
+            let mut read = Box::pin(async {
+                while let Some(piece) = output.next().await {
+                    match piece? {
+                        LogOutput::StdErr { message } => keep_end(&mut said.1, &message),
+                        other => keep_end(&mut said.0, &other.into_bytes()),
+                    }
+                }
+                Ok::<_, Bollard>(())
+            });
+            // A command that has ended reads no more. Its exit code says what came of it, also of input that it did not take.
+            tokio::select! {
+                ended = &mut read => ended?,
+                _ = input(stdin) => read.await?,
+            }
+        }
+        match self.short.inspect_exec(&exec.id).await?.exit_code {
+            Some(0) => Ok(lossy(&said.0)),
+            code => {
+                let said = clip_start(lossy(&said.1).trim(), SAID_LIMIT).to_owned();
+                Err(Error::Command { command: command.first().copied().unwrap_or_default().to_owned(), code: code.unwrap_or(-1), said })
+            }
+        }
+    }
+
     /// Thaws a frozen container.
     ///
     /// # Errors
@@ -392,6 +464,12 @@ async fn collect<B: AsRef<[u8]>>(stream: impl Stream<Item = Result<B, Bollard>>)
         Ok(bytes)
     };
     within(SHORT, "output from Docker", gather).await
+}
+
+/// Appends to what is kept of an output: its end, of at most [`OUTPUT_LIMIT`].
+fn keep_end(kept: &mut Vec<u8>, more: &[u8]) {
+    kept.extend_from_slice(more);
+    kept.drain(..kept.len().saturating_sub(OUTPUT_LIMIT));
 }
 
 /// Whether a reference has neither tag nor digest. A colon before the last slash is a port.

@@ -25,6 +25,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::relay::{Relay, Resolve};
+
 use super::certificates::{KUBEADM_CONF, Place};
 use super::data_root::{self, Owner};
 use super::docker::Docker;
@@ -38,13 +40,12 @@ use super::nested::{Connector, Nested};
 use super::nodes::{self, Landing};
 use super::power::{self, Hands};
 use super::registries::Registries;
-use super::relay::{Relay, Resolve};
 use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
 use super::{
-    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, preflight, serving_names, storage,
-    store, teardown,
+    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, preflight, preload, serving_names,
+    storage, store, teardown,
 };
 
 /// How long a failed agent stays to be asked, in the end nobody came.
@@ -363,8 +364,14 @@ impl Machine {
         if let Some(nested) = self.come_back(docker, ground).await? {
             return self.serve(docker, nested, ground, since).await;
         }
-        let (created, ()) = tokio::join!(self.create(docker, ground), self.tell_kind_version());
-        let nested = created?;
+        // Images are pulled while kind works; one that cannot be had ends the attempt at once.
+        let made = async { tokio::try_join!(self.create(docker, ground), preload::fetch(docker, &self.registries, &self.settings.preload)) };
+        let (made, ()) = tokio::join!(made, self.tell_kind_version());
+        let (nested, fetched) = made?;
+        if !fetched.is_empty() {
+            self.report.enter(Stage::PreloadingImages);
+            preload::place(docker, &self.settings.cluster_name, &fetched).await?;
+        }
         self.note_whole(docker, ground).await;
         self.serve(docker, nested, ground, since).await
     }
@@ -556,18 +563,20 @@ impl Machine {
             // It stands before all of them; while it is dead, they are asked themselves.
             names.insert(0, self.kind.load_balancer());
         }
-        let relay = Relay::open(port(API_PORT), Containers { docker: docker.clone(), names }).await;
+        let relay = Relay::open((Ipv4Addr::UNSPECIFIED, port(API_PORT)).into(), Containers { docker: docker.clone(), names }).await;
         let relay = relay.map_err(|error| failure(Reason::AgentCrashed, format!("the front door cannot be opened: {error}")))?;
         let known = made::read(Path::new(DATA_ROOT)).map(|made| addresses_of(&made)).unwrap_or_default();
         let authority = Path::new(&ground.host.keys_directory).join("ca.crt");
         let place = Place { docker, cluster: &self.settings.cluster_name, authority: &authority };
         certificates::note(&place, &self.report).await;
+        preload::note(docker, &self.settings, &self.report).await;
         power::runs(&self.report);
         self.report.enter(Stage::Serving);
         let ended = tokio::select! {
             never = relay.run() => match never {},
             failed = Box::pin(self.look_after(nested, &place, since)) => failed.map(|never| match never {}),
             never = Box::pin(serving_names::follow(&place, &self.settings.cert_sans, &self.report)) => match never {},
+            never = Box::pin(preload::follow(docker, &self.registries, &self.settings, &self.report)) => match never {},
             failure = keeper::keep(docker, &self.settings.cluster_name, known, &self.report) => Err(failure),
             // From here on nobody starts what is to be stopped.
             () = power::is_due(&self.report) => Ok(()),

@@ -16,12 +16,10 @@ use nestling_core::plan::objects::{DOCTOR_LABEL, Examination, doctor_pod};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use super::exit::Ending;
+use super::exit::STALLED;
+use super::failure::Failure;
 use super::host::{connect, explain};
 use super::{DoctorArgs, HostArgs, Output};
-
-/// Some node is unfit.
-const UNFIT: u8 = 2;
 
 /// Pause between two looks at a pod.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -62,7 +60,7 @@ pub async fn run(host: HostArgs, args: DoctorArgs) -> Result<()> {
     clean(&pods).await?;
     let examined = tokio::select! {
         examined = examine_all(&pods, &nodes, &examination, args.timeout) => Ok(examined),
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        _ = tokio::signal::ctrl_c() => Err(Failure::new("interrupted", "Run it again; nothing is left of this run.")),
     };
     clean(&pods).await?;
     let diagnoses = examined?;
@@ -76,7 +74,8 @@ pub async fn run(host: HostArgs, args: DoctorArgs) -> Result<()> {
     if unfit == 0 {
         return Ok(());
     }
-    Err(Ending { code: UNFIT, message: format!("{unfit} of {} node(s) cannot run clusters", diagnoses.len()) }.into())
+    let what = format!("{unfit} of {} node(s) cannot run clusters", diagnoses.len());
+    Err(Failure::new(what, "Follow what is said behind the arrows above, or keep clusters off these nodes.").with_code(STALLED).into())
 }
 
 /// What the operator of this host would run, unless the command line says otherwise.
@@ -87,7 +86,7 @@ async fn examination(client: &Client, args: &DoctorArgs) -> Result<Examination> 
     };
     let said = |name: &str| operator.get(name).cloned();
     let Some(image) = args.image.clone().or_else(|| said("pod-image")) else {
-        bail!("no operator was found whose node image could be used: give --image");
+        return Err(Failure::new("no operator was found whose node image could be used", "Give --image.").into());
     };
     let seconds = args.timeout.as_secs().clamp(10, 3600);
     Ok(Examination {
@@ -126,7 +125,7 @@ async fn nodes(client: &Client, named: &[String]) -> Result<Vec<String>> {
         .map(ResourceExt::name_any)
         .collect();
     if let Some(unknown) = named.iter().find(|name| !all.contains(name)) {
-        bail!("the host has no Linux node {unknown}; it has {}", all.join(", "));
+        return Err(Failure::new(format!("the host has no Linux node {unknown}"), format!("It has {}.", all.join(", "))).into());
     }
     Ok(if named.is_empty() { all } else { named.to_vec() })
 }

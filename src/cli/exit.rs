@@ -5,25 +5,42 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-/// Exit code of everything that has no code of its own.
-const FAILED: u8 = 1;
+use super::failure::Failure;
 
-/// An end with a code of its own. What it says goes to standard error as it is.
+/// Exit code of everything that has no code of its own.
+pub const FAILED: u8 = 1;
+/// A cluster does not get there without a change; a node of the host cannot run clusters.
+pub const STALLED: u8 = 2;
+/// The time is over.
+pub const TIMED_OUT: u8 = 3;
+/// There is no such object, or not for long.
+pub const GONE: u8 = 4;
+
+/// The end of a command that was run, or of this process by a signal: an exit code of which nothing more is said.
 #[derive(Debug)]
-pub struct Ending {
-    /// The exit code.
-    pub code: u8,
-    /// What to say; may have several lines.
-    pub message: String,
+pub struct Passed {
+    code: u8,
 }
 
-impl fmt::Display for Ending {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.message.trim_end())
+impl Passed {
+    /// With this exit code.
+    pub fn code(code: u8) -> Self {
+        Self { code }
+    }
+
+    /// As shells tell a signal.
+    pub fn signal(number: i32) -> Self {
+        Self { code: u8::try_from(128 + number).unwrap_or(FAILED) }
     }
 }
 
-impl std::error::Error for Ending {}
+impl fmt::Display for Passed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "exit code {}", self.code)
+    }
+}
+
+impl std::error::Error for Passed {}
 
 /// Ends after an error of the command line. clap's own code for it is 2, which here means a stalled cluster.
 pub fn usage(error: &clap::Error) -> ExitCode {
@@ -39,16 +56,19 @@ pub fn report(result: Result<()>) -> ExitCode {
     if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    if let Some(ending) = error.downcast_ref::<Ending>() {
-        eprintln!("{ending}");
-        return ExitCode::from(ending.code);
+    if let Some(passed) = error.downcast_ref::<Passed>() {
+        return ExitCode::from(passed.code);
     }
-    eprintln!("error: {}", chain(&error));
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        eprintln!("error: {failure}");
+        return ExitCode::from(failure.code());
+    }
+    eprintln!("error: {}\n→ Try again; if it stays so, report it with what you have called.", chain(&error));
     ExitCode::from(FAILED)
 }
 
 /// An error with its causes, without those that the error before them has told already.
-fn chain(error: &anyhow::Error) -> String {
+pub fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if text.is_empty() {

@@ -6,7 +6,7 @@ use kube::{Api, ResourceExt};
 use nestling_core::api::KindCluster;
 
 use super::HostArgs;
-use super::exit::Ending;
+use super::failure::Failure;
 use super::host::{connect, explain, kind_is_unknown};
 
 /// How many clusters are named; more make nobody wiser.
@@ -25,13 +25,13 @@ pub async fn pre_delete(host: HostArgs) -> Result<()> {
     };
     let names: Vec<String> = clusters.iter().map(|cluster| format!("{}/{}", cluster.namespace().unwrap_or_default(), cluster.name_any())).collect();
     match refusal(&names) {
-        Some(message) => Err(Ending { code: 1, message }.into()),
+        Some(failure) => Err(failure.into()),
         None => Ok(()),
     }
 }
 
 /// Why not, if not.
-fn refusal(names: &[String]) -> Option<String> {
+fn refusal(names: &[String]) -> Option<Failure> {
     if names.is_empty() {
         return None;
     }
@@ -43,10 +43,10 @@ fn refusal(names: &[String]) -> Option<String> {
         1 => ("1 KindCluster".to_owned(), "is"),
         many => (format!("{many} KindClusters"), "are"),
     };
-    Some(format!(
-        "Refused: there {are} {count} ({list}), and without the operator nobody would take them down.\n\
-         Delete them first: kubectl delete kindclusters --all --all-namespaces\n\
-         Or go on without the operator: helm uninstall --no-hooks. The clusters then keep running, and the objects stay until it is installed again."
+    Some(Failure::new(
+        format!("Refused: there {are} {count} ({list}), and without the operator nobody would take them down."),
+        "Delete them first: kubectl delete kindclusters --all --all-namespaces\n\
+         Or go on without the operator: helm uninstall --no-hooks. The clusters then keep running, and the objects stay until it is installed again.",
     ))
 }
 
@@ -57,9 +57,9 @@ mod tests {
     #[test]
     fn only_an_empty_list_lets_go() {
         assert_eq!(refusal(&[]), None);
-        insta::assert_snapshot!(refusal(&["marsh/crane".to_owned()]).unwrap(), @r"
+        insta::assert_snapshot!(refusal(&["marsh/crane".to_owned()]).unwrap().to_string(), @r"
         Refused: there is 1 KindCluster (marsh/crane), and without the operator nobody would take them down.
-        Delete them first: kubectl delete kindclusters --all --all-namespaces
+        → Delete them first: kubectl delete kindclusters --all --all-namespaces
         Or go on without the operator: helm uninstall --no-hooks. The clusters then keep running, and the objects stay until it is installed again.
         ");
     }
@@ -67,6 +67,6 @@ mod tests {
     #[test]
     fn a_long_list_is_cut() {
         let names: Vec<String> = (0..12).map(|number| format!("marsh/c{number}")).collect();
-        assert!(refusal(&names).unwrap().contains("marsh/c9 and 2 more"));
+        assert!(refusal(&names).unwrap().to_string().contains("marsh/c9 and 2 more"));
     }
 }

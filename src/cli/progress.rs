@@ -1,15 +1,16 @@
-//! What `wait` says about a cluster. Pure: text from an object and the time that has passed.
+//! What is said about a cluster that is waited for. Pure: text from an object and the time that has passed.
 
 use std::fmt::Write;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use nestling_core::api::conditions::{self, CONTROL_PLANE_READY, READY, STALLED, SUSPENDED};
+use nestling_core::api::conditions::{self, CONTROL_PLANE_READY, DELETING, READY, STALLED, SUSPENDED};
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{KindCluster, KindClusterStatus};
 use nestling_core::plan::power;
 
 use super::Goal;
+use super::failure::command;
 
 /// How many lines of evidence are shown; the rest is in the status.
 const EVIDENCE_LINES: usize = 30;
@@ -20,6 +21,7 @@ impl Goal {
         match self {
             Self::Ready => READY,
             Self::ControlPlaneReady => CONTROL_PLANE_READY,
+            Self::Suspended => SUSPENDED,
         }
     }
 }
@@ -43,9 +45,10 @@ pub fn verdict(cluster: &KindCluster, goal: Goal) -> Verdict {
         return Verdict::Deleting;
     }
     let holds = |type_: &str| current(cluster, type_).is_some_and(|condition| condition.status == "True");
-    if holds(goal.condition()) {
+    let reached = if goal == Goal::Suspended { asleep(cluster).is_some() } else { holds(goal.condition()) };
+    if reached {
         Verdict::Reached
-    } else if holds(STALLED) || asleep(cluster).is_some() {
+    } else if holds(STALLED) || asleep(cluster).is_some() || (goal == Goal::Suspended && awake(cluster).is_some()) {
         Verdict::Stalled
     } else {
         Verdict::Underway
@@ -60,6 +63,12 @@ fn current<'a>(cluster: &'a KindCluster, type_: &str) -> Option<&'a Condition> {
 /// The condition of a cluster that is suspended and stays so until somebody wants it to run.
 fn asleep(cluster: &KindCluster) -> Option<&Condition> {
     current(cluster, SUSPENDED).filter(|_| cluster.status.as_ref().is_some_and(power::rests))
+}
+
+/// The condition of a cluster that is not going to be suspended, whatever its spec says.
+fn awake(cluster: &KindCluster) -> Option<&Condition> {
+    let stays = |reason: &str| matches!(Reason::parse(reason), Some(Reason::FreezeUnsupported | Reason::AgentOutdated | Reason::NotSuspended));
+    current(cluster, SUSPENDED).filter(|condition| condition.status == "False" && stays(&condition.reason))
 }
 
 /// What is going on, in one line without a time: two equal ones are no news.
@@ -103,6 +112,14 @@ pub fn screen(cluster: &KindCluster, goal: Goal, elapsed: Duration, unseen: Dura
     lines
 }
 
+/// The live view of several clusters: a line for each that is underway.
+pub fn board<'a>(underway: impl Iterator<Item = &'a KindCluster>, goal: Goal, elapsed: Duration) -> Vec<String> {
+    let mut lines: Vec<String> =
+        underway.map(|cluster| format!("  {:<20} {}", cluster.metadata.name.as_deref().unwrap_or_default(), news(cluster, goal))).collect();
+    lines.push(format!("  waiting for {}, {} so far", goal.condition(), clock(elapsed)));
+    lines
+}
+
 fn title(name: &str, status: &KindClusterStatus) -> String {
     let mut title = name.to_owned();
     let parts = [
@@ -124,21 +141,25 @@ pub fn success(cluster: &KindCluster, goal: Goal, elapsed: Duration) -> String {
     format!("{name} is {} ({} waited)", goal.condition(), clock(elapsed))
 }
 
-/// The last words on a stalled cluster: reason, what happened, remedy, evidence.
-pub fn stalled(cluster: &KindCluster) -> String {
+/// The last words on a cluster that does not get to the goal: the reason, what happened and the evidence; and what to do about it.
+pub fn stalled(cluster: &KindCluster, goal: Goal) -> (String, String) {
     let name = cluster.metadata.name.as_deref().unwrap_or_default();
+    let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
     if let Some(condition) = asleep(cluster) {
-        return format!("{name} is suspended: {}\n{}\n", condition.reason, condition.message.trim());
+        return (format!("{name} is suspended: {}", condition.reason), format!("Wake it up: `{}`.", command(&format!("start -n {namespace} {name}"))));
     }
-    let Some(condition) = current(cluster, STALLED) else { return format!("{name} is stalled") };
+    let describe = format!("See `{}`.", command(&format!("describe -n {namespace} {name}")));
+    if let Some(condition) = awake(cluster).filter(|_| goal == Goal::Suspended && current(cluster, STALLED).is_none_or(|stalled| stalled.status != "True")) {
+        let remedy = Reason::parse(&condition.reason).map(Reason::remedy).filter(|remedy| !remedy.is_empty());
+        return (format!("{name} stays awake: {}", condition.reason), remedy.map_or(describe, str::to_owned));
+    }
+    let Some(condition) = current(cluster, STALLED) else { return (format!("{name} is stalled"), describe) };
     let mut text = format!("{name} is stalled: {}\n", condition.reason);
-    if !condition.message.trim().is_empty() {
-        let _ = writeln!(text, "{}", condition.message.trim());
-    }
-    // Mostly the message ends with it already.
     let remedy = Reason::parse(&condition.reason).map_or("", Reason::remedy);
-    if !remedy.is_empty() && !condition.message.contains(remedy) {
-        let _ = writeln!(text, "{remedy}");
+    // Mostly it is in the message already.
+    let message = if remedy.is_empty() { condition.message.clone() } else { condition.message.replace(remedy, "").replace("  ", " ") };
+    if !message.trim().is_empty() {
+        let _ = writeln!(text, "{}", message.trim());
     }
     let failure = cluster.status.as_ref().and_then(|status| status.last_failure.as_ref()).filter(|failure| failure.reason == condition.reason);
     if let Some(tail) = failure.and_then(|failure| failure.log_tail.as_deref()).filter(|tail| !tail.trim().is_empty()) {
@@ -149,11 +170,19 @@ pub fn stalled(cluster: &KindCluster) -> String {
         }
     }
     if let Some(bundle) = failure.and_then(|failure| failure.bundle_ref.as_ref()) {
-        let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
         let _ = writeln!(text, "Logs of attempt {}:", bundle.attempt);
         let _ = writeln!(text, "  kubectl get secret -n {namespace} {} -o jsonpath='{{.data.logs\\.tar\\.gz}}' | base64 -d | tar xz", bundle.name);
     }
-    text
+    (text, if remedy.is_empty() { describe } else { remedy.to_owned() })
+}
+
+/// How far the deletion of a cluster is.
+pub fn deletion(cluster: &KindCluster) -> String {
+    let deleting = cluster.status.as_ref().and_then(|status| conditions::get(&status.conditions, DELETING));
+    match deleting.filter(|condition| condition.status == "True") {
+        Some(condition) => format!("{}: {}", condition.reason, one_line(&condition.message)),
+        None => "the operator has not looked at it yet".to_owned(),
+    }
 }
 
 /// The last words when the time is over.
@@ -163,16 +192,16 @@ pub fn timed_out(cluster: Option<&KindCluster>, goal: Goal, elapsed: Duration) -
 }
 
 /// Messages of a kubelet have several lines.
-fn one_line(text: &str) -> String {
+pub fn one_line(text: &str) -> String {
     printable(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// Evidence comes out of a pod in which users are root: it must not steer the terminal.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().map(|character| if character.is_control() && character != '\t' { '·' } else { character }).collect()
 }
 
-fn seconds(duration: Duration) -> String {
+pub fn seconds(duration: Duration) -> String {
     format!("{}.{}s", duration.as_secs(), duration.subsec_millis() / 100)
 }
 
@@ -211,6 +240,11 @@ mod tests {
         cluster(status, &[condition(READY, "False", "StartingControlPlane", "")])
     }
 
+    fn last_words(cluster: &KindCluster) -> String {
+        let (what, next) = stalled(cluster, Goal::Ready);
+        format!("{what}→ {next}")
+    }
+
     #[test]
     fn a_cluster_on_its_way() {
         insta::assert_snapshot!(screen(&underway(), Goal::Ready, Duration::from_secs(83), SEEN).join("\n"));
@@ -230,13 +264,35 @@ mod tests {
         let told = |status: &str, reason: &str| {
             let message = "Set spec.powerState to Running to go on.";
             let asleep = cluster(json!({}), &[condition(READY, "False", reason, message), condition(SUSPENDED, status, reason, message)]);
-            (verdict(&asleep, Goal::Ready), stalled(&asleep))
+            (verdict(&asleep, Goal::Ready), stalled(&asleep, Goal::Ready))
         };
-        let text = "crane is suspended: Frozen\nSet spec.powerState to Running to go on.\n".to_owned();
-        assert_eq!(told("True", "Frozen"), (Verdict::Stalled, text));
+        let (what, next) = ("crane is suspended: Frozen".to_owned(), "Wake it up: `nestling start -n  crane`.".to_owned());
+        assert_eq!(told("True", "Frozen"), (Verdict::Stalled, (what, next)));
         for (status, reason) in [("True", "Resuming"), ("False", "SuspendsWhenReady")] {
             assert_eq!(told(status, reason).0, Verdict::Underway, "{reason}");
         }
+    }
+
+    #[rstest]
+    #[case::frozen("True", "Frozen", Verdict::Reached)]
+    #[case::freezing("False", "Freezing", Verdict::Underway)]
+    #[case::another_state_first("True", "Stopping", Verdict::Underway)]
+    #[case::not_ready_yet("False", "SuspendsWhenReady", Verdict::Underway)]
+    #[case::never("False", "FreezeUnsupported", Verdict::Stalled)]
+    #[case::somebody_wants_it_awake("False", "NotSuspended", Verdict::Stalled)]
+    fn who_waits_for_sleep(#[case] status: &str, #[case] reason: &str, #[case] expected: Verdict) {
+        let cluster = cluster(json!({}), &[condition(SUSPENDED, status, reason, "")]);
+        assert_eq!(verdict(&cluster, Goal::Suspended), expected);
+        if expected == Verdict::Stalled {
+            let (what, next) = stalled(&cluster, Goal::Suspended);
+            assert_eq!(what, format!("crane stays awake: {reason}"));
+            assert!(!next.is_empty());
+        }
+    }
+
+    #[test]
+    fn several_on_one_screen() {
+        insta::assert_snapshot!(board([underway(), underway()].iter(), Goal::Ready, Duration::from_secs(83)).join("\n"));
     }
 
     #[test]
@@ -253,14 +309,14 @@ mod tests {
         tail.push("\x1b]0;title\x07 exec: not found".to_owned());
         let status = json!({"lastFailure": {"reason": "KubeadmInitFailed", "message": "m", "time": null, "logTail": tail.join("\n")}});
         let message = "kubeadm: unknown field. See the evidence; often a patch in spec.config that kubeadm refuses. No further attempt is made (attempt 3).";
-        insta::assert_snapshot!(stalled(&cluster(status, &[condition(STALLED, "True", "KubeadmInitFailed", message)])));
+        insta::assert_snapshot!(last_words(&cluster(status, &[condition(STALLED, "True", "KubeadmInitFailed", message)])));
     }
 
     #[test]
     fn a_stalled_cluster_says_where_its_logs_are() {
         let bundle = json!({"name": "crane-logs", "attempt": 3});
         let status = json!({"lastFailure": {"reason": "KubeadmInitFailed", "message": "m", "time": null, "bundleRef": bundle}});
-        let said = stalled(&cluster(status, &[condition(STALLED, "True", "KubeadmInitFailed", "m")]));
+        let (said, _) = stalled(&cluster(status, &[condition(STALLED, "True", "KubeadmInitFailed", "m")]), Goal::Ready);
         assert!(said.contains("Logs of attempt 3:\n  kubectl get secret -n "), "{said}");
         assert!(said.ends_with(" crane-logs -o jsonpath='{.data.logs\\.tar\\.gz}' | base64 -d | tar xz\n"), "{said}");
     }
@@ -268,7 +324,7 @@ mod tests {
     #[test]
     fn evidence_of_another_failure_is_not_shown_and_the_remedy_only_once() {
         let status = json!({"lastFailure": {"reason": "PodLost", "message": "m", "time": null, "logTail": "old"}});
-        insta::assert_snapshot!(stalled(&cluster(status, &[condition(STALLED, "True", "ConfigFieldOwned", "networking.apiServerPort is set")])));
+        insta::assert_snapshot!(last_words(&cluster(status, &[condition(STALLED, "True", "ConfigFieldOwned", "networking.apiServerPort is set")])));
     }
 
     #[rstest]

@@ -35,6 +35,10 @@ pub struct Args {
     #[arg(long, env = "NESTLING_POD_IMAGE_PULL_POLICY", default_value = "IfNotPresent")]
     pub pod_image_pull_policy: String,
 
+    /// Image of the pods through which the command line reaches clusters; this program's own. KindClusters tell it to their users.
+    #[arg(long, env = "NESTLING_RELAY_IMAGE", default_value = "")]
+    pub relay_image: String,
+
     /// Node image of a version. May be given more than once.
     #[arg(long = "node-image", env = "NESTLING_NODE_IMAGES", value_name = "VERSION=IMAGE", value_delimiter = ',', value_parser = version_and_image)]
     pub node_images: Vec<(String, String)>,
@@ -169,6 +173,7 @@ impl Args {
             clusters_namespace: self.clusters_namespace.clone(),
             pod_image: self.pod_image.clone(),
             pod_image_pull_policy: self.pod_image_pull_policy.clone(),
+            relay_image: self.relay_image.clone(),
             node_images: self.node_images.iter().cloned().collect::<BTreeMap<_, _>>(),
             node_image_repository: self.node_image_repository.clone(),
             default_version: self.default_version.clone(),

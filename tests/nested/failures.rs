@@ -79,6 +79,14 @@ async fn a_cluster_that_fails_for_good_leaves_its_logs_and_nothing_else() {
     }
     let of_pods: String = files.iter().filter(|(path, _)| path.contains("/kube-system/")).map(|(_, text)| text.as_str()).collect();
     assert!(of_pods.contains("no-such-flag"), "the API server's own words are missing");
+    // As its user reads them.
+    let own = std::process::Command::new(env!("CARGO_BIN_EXE_nestling"))
+        .arg("--kubeconfig")
+        .arg(host.cluster.kubeconfig())
+        .args(["-n", NAMESPACE, "logs", "wreck"])
+        .output()
+        .unwrap();
+    assert!(own.status.success() && String::from_utf8_lossy(&own.stdout).contains("[kubelet-check]"), "{own:?}");
     let places = files.iter().map(|(path, text)| Place { name: path.clone(), text: text.clone() }).collect();
     none_is_in(&host, &[NAMESPACE], places).await;
 

@@ -6,6 +6,7 @@ mod changes;
 mod cluster;
 mod failures;
 mod high_availability;
+mod images;
 mod inside;
 mod isolation;
 mod losses;
@@ -18,6 +19,7 @@ mod secrets;
 mod storage;
 #[path = "../support/mod.rs"]
 mod support;
+mod verbs;
 mod volume;
 
 use std::time::Duration;

@@ -17,24 +17,29 @@ const NAMESPACE: &str = "t-registries";
 const SOON: Duration = Duration::from_mins(1);
 const PULLED: Duration = Duration::from_mins(2);
 
-/// The private one: the same images, behind TLS and a password.
-const PRIVATE: &str = "nestling-test-private-registry";
+/// Of the private registry of this test.
 const PRIVATE_PORT: u16 = 5443;
+/// Who may pull.
 const USER: &str = "heron";
+/// With this password.
 const PASSWORD: &str = "heron-wades-at-dawn-7731";
 /// bcrypt of [`PASSWORD`], as `htpasswd -B` writes it.
 const HTPASSWD: &str = "heron:$2y$05$abcdefghijklmnopqrstuuAaTV//QTmif8lBFPSyioMo4HCn/j4FS\n";
 
-/// A second registry in front of the images of the lab's, at the same address. Dropping it removes it.
-struct PrivateRegistry<'a> {
+/// A second registry in front of the images of the lab's, at the same address, behind TLS and a password. Dropping it removes it.
+pub struct PrivateRegistry<'a> {
     docker: &'a Docker,
-    authority: String,
+    container: String,
+    /// The authority behind its certificate, PEM.
+    pub authority: String,
     _files: tempfile::TempDir,
 }
 
 impl<'a> PrivateRegistry<'a> {
-    fn start(docker: &'a Docker, address: &str) -> Self {
-        let _ = docker.run(&["rm", "-f", "-v", PRIVATE]);
+    /// Starts it on a port of its own.
+    pub fn start(docker: &'a Docker, address: &str, port: u16) -> Self {
+        let container = format!("nestling-test-private-registry-{port}");
+        let _ = docker.run(&["rm", "-f", "-v", &container]);
         let files = tempfile::tempdir().unwrap();
         let authority = certificates(files.path(), address);
         std::fs::write(files.path().join("htpasswd"), HTPASSWD).unwrap();
@@ -42,7 +47,7 @@ impl<'a> PrivateRegistry<'a> {
         let (image, storage) = (inspect("{{.Config.Image}}"), inspect("{{range .Mounts}}{{.Source}}{{end}}"));
         let network = format!("--network=container:{REGISTRY}");
         let (storage, mounted) = (format!("{storage}:/var/lib/registry:ro"), format!("{}:/private:ro", files.path().display()));
-        let address = format!("REGISTRY_HTTP_ADDR=:{PRIVATE_PORT}");
+        let address = format!("REGISTRY_HTTP_ADDR=:{port}");
         let environment = [
             address.as_str(),
             "REGISTRY_HTTP_TLS_CERTIFICATE=/private/tls.crt",
@@ -51,20 +56,43 @@ impl<'a> PrivateRegistry<'a> {
             "REGISTRY_AUTH_HTPASSWD_REALM=heron",
             "REGISTRY_AUTH_HTPASSWD_PATH=/private/htpasswd",
         ];
-        let mut run = vec!["run", "-d", "--name", PRIVATE, &network, "-v", &storage, "-v", &mounted];
+        let mut run = vec!["run", "-d", "--name", &container, &network, "-v", &storage, "-v", &mounted];
         run.extend(environment.iter().flat_map(|variable| ["-e", *variable]));
         run.push(&image);
         docker.run(&run).unwrap();
         // One that cannot read its configuration ends at once.
         std::thread::sleep(Duration::from_secs(2));
-        assert_eq!(docker.run(&["inspect", "--format", "{{.State.Running}}", PRIVATE]).unwrap().trim(), "true", "{:?}", docker.run(&["logs", PRIVATE]));
-        Self { docker, authority, _files: files }
+        let running = docker.run(&["inspect", "--format", "{{.State.Running}}", &container]).unwrap();
+        assert_eq!(running.trim(), "true", "{:?}", docker.run(&["logs", &container]));
+        Self { docker, container, authority, _files: files }
+    }
+
+    /// Makes what a spec refers to for it: the Secret `login` with an entry for `private.test`, and the ConfigMap `authority`.
+    pub fn refer(&self, host: &Host, namespace: &str) {
+        let docker_config = json!({"auths": {"private.test": {"username": USER, "password": PASSWORD}}}).to_string();
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login", "namespace": namespace},
+            "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": docker_config}});
+        let authority = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "authority", "namespace": namespace},
+            "data": {"ca.crt": self.authority}});
+        for object in [secret, authority] {
+            host.apply(&object.to_string());
+        }
+    }
+
+    /// Switches it off, so that nobody can connect.
+    pub fn switch_off(&self) {
+        self.docker.run(&["stop", "-t", "0", &self.container]).unwrap();
+    }
+
+    /// Switches it on again.
+    pub fn switch_on(&self) {
+        self.docker.run(&["start", &self.container]).unwrap();
     }
 }
 
 impl Drop for PrivateRegistry<'_> {
     fn drop(&mut self) {
-        let _ = self.docker.run(&["rm", "-f", "-v", PRIVATE]);
+        let _ = self.docker.run(&["rm", "-f", "-v", &self.container]);
     }
 }
 
@@ -109,20 +137,13 @@ async fn mirrors_logins_and_authorities_reach_docker_and_the_nodes() {
     host.namespace(NAMESPACE).await;
     let docker = host.cluster.docker();
     let address = host.registry_address();
-    let private = PrivateRegistry::start(docker, &address);
+    let private = PrivateRegistry::start(docker, &address, PRIVATE_PORT);
     let image = docker.run(&["inspect", "--format", "{{.Config.Image}}", REGISTRY]).unwrap();
     // The registry's own image: small, and it keeps running.
     let pushed = host.cluster.push(image.trim()).unwrap();
     let (_, image) = pushed.split_once('/').unwrap();
 
-    let docker_config = json!({"auths": {"private.test": {"username": USER, "password": PASSWORD}}}).to_string();
-    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login", "namespace": NAMESPACE},
-        "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": docker_config}});
-    let authority = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "authority", "namespace": NAMESPACE},
-        "data": {"ca.crt": private.authority}});
-    for object in [secret, authority] {
-        host.apply(&object.to_string());
-    }
+    private.refer(&host, NAMESPACE);
     // Names that nobody resolves: only the endpoints can have been asked. The last two lack what the second has.
     let (open, closed) = (format!("http://{address}:5000"), format!("https://{address}:{PRIVATE_PORT}"));
     let registries = json!([

@@ -95,6 +95,10 @@ pub struct KindClusterSpec {
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["host"]))]
     pub registries: Vec<Registry>,
 
+    /// Images that are in every node before the cluster is `Ready`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preload: Option<Preload>,
+
     /// Bounds in time and what follows a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifecycle: Option<Lifecycle>,
@@ -215,6 +219,22 @@ pub enum ServiceType {
     ClusterIP,
     /// Also on each node of the host cluster.
     NodePort,
+}
+
+/// What is in every node before the cluster is `Ready`.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct Preload {
+    /// Images, such as `nginx:1.29` or `registry.example/team/app@sha256:…`: pulled once for the whole cluster, as `registries` says, and put into every
+    /// node. One that is added later is brought into the running cluster; one that is taken out stays there. A pod finds it under the very reference
+    /// that is written here, unless its `imagePullPolicy` is `Always`, which is the default for `:latest` and for references without a tag.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "set"), inner(length(min = 1, max = 255)))]
+    #[x_kube(validation = Rule::new(
+        "self.all(i, i.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?(:[0-9]{1,5})?/)?[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*)*(:[A-Za-z0-9_][-A-Za-z0-9_.]{0,127})?(@sha256:[a-f0-9]{64})?$'))"
+    ).message("images must be references such as nginx:1.29 or registry.example:5000/team/app@sha256:… with 64 hexadecimal digits"))]
+    pub images: Vec<String>,
 }
 
 /// What there is to say about a registry.

@@ -74,6 +74,8 @@ reasons! {
     Resuming,
     /// The API server is being waited for.
     WaitingForControlPlane,
+    /// The images of `spec.preload` are pulled and put into the nodes.
+    PreloadingImages => "Nothing to do: the agent is at it, and tries again where it failed; see the message if it stays.",
     /// Not every node is ready yet.
     WaitingForNodes => "With disableDefaultCNI, install a CNI: nodes are not ready without one.",
     /// The kubeconfig is about to be published.
@@ -270,6 +272,8 @@ reasons! {
     DockerUnresponsive => "See the evidence and the logs that were kept; often the disk or the processors of the host's node are overloaded.",
     /// The node image cannot be pulled.
     NodeImagePullFailed => "Check spec.image or spec.version and that the host can reach the registry.",
+    /// An image of `spec.preload` cannot be pulled or put into the nodes.
+    PreloadFailed => "Check the named image in spec.preload.images and that the host can reach its registry, or take it out and load it with kubectl nestling load.",
     /// The registry limits the rate of pulls.
     RegistryRateLimited => "Name a mirror or credentials in spec.registries, or use a pod image that carries the node image.",
     /// The registry wants credentials.

@@ -65,6 +65,10 @@ pub struct KindClusterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubeconfig_secret_ref: Option<KubeconfigSecretRef>,
 
+    /// Image of the pod through which `nestling connect` and `nestling shell` reach a cluster that is not exposed: the operator's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay_image: Option<String>,
+
     /// The pod that the cluster runs in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_ref: Option<PodRef>,

@@ -14,7 +14,7 @@ use super::observed::{Children, Logs, Observed, Turn, needs_live};
 use super::problem::Problem;
 use super::recreation;
 use super::settle::{Outcome, settle};
-use super::wire::{AgentReport, NodeReport, Orders, OrdersReport, Stage};
+use super::wire::{AgentReport, AgentSettings, NodeReport, Orders, OrdersReport, Stage};
 use super::{names::Identity, testing};
 use crate::api::conditions::{self, READY, STALLED, SUSPENDED};
 use crate::api::reasons::Reason;
@@ -58,6 +58,8 @@ enum Happening {
     Power(PowerState),
     /// The user names the API server otherwise, or not.
     Names(bool),
+    /// The user wants an image in every node, or none.
+    Preload(bool),
     /// The user asks for a new cluster in the place of this one.
     Recreate(u8),
     /// The user pauses or resumes.
@@ -87,6 +89,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => prop::option::of(1..6000_u64).prop_map(Happening::Ttl),
         2 => prop_oneof![Just(PowerState::Running), Just(PowerState::Frozen), Just(PowerState::Stopped)].prop_map(Happening::Power),
         1 => any::<bool>().prop_map(Happening::Names),
+        1 => any::<bool>().prop_map(Happening::Preload),
         1 => (0..3_u8).prop_map(Happening::Recreate),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
@@ -94,6 +97,12 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => (any::<bool>(), any::<bool>()).prop_map(|(status, finalizer)| Happening::Restore(status, finalizer)),
         2 => prop_oneof![Just(Luck::Ready), Just(Luck::KindFails), Just(Luck::Crashes), Just(Luck::Hangs)].prop_map(Happening::Luck),
     ]
+}
+
+/// The images that a pod was made with.
+fn preloaded(pod: &Pod) -> Vec<String> {
+    let settings = pod.metadata.annotations.as_ref().and_then(|all| all.get(annotations::SETTINGS));
+    settings.and_then(|text| serde_json::from_str::<AgentSettings>(text).ok()).map(|settings| settings.preload).unwrap_or_default()
 }
 
 /// The host cluster. `None` as cluster: the object is gone.
@@ -189,6 +198,9 @@ impl World {
                 assert!(report.stage == Stage::Serving, "orders to an agent that serves no cluster");
                 report.control_plane_ready = said.carried_out.power == PowerState::Running && said.received.power == said.carried_out.power;
             }
+        }
+        if report.stage == Stage::Serving {
+            said.carried_out.preload.get_or_insert_with(|| preloaded(pod));
         }
         report.cgroup_v1 = Some(false);
         report.orders = Some(said);
@@ -431,6 +443,9 @@ impl World {
             Happening::Power(power) => self.edit(|cluster| cluster.spec.power_state = Some(power)),
             Happening::Names(some) => self.edit(|cluster| {
                 cluster.spec.access.get_or_insert_default().cert_sans = if some { vec!["a.example".to_owned()] } else { vec![] };
+            }),
+            Happening::Preload(some) => self.edit(|cluster| {
+                cluster.spec.preload.get_or_insert_default().images = if some { vec!["a.example/a:1".to_owned()] } else { vec![] };
             }),
             Happening::Recreate(value) => {
                 if let Some(cluster) = &mut self.cluster {

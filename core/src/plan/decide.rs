@@ -17,6 +17,7 @@ use super::objects::{self, attempt_of, digests_of};
 use super::observed::{Observed, created_at};
 use super::orders;
 use super::power;
+use super::preload;
 use super::registries::{self, RegistriesPlan};
 use super::serving_names;
 use super::settings::CleanupPolicy;
@@ -432,7 +433,7 @@ fn delete(kind: ChildKind, meta: &ObjectMeta) -> Option<Step> {
 /// Whether a cluster's agent should be listened to: while something moves, or when nothing has been heard of it yet.
 pub fn is_moving(status: &KindClusterStatus, seen_report: bool) -> bool {
     let at_rest = conditions::is_true(&status.conditions, conditions::READY) || power::rests(status);
-    !seen_report || !at_rest || serving_names::is_changing(status)
+    !seen_report || !at_rest || serving_names::is_changing(status) || preload::is_under_way(status)
 }
 
 /// Whether a pod takes one of the slots for clusters under creation.

@@ -15,6 +15,7 @@ use super::kind_config;
 use super::names::Identity;
 use super::observed::created_at;
 use super::policy::{Policy, Reach};
+use super::preload;
 use super::problem::Problem;
 use super::quantity;
 use super::recreation;
@@ -128,6 +129,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
         limits,
         allow_cgroup_v1: settings.allow_cgroup_v1,
         registries: registries::settings(&spec.registries),
+        preload: preload::images(cluster),
         egress: EgressPlan { guard: settings.egress_guard, allowed: settings.egress_allowed.clone(), host_api: settings.host.api },
         persistent,
         // As long as it has been a cluster, and none that was begun anew since, or is to be.

@@ -388,6 +388,7 @@ mod tests {
             limits: PodLimits { memory_bytes: 3 << 30, cpu_millis: Some(2000), storage_bytes: 10 << 30 },
             allow_cgroup_v1: true,
             registries: vec![],
+            preload: vec![],
             egress: EgressPlan::default(),
             persistent: false,
             resume: false,

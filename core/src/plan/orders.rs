@@ -3,6 +3,7 @@
 
 use super::observed::Observed;
 use super::power;
+use super::preload;
 use super::serving_names;
 use super::wire::Orders;
 use crate::api::{PodLossPolicy, StorageType};
@@ -10,7 +11,7 @@ use crate::api::{PodLossPolicy, StorageType};
 /// What the agent of the current pod is to be told; `None` where it takes no orders, or has not been heard yet.
 pub fn wanted(seen: &Observed) -> Option<Orders> {
     seen.report.as_ref()?.orders.as_ref()?;
-    Some(Orders { power: power::wanted(seen), keep: keep(seen), cert_sans: serving_names::wanted(seen) })
+    Some(Orders { power: power::wanted(seen), keep: keep(seen), cert_sans: serving_names::wanted(seen), preload: preload::wanted(seen) })
 }
 
 /// What the agent is to be told now: `None` if it knows all.

@@ -24,6 +24,8 @@ pub struct Settings {
     pub pod_image: String,
     /// `imagePullPolicy` of the pods.
     pub pod_image_pull_policy: String,
+    /// Image of the pods through which the command line reaches clusters: the operator's own. Empty if it is not known.
+    pub relay_image: String,
     /// Node images by version, such as `v1.34.4` to `kindest/node:v1.34.4@sha256:…`.
     pub node_images: BTreeMap<String, String>,
     /// Where a version that [`Self::node_images`] does not list is looked for, as `<repository>:<version>`. Empty to refuse it.

@@ -12,6 +12,7 @@ use super::host_loss;
 use super::objects::{attempt_of, changed_since, resumes};
 use super::observed::Observed;
 use super::power;
+use super::preload;
 use super::problem::Problem;
 use super::recreation;
 use super::serving_names;
@@ -249,6 +250,7 @@ fn record_facts(now: Timestamp, seen: &Observed, done: &Outcome, stands: &Situat
         }
     }
     status.endpoints = endpoints(seen);
+    status.relay_image = Some(seen.settings.relay_image.clone()).filter(|image| !image.is_empty());
     for step in &done.done {
         match step {
             Step::CreatePod(pod) => record_pod(pod, None, status),
@@ -531,7 +533,7 @@ fn up_to_date(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desir
             }
             if !changed.is_empty() {
                 required(&format!("changed since the cluster was made: {}", changed.join(", ")))
-            } else if let Some(claim) = serving_names::claim(seen) {
+            } else if let Some(claim) = serving_names::claim(seen).or_else(|| preload::claim(seen)) {
                 claim
             } else if let Some(end) = certificates::authorities_end(seen).filter(|_| certificates::authorities_are_old(now, seen)) {
                 required(&format!("the cluster's authorities end at {end}, and all that they have signed with them"))

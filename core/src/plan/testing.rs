@@ -37,6 +37,7 @@ pub fn settings() -> Settings {
         clusters_namespace: "clusters".into(),
         pod_image: "registry.example/node:1".into(),
         pod_image_pull_policy: "IfNotPresent".into(),
+        relay_image: "registry.example/operator:1".into(),
         node_images: BTreeMap::from([("v1.34.4".to_owned(), "kindest/node:v1.34.4@sha256:aa".to_owned())]),
         node_image_repository: "kindest/node".into(),
         default_version: "v1.34.4".into(),

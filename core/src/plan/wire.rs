@@ -34,7 +34,7 @@ pub const STATUS_PATH: &str = "/v1/status";
 pub const ORDERS_PATH: &str = "/v1/orders";
 
 /// Largest orders that the agent reads, in bytes.
-pub const ORDERS_LIMIT: usize = 16 * 1024;
+pub const ORDERS_LIMIT: usize = 32 * 1024;
 
 /// Path of the logs: `GET /v1/bundle` gathers them and answers with a gzipped tar archive of at most [`BUNDLE_LIMIT`] bytes.
 pub const BUNDLE_PATH: &str = "/v1/bundle";
@@ -129,6 +129,9 @@ pub struct AgentSettings {
     /// Registries that need something said.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub registries: Vec<RegistrySettings>,
+    /// Images that are to be in every node before the cluster is served.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preload: Vec<String>,
     /// What nested traffic may reach.
     #[serde(default)]
     pub egress: EgressPlan,
@@ -223,6 +226,10 @@ pub struct Orders {
     /// All names in the API server's certificate; `None`: those of [`AgentSettings::cert_sans`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cert_sans: Option<Vec<String>>,
+    /// All images that are to be in every node; `None`: those of [`AgentSettings::preload`]. As carried out, `None` is the word of an agent that serves no
+    /// cluster yet, or cannot bring images into one that it serves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preload: Option<Vec<String>>,
 }
 
 /// What has become of the orders.
@@ -440,6 +447,8 @@ stages! {
     JoiningWorkerNodes => JoiningWorkerNodes,
     /// `/readyz` of the API server.
     WaitingForControlPlane => WaitingForControlPlane,
+    /// The images that the spec wants in every node are put there; they are pulled while kind works.
+    PreloadingImages => PreloadingImages,
     /// The relay is open; nodes may still be on their way.
     Serving => ClusterReady,
     /// The attempt is over.

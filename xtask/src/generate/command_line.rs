@@ -2,31 +2,23 @@
 
 use std::fmt::Write;
 
-use clap::{Command, CommandFactory, Parser};
+use clap::{Command, CommandFactory};
 
 use super::PAGE_NOTICE;
 
-/// The user's verbs themselves. Read as a file, so that this tool need not be built together with the whole program.
-#[path = "../../../src/cli/args.rs"]
+/// The user's verbs themselves. Read as files, so that this tool need not be built together with the whole program.
+#[allow(dead_code, reason = "what only the program itself reads")]
+#[path = "../../../src/cli/args/mod.rs"]
 mod args;
-
-/// What the program takes, without the verbs that are not for users.
-#[derive(Parser)]
-#[command(name = "nestling", bin_name = "nestling")]
-struct UserVerbs {
-    #[command(flatten)]
-    host: args::HostArgs,
-    #[command(subcommand)]
-    verb: args::Verb,
-}
 
 /// The page.
 pub fn page() -> String {
     let mut text = PAGE_NOTICE.to_owned();
     text += "# Command line\n\n\
         Installed under the name `kubectl-nestling` as well, it is also `kubectl nestling`.\n\n\
-        Errors go to standard error. The exit code is 0 on success and 1 on failure; `wait` has more of them.\n";
-    let mut root = UserVerbs::command().disable_help_subcommand(true).term_width(100);
+        Errors go to standard error, each with what to do next behind an arrow. The exit code is 0 on success and 1 on failure; what else it can be is\n\
+        said at the end of each verb.\n";
+    let mut root = args::UserVerbs::command().disable_help_subcommand(true).term_width(100);
     root.build();
     for verb in root.get_subcommands_mut().filter(|verb| !verb.is_hide_set()) {
         let name = verb.get_name().to_owned();

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use nestling_core::api::kind_config::{KindConfig, KindNetworking, KindNode, KindRole};
 use nestling_core::api::{
-    Access, AccessService, KindCluster, KindClusterSpec, Lifecycle, LocalReference, Nodes, PodLossPolicy, PowerState, Registry, ServiceType, Storage,
+    Access, AccessService, KindCluster, KindClusterSpec, Lifecycle, LocalReference, Nodes, PodLossPolicy, PowerState, Preload, Registry, ServiceType, Storage,
     StorageType,
 };
 use serde::Serialize;
@@ -32,6 +32,7 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
         ("config", one("A kind configuration, as one would give to `kind create cluster --config`.", "config", config())?),
         ("no-cni", one("Without a CNI: Ready needs only the control plane, and its user installs a CNI.", "no-cni", no_cni())?),
         ("registries", one("A mirror of Docker Hub, and a registry that wants a login and has an authority of its own.", "registries", registries())?),
+        ("preload", one("Images that are in every node before Ready. Pods use them if their imagePullPolicy is not Always.", "preload", preload())?),
         (
             "persistent",
             one(
@@ -92,6 +93,10 @@ fn registries() -> KindClusterSpec {
         ..Registry::default()
     };
     KindClusterSpec { registries: vec![mirrored, private], ..spec() }
+}
+
+fn preload() -> KindClusterSpec {
+    KindClusterSpec { preload: Some(Preload { images: vec!["nginx:1.29".to_owned()] }), ..spec() }
 }
 
 fn no_cni() -> KindClusterSpec {

@@ -4,7 +4,9 @@ mod doctor_pod;
 mod kubeconfig;
 mod logs;
 mod network_policy;
+mod node_pod;
 mod pod;
+mod relay_pod;
 mod service;
 mod volume_claim;
 
@@ -12,7 +14,9 @@ pub use doctor_pod::{DOCTOR_LABEL, Examination, doctor_pod};
 pub use kubeconfig::{Credentials, kubeconfig_secret};
 pub use logs::{LOGS_KEY, logs_secret};
 pub use network_policy::network_policy;
+pub use node_pod::{NODE_POD_LABEL, NODE_POD_NAMESPACE, image_on, in_node, node_pod};
 pub use pod::{attempt_of, changed_since, digests_of, pod, resumes};
+pub use relay_pod::{RELAY_LABEL, RELAY_PORT, RelayOrder, relay_pod};
 pub use service::service;
 pub use volume_claim::volume_claim;
 

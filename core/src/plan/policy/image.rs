@@ -5,6 +5,8 @@ use std::fmt;
 use serde::Deserialize;
 use wildmatch::WildMatchPattern;
 
+use crate::plan::reference::{has_tag_or_digest, in_full};
+
 /// `*` and nothing else is special: no character stands for one other.
 type Glob = WildMatchPattern<'*', '\0'>;
 
@@ -49,25 +51,6 @@ impl fmt::Display for ImagePattern {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.written)
     }
-}
-
-/// With its registry, and Docker's own images with `library/`. As `splitDockerDomain` of github.com/distribution/reference.
-fn in_full(image: &str) -> String {
-    let (registry, name) = match image.split_once('/') {
-        Some((first, rest)) if first == "localhost" || first.contains(|character: char| matches!(character, '.' | ':') || character.is_ascii_uppercase()) => {
-            (first, rest)
-        }
-        _ => ("docker.io", image),
-    };
-    let registry = if registry == "index.docker.io" { "docker.io" } else { registry };
-    if registry == "docker.io" && !name.contains('/') {
-        return format!("{registry}/library/{name}");
-    }
-    format!("{registry}/{name}")
-}
-
-fn has_tag_or_digest(image: &str) -> bool {
-    image.contains('@') || image.rsplit('/').next().unwrap_or_default().contains(':')
 }
 
 #[cfg(test)]

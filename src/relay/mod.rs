@@ -1,22 +1,26 @@
-//! The front door: the pod's port, passed on to the API server at TCP level.
+//! A port, passed on at TCP level to where an API server is: the front door of a cluster's pod, and the whole of a pod through which the command line reaches a cluster.
 //!
 //! There may be several ways to the API server, and the first one that takes a connection is used. TLS goes through untouched, so clients verify the cluster itself. When the target does not take connections, they are
 //! closed at once rather than left waiting.
 
-use std::net::{Ipv4Addr, SocketAddr};
+mod process;
+
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub use process::{RelayArgs, run};
 
 /// Most connections at once; each takes two file descriptors.
 const CONNECTIONS: usize = 4096;
 
-/// Time for a connection to a container on the same machine.
+/// Time for a connection to the target.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Pause after the kernel refused to hand out a connection (no file descriptors).
@@ -35,6 +39,8 @@ pub struct Relay<R> {
     target: Arc<Target<R>>,
     shut: CancellationToken,
     _shutter: DropGuard,
+    /// Connections that are open; each change is told.
+    open: watch::Sender<usize>,
 }
 
 #[derive(Debug)]
@@ -45,17 +51,18 @@ struct Target<R> {
 }
 
 impl<R: Resolve> Relay<R> {
-    /// Opens the door on all addresses of the pod.
+    /// Opens the door at this address.
     ///
     /// # Errors
     /// Those of the socket.
-    pub async fn open(port: u16, resolver: R) -> std::io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
+    pub async fn open(address: SocketAddr, resolver: R) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
         let shut = CancellationToken::new();
         Ok(Self {
             listener,
             _shutter: shut.clone().drop_guard(),
             shut,
+            open: watch::Sender::new(0),
             target: Arc::new(Target { resolver, known: Mutex::default(), places: Arc::new(Semaphore::new(CONNECTIONS)) }),
         })
     }
@@ -67,9 +74,11 @@ impl<R: Resolve> Relay<R> {
                 Ok((client, _)) => {
                     // No place: dropping it closes it.
                     if let Ok(place) = self.target.places.clone().try_acquire_owned() {
-                        let (target, shut) = (self.target.clone(), self.shut.clone());
+                        let (target, shut, open) = (self.target.clone(), self.shut.clone(), self.open.clone());
+                        open.send_modify(|open| *open += 1);
                         tokio::spawn(async move {
                             shut.run_until_cancelled(target.pass_on(client)).await;
+                            open.send_modify(|open| *open -= 1);
                             drop(place);
                         });
                     }
@@ -80,6 +89,26 @@ impl<R: Resolve> Relay<R> {
                 }
             }
         }
+    }
+
+    /// Returns when no connection has been open for this long.
+    pub async fn idle(&self, limit: Duration) {
+        let mut open = self.open.subscribe();
+        loop {
+            // It cannot be closed: its sender is in this very object.
+            let _ = open.wait_for(|open| *open == 0).await;
+            if timeout(limit, open.changed()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Where the door is.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
     }
 }
 
@@ -125,7 +154,10 @@ async fn dial(address: SocketAddr) -> Option<TcpStream> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv4Addr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
     /// The addresses may change, as a container's does.
     struct At(Arc<Mutex<Vec<Option<SocketAddr>>>>);
@@ -166,8 +198,8 @@ mod tests {
     async fn a_door_that_is_shut_refuses_at_once_and_ends_what_went_through_it() {
         // Takes connections and never says more than a word, as what is frozen behind the door.
         let (target, _task) = holds("word").await;
-        let relay = Relay::open(0, At(Arc::new(Mutex::new(vec![Some(target)])))).await.unwrap();
-        let door = SocketAddr::from((Ipv4Addr::LOCALHOST, relay.listener.local_addr().unwrap().port()));
+        let relay = Relay::open(LOOPBACK, At(Arc::new(Mutex::new(vec![Some(target)])))).await.unwrap();
+        let door = relay.address().unwrap();
         let running = tokio::spawn(async move { relay.run().await });
         let mut open = TcpStream::connect(door).await.unwrap();
         let mut word = [0; 4];
@@ -179,14 +211,32 @@ mod tests {
         let refused = timeout(CONNECT_LIMIT, TcpStream::connect(door)).await.expect("nobody waits");
         assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
         // And it can be opened again, whatever of the old connections is left in the kernel.
-        Relay::open(door.port(), At(Arc::default())).await.unwrap();
+        Relay::open(door, At(Arc::default())).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn it_is_idle_only_while_no_connection_is_open() {
+        const IDLE: Duration = Duration::from_millis(300);
+        let (target, _task) = holds("word").await;
+        let relay = Arc::new(Relay::open(LOOPBACK, At(Arc::new(Mutex::new(vec![Some(target)])))).await.unwrap());
+        let door = relay.address().unwrap();
+        let running = relay.clone();
+        tokio::spawn(async move { running.run().await });
+        let start = tokio::time::Instant::now();
+        timeout(CONNECT_LIMIT, relay.idle(IDLE)).await.expect("nobody has come");
+        assert!(start.elapsed() >= IDLE);
+        let mut open = TcpStream::connect(door).await.unwrap();
+        open.read_exact(&mut [0; 4]).await.unwrap();
+        timeout(IDLE * 3, relay.idle(IDLE)).await.expect_err("somebody is there, though silent");
+        drop(open);
+        timeout(CONNECT_LIMIT, relay.idle(IDLE)).await.expect("nobody is left");
     }
 
     #[tokio::test]
     async fn connections_follow_the_target() {
         let place = Arc::new(Mutex::new(vec![]));
-        let relay = Relay::open(0, At(place.clone())).await.unwrap();
-        let door = SocketAddr::from((Ipv4Addr::LOCALHOST, relay.listener.local_addr().unwrap().port()));
+        let relay = Relay::open(LOOPBACK, At(place.clone())).await.unwrap();
+        let door = relay.address().unwrap();
         tokio::spawn(async move { relay.run().await });
         let ask = async || {
             let mut text = String::new();
