@@ -32,9 +32,10 @@ pub async fn run(args: HostArgs, verb: DeleteArgs) -> Result<()> {
     for context in kubeconfig::forget(&args, &host, &deleted).await? {
         eprintln!("context {context} is removed from your kubeconfig");
     }
-    let gone = async |cluster: &KindCluster| if verb.wait { gone(&host, cluster, deadline).await } else { Ok(()) };
-    for (cluster, gone) in deleted.iter().zip(join_all(deleted.iter().map(gone)).await) {
-        match gone {
+    let (host, wait) = (&host, verb.wait);
+    let ends = join_all(deleted.iter().map(|cluster| async move { if wait { gone(host, cluster, deadline).await } else { Ok(()) } })).await;
+    for (cluster, end) in deleted.iter().zip(ends) {
+        match end {
             Ok(()) => writeln!(std::io::stdout(), "{}", told(cluster))?,
             Err(error) => failure = failure.or(Some(error)),
         }
