@@ -61,6 +61,11 @@ pub struct KindClusterStatus {
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub endpoints: Vec<Endpoint>,
 
+    /// Addresses that load balancers inside the cluster, such as MetalLB, may give to Services: in the network of the nodes, and no node gets one of them.
+    #[serde(default, rename = "loadBalancerCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub load_balancer_cidrs: Vec<String>,
+
     /// The published kubeconfig.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubeconfig_secret_ref: Option<KubeconfigSecretRef>,
