@@ -89,4 +89,10 @@ mod tests {
         assert!(name(Part::TraefikImage).starts_with("docker.io/library/traefik:v3."));
         assert!(published_name(Part::NodeImage).is_err());
     }
+
+    #[test]
+    fn the_documented_manifest_is_of_the_version_that_is_tried() {
+        let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/ingress/traefik.yaml")).unwrap();
+        assert!(manifest.contains(&format!("image: {}\n", published_name(Part::TraefikImage).unwrap())));
+    }
 }

@@ -5,9 +5,10 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::certificates::{self, Validity};
-use super::decide::{Step, external_url, internal_url, is_overdue, kubeconfig};
+use super::decide::{Step, is_overdue, kubeconfig};
 use super::desired::{Desired, desire};
 use super::expiry;
+use super::exposure;
 use super::host_loss;
 use super::objects::{attempt_of, changed_since, resumes};
 use super::observed::Observed;
@@ -19,7 +20,7 @@ use super::situation::{MESSAGE_LIMIT, Situation, is_resuming, progress, readable
 use super::wire::{AgentReport, DeadContainer, PolicyProbe, StoragePressure};
 use crate::api::conditions::{self, Claim, clip};
 use crate::api::reasons::Reason;
-use crate::api::{BundleRef, Endpoint, EndpointType, KindClusterStatus, KubeconfigSecretRef, LastFailure, NodeCount, PodRef, StageTime};
+use crate::api::{BundleRef, KindClusterStatus, KubeconfigSecretRef, LastFailure, NodeCount, PodRef, StageTime};
 
 /// What became of a plan.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +44,7 @@ struct Claims {
     control_plane: Option<Claim>,
     nodes: Option<Claim>,
     kubeconfig: Option<Claim>,
+    endpoints: Option<Claim>,
     policy: Option<Claim>,
     disk: Option<Claim>,
     certificates: Option<Claim>,
@@ -61,6 +63,7 @@ impl Claims {
             control_plane: Some(nothing.clone()),
             nodes: Some(nothing),
             kubeconfig: None,
+            endpoints: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
             policy: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
             disk: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
             certificates: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
@@ -84,6 +87,7 @@ impl Claims {
             control_plane: None,
             nodes: None,
             kubeconfig: None,
+            endpoints: None,
             policy: None,
             disk: None,
             certificates: None,
@@ -185,7 +189,7 @@ fn paused(now: Timestamp, seen: &Observed, mut status: KindClusterStatus) -> Kin
 
 fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>, claims: &Claims) {
     let pending = Claim::unknown(Reason::Pending, "");
-    let all: [(&str, Option<&Claim>); 11] = [
+    let all: [(&str, Option<&Claim>); 12] = [
         (conditions::READY, Some(&claims.ready)),
         (conditions::RECONCILING, Some(&claims.reconciling)),
         (conditions::STALLED, Some(&claims.stalled)),
@@ -193,6 +197,7 @@ fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>
         (conditions::CONTROL_PLANE_READY, claims.control_plane.as_ref()),
         (conditions::NODES_READY, claims.nodes.as_ref()),
         (conditions::KUBECONFIG_PUBLISHED, claims.kubeconfig.as_ref()),
+        (conditions::ENDPOINTS_READY, claims.endpoints.as_ref()),
         (conditions::NETWORK_POLICY_ENFORCED, claims.policy.as_ref()),
         (conditions::DISK_PRESSURE, claims.disk.as_ref()),
         (conditions::CERTIFICATES_VALID, claims.certificates.as_ref()),
@@ -248,7 +253,8 @@ fn record_facts(now: Timestamp, seen: &Observed, done: &Outcome, stands: &Situat
             status.version.clone_from(&report.server_version);
         }
     }
-    status.endpoints = endpoints(seen);
+    status.endpoints = exposure::endpoints(seen);
+    status.ports = exposure::ports(seen);
     for step in &done.done {
         match step {
             Step::CreatePod(pod) => record_pod(pod, None, status),
@@ -331,13 +337,6 @@ fn record_pod(pod: &Pod, report: Option<&AgentReport>, status: &mut KindClusterS
         report.stages.iter().take(32).map(|stage| StageTime { name: stage.stage.reason().as_str().to_owned(), milliseconds: stage.milliseconds }).collect();
 }
 
-fn endpoints(seen: &Observed) -> Vec<Endpoint> {
-    let Some(service) = seen.children.services.iter().find(|service| service.metadata.name.as_deref() == Some(&seen.identity.child())) else { return vec![] };
-    let internal = Endpoint { type_: EndpointType::Internal, url: internal_url(&seen.identity.service_dns_name(&seen.settings.clusters_namespace)) };
-    let external = external_url(seen, service).map(|url| Endpoint { type_: EndpointType::External, url });
-    std::iter::once(internal).chain(external).collect()
-}
-
 /// The failure that is in this status and was not in the one before.
 pub(super) fn new_failure<'a>(before: &KindClusterStatus, after: &'a KindClusterStatus) -> Option<&'a LastFailure> {
     after.last_failure.as_ref().filter(|failure| !before.last_failure.as_ref().is_some_and(|before| before.is(failure)))
@@ -362,6 +361,7 @@ fn creating(now: Timestamp, seen: &Observed, pod: &Pod, desired: Option<&Desired
         host: Some(host),
         control_plane: Some(not_yet.clone()),
         nodes: Some(not_yet),
+        endpoints: Some(Claim::unknown(Reason::Pending, "")),
         policy: Some(policy(seen.report.as_ref())),
         disk: Some(disk(seen.report.as_ref())),
         certificates: Some(Claim::unknown(Reason::Pending, "")),
@@ -466,6 +466,7 @@ fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired,
         control_plane: Some(control_plane),
         nodes: Some(nodes),
         kubeconfig: Some(kubeconfig),
+        endpoints: Some(exposure::claim(now, seen)),
         policy: Some(policy(Some(report))),
         disk: Some(disk(Some(report))),
         certificates: Some(certificates::claim(now, report.certificates.as_ref())),
@@ -495,6 +496,7 @@ fn suspended(report: &AgentReport, node: Option<Claim>, hindrance: Claim, up_to_
         control_plane: Some(hindrance.clone()),
         nodes: Some(hindrance.clone()),
         kubeconfig: None,
+        endpoints: Some(hindrance.clone()),
         policy: Some(policy(Some(report))),
         disk: Some(disk(Some(report))),
         certificates: None,
@@ -586,7 +588,12 @@ fn after_failure(step: &Step, problem: &Problem, stands: &Situation<'_>, claims:
             claims.ready = Claim::no(problem.reason, &message);
             claims.reconciling = Claim::yes(problem.reason, &message);
         }
-        _ if matches!(stands, Situation::Running { .. } | Situation::Expired) => claims.reconciling = Claim::yes(problem.reason, &message),
+        _ if matches!(stands, Situation::Running { .. } | Situation::Expired) => {
+            claims.reconciling = Claim::yes(problem.reason, &message);
+            if matches!(step, Step::ApplyService(_)) {
+                claims.endpoints = Some(Claim::no(problem.reason, &message));
+            }
+        }
         _ => {
             claims.ready = Claim::no(problem.reason, &message);
             claims.reconciling = Claim::yes(problem.reason, &message);
@@ -683,6 +690,12 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     if became(conditions::STALLED, "True") && failure.is_none() {
         let reason = conditions::get(&after.conditions, conditions::STALLED).and_then(|condition| Reason::parse(&condition.reason));
         note(true, reason.unwrap_or(Reason::KindFailed).as_str(), message_of(conditions::STALLED));
+    }
+    let unreached = |status: &KindClusterStatus| {
+        conditions::get(&status.conditions, conditions::ENDPOINTS_READY).filter(|have| have.status == "False").and_then(|have| Reason::parse(&have.reason))
+    };
+    if let Some(reason) = unreached(after).filter(|reason| exposure::is_told(*reason) && unreached(before) != Some(*reason)) {
+        note(true, reason.as_str(), message_of(conditions::ENDPOINTS_READY));
     }
     if became(conditions::DISK_PRESSURE, "True") {
         note(true, Reason::StorageNearlyFull.as_str(), message_of(conditions::DISK_PRESSURE));

@@ -1,6 +1,6 @@
 //! What operator and agent say to each other. Additive only: either side may be one release older.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
 
 use ipnet::Ipv4Net;
@@ -223,6 +223,9 @@ pub struct Orders {
     /// All names in the API server's certificate; `None`: those of [`AgentSettings::cert_sans`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cert_sans: Option<Vec<String>>,
+    /// NodePorts of the cluster that the pod relays, at ports of its own under the same numbers. While the cluster is suspended none of them is open.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub ports: BTreeSet<u16>,
 }
 
 /// What has become of the orders.
@@ -314,6 +317,9 @@ pub struct AgentReport {
     /// What has become of the orders; `None` from an agent that takes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orders: Option<OrdersReport>,
+    /// Which of [`Orders::ports`] take connections at the moment; `None` from an agent that publishes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_ports: Option<BTreeSet<u16>>,
 }
 
 /// What came of a connection from the pod to the host's API server, which its NetworkPolicy forbids.

@@ -13,7 +13,7 @@ pub use kubeconfig::{Credentials, kubeconfig_secret};
 pub use logs::{LOGS_KEY, logs_secret};
 pub use network_policy::network_policy;
 pub use pod::{attempt_of, changed_since, digests_of, pod, resumes};
-pub use service::service;
+pub use service::{before_another_class, service};
 pub use volume_claim::volume_claim;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
