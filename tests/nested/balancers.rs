@@ -8,11 +8,13 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
 use nestling_core::api::EndpointType;
 use nestling_core::plan::cidr;
 use nestling_lab::balancers::{metallb_manifest, published_name};
 use nestling_lab::{HostCluster, Lab, LabPart, Part};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::operator::CLUSTERS_NAMESPACE;
 use crate::support::real::{Host, TOOLS};
@@ -37,9 +39,9 @@ const SOON: Duration = Duration::from_mins(1);
 /// Images are pulled, webhooks are given their certificates.
 const INSTALLED: Duration = Duration::from_mins(4);
 
-/// A file beside the page.
-fn page_file(name: &str) -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ingress").join(name)).unwrap()
+/// A file of the repository.
+fn file(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
 fn said(output: &Output) -> String {
@@ -129,9 +131,10 @@ async fn load_balancers_and_ingress_host_names_answer() {
 
     host.namespace(NAMESPACE).await;
     let mirror = format!("http://{}:5000", host.registry_address());
+    let example: Value = serde_saphyr::from_str(&file("examples/ingress.yaml")).unwrap();
     let spec = json!({
         "access": {"service": {"type": "LoadBalancer", "annotations": {"metallb.io/address-pool": POOL}}},
-        "ports": [{"name": "http", "port": 80, "targetNodePort": 30080}, {"name": "https", "port": 443, "targetNodePort": 30443}],
+        "ports": example["spec"]["ports"],
         "registries": [{"host": "quay.io", "endpoints": [mirror]}, {"host": "docker.io", "endpoints": [mirror]}],
     });
     host.create(NAMESPACE, NAME, spec).await;
@@ -161,12 +164,14 @@ spec: {{ipAddressPools: [{POOL}]}}
     .await;
     let address: Ipv4Addr = external_url.strip_prefix("https://").and_then(|rest| rest.strip_suffix(":6443")).unwrap().parse().unwrap();
     assert!((first..=last).contains(&address), "{address} is not from the pool");
+    let secrets = Api::<Secret>::namespaced(host.client.clone(), NAMESPACE);
     let external = until("the kubeconfig with the address to be served", SOON, async || {
-        let external = host.kubeconfig(NAMESPACE, NAME, "external").await;
-        assert!(!external.contains("insecure-skip-tls-verify"));
+        let data = secrets.get(&format!("{NAME}-kubeconfig")).await.map_err(|error| error.to_string())?.data.unwrap_or_default();
+        let external = data.get("external").map(|value| String::from_utf8_lossy(&value.0).into_owned()).unwrap_or_default();
         if !external.contains(&external_url) {
-            return Err("the kubeconfig has another address".to_owned());
+            return Err("the kubeconfig has another address, or none".to_owned());
         }
+        assert!(!external.contains("insecure-skip-tls-verify"));
         host.kubectl_outside(&external, &["get", "--raw", "/readyz"]).map(|_| external)
     })
     .await;
@@ -174,8 +179,8 @@ spec: {{ipAddressPools: [{POOL}]}}
 
     // MetalLB inside, as it is published, and the range that no node gets an address from.
     host.apply_outside(&external, &manifest);
-    host.apply_outside(&external, &page_file("traefik.yaml"));
-    let demo = page_file("demo.yaml");
+    host.apply_outside(&external, &file("docs/ingress/traefik.yaml"));
+    let demo = file("docs/ingress/demo.yaml");
     assert!(demo.contains(WEB_SERVER));
     host.apply_outside(&external, &demo.replace(WEB_SERVER, TOOLS));
     let status = host.clusters(NAMESPACE).get(NAME).await.unwrap().status.unwrap();
@@ -185,7 +190,7 @@ spec: {{ipAddressPools: [{POOL}]}}
     let (subnet, dockers) = network.split_once(' ').unwrap();
     assert!(subnet.parse::<Ipv4Net>().unwrap().contains(&range), "{range} is not in {subnet}");
     assert!(!cidr::overlap(&dockers.parse().unwrap(), &range), "Docker gives nodes addresses of {range}");
-    let pool = page_file("metallb-pool.yaml").replace("RANGE", &range.to_string());
+    let pool = file("docs/ingress/metallb-pool.yaml").replace("RANGE", &range.to_string());
     let applied = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(applied.path(), &pool).unwrap();
     until("MetalLB inside to take its pool", INSTALLED, async || nested(&["apply", "-f", &applied.path().display().to_string()])).await;
