@@ -10,6 +10,7 @@ mod inside;
 mod isolation;
 mod losses;
 mod newer;
+mod ports;
 mod power;
 mod preventions;
 mod registries;
