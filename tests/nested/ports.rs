@@ -78,6 +78,7 @@ fn refusal(address: &str) -> Result<(ErrorKind, Duration), String> {
     let started = Instant::now();
     match connect(address).and_then(ask) {
         Err(error) => Ok((error.kind(), started.elapsed())),
+        Ok(answer) if answer.is_empty() => Ok((ErrorKind::UnexpectedEof, started.elapsed())),
         Ok(answer) => Err(format!("answered {answer:?}")),
     }
 }
