@@ -39,12 +39,12 @@ use super::nested::{Connector, Nested};
 use super::nodes::{self, Landing};
 use super::power::{self, Hands};
 use super::registries::Registries;
-use super::relay::{Relay, Resolve};
+use super::relay::{self, Relay, Resolve};
 use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
 use super::{
-    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, preflight, serving_names, storage,
+    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, ports, preflight, serving_names, storage,
     store, teardown,
 };
 
@@ -561,7 +561,7 @@ impl Machine {
             // It stands before all of them; while it is dead, they are asked themselves.
             names.insert(0, self.kind.load_balancer());
         }
-        let relay = Relay::open(port(API_PORT), Containers { docker: docker.clone(), names }).await;
+        let relay = Relay::open(port(API_PORT), Containers { docker: docker.clone(), names }, relay::places()).await;
         let relay = relay.map_err(|error| failure(Reason::AgentCrashed, format!("the front door cannot be opened: {error}")))?;
         let known = made::read(Path::new(DATA_ROOT)).map(|made| addresses_of(&made)).unwrap_or_default();
         let authority = Path::new(&ground.host.keys_directory).join("ca.crt");
@@ -569,14 +569,18 @@ impl Machine {
         certificates::note(&place, &self.report).await;
         power::runs(&self.report);
         self.report.enter(Stage::Serving);
+        let taken = ports::mapped(self.settings.config.as_ref());
+        let node_port = |port| ports::NodePort { docker: docker.clone(), cluster: self.settings.cluster_name.clone(), port };
         let ended = tokio::select! {
             never = relay.run() => match never {},
+            never = Box::pin(ports::follow(&taken, node_port, &self.report)) => match never {},
             failed = Box::pin(self.look_after(nested, &place, since)) => failed.map(|never| match never {}),
             never = Box::pin(serving_names::follow(&place, &self.settings.cert_sans, &self.report)) => match never {},
             failure = keeper::keep(docker, &self.settings.cluster_name, known, &self.report) => Err(failure),
             // From here on nobody starts what is to be stopped.
             () = power::is_due(&self.report) => Ok(()),
         };
+        ports::closed(&self.report);
         self.report.update(|report| report.dead_containers.clear());
         ended
     }

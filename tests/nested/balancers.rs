@@ -131,7 +131,7 @@ async fn load_balancers_and_ingress_host_names_answer() {
 
     host.namespace(NAMESPACE).await;
     let mirror = format!("http://{}:5000", host.registry_address());
-    let example: Value = serde_saphyr::from_str(&file("examples/ingress.yaml")).unwrap();
+    let example: Value = serde_saphyr::from_str(&file("examples/published-ports.yaml")).unwrap();
     let spec = json!({
         "access": {"service": {"type": "LoadBalancer", "annotations": {"metallb.io/address-pool": POOL}}},
         "ports": example["spec"]["ports"],

@@ -11,6 +11,7 @@ mod inside;
 mod isolation;
 mod losses;
 mod newer;
+mod ports;
 mod power;
 mod preventions;
 mod registries;

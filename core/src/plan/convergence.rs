@@ -18,7 +18,7 @@ use super::wire::{AgentReport, NodeReport, Orders, OrdersReport, Stage};
 use super::{names::Identity, testing};
 use crate::api::conditions::{self, READY, STALLED, SUSPENDED};
 use crate::api::reasons::Reason;
-use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, PodLossPolicy, PowerState, Registry, StorageType, annotations};
+use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, PodLossPolicy, PowerState, PublishedPort, Registry, StorageType, annotations};
 
 /// How the next pods turn out.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,8 @@ enum Happening {
     Power(PowerState),
     /// The user names the API server otherwise, or not.
     Names(bool),
+    /// The user publishes a port, or none.
+    Ports(bool),
     /// The user asks for a new cluster in the place of this one.
     Recreate(u8),
     /// The user pauses or resumes.
@@ -87,6 +89,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => prop::option::of(1..6000_u64).prop_map(Happening::Ttl),
         2 => prop_oneof![Just(PowerState::Running), Just(PowerState::Frozen), Just(PowerState::Stopped)].prop_map(Happening::Power),
         1 => any::<bool>().prop_map(Happening::Names),
+        1 => any::<bool>().prop_map(Happening::Ports),
         1 => (0..3_u8).prop_map(Happening::Recreate),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
@@ -191,6 +194,7 @@ impl World {
             }
         }
         report.cgroup_v1 = Some(false);
+        report.open_ports = Some(if report.control_plane_ready { said.carried_out.ports.clone() } else { [].into() });
         report.orders = Some(said);
         (age >= 5).then_some(report)
     }
@@ -431,6 +435,10 @@ impl World {
             Happening::Power(power) => self.edit(|cluster| cluster.spec.power_state = Some(power)),
             Happening::Names(some) => self.edit(|cluster| {
                 cluster.spec.access.get_or_insert_default().cert_sans = if some { vec!["a.example".to_owned()] } else { vec![] };
+            }),
+            Happening::Ports(some) => self.edit(|cluster| {
+                let port = PublishedPort { name: "web".to_owned(), port: 80, target_node_port: 30080, ..PublishedPort::default() };
+                cluster.spec.ports = if some { vec![port] } else { vec![] };
             }),
             Happening::Recreate(value) => {
                 if let Some(cluster) = &mut self.cluster {

@@ -30,8 +30,16 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
         ),
         ("node-port", one("Reachable from outside through a port of the host's nodes; see the Secret's key `external`.", "node-port", node_port())?),
         (
-            "ingress",
-            one("The node ports of an Ingress controller inside the cluster are published beside the API server; see docs/ingress.md.", "ingress", ingress())?,
+            "load-balancer",
+            one("Reachable from outside through the host's load balancer, once it has given an address (condition EndpointsReady).", "load-balancer", load_balancer())?,
+        ),
+        (
+            "published-ports",
+            one(
+                "NodePorts of the cluster, such as those of an Ingress controller, reachable as its API server is; see status.ports.",
+                "published-ports",
+                published_ports(),
+            )?,
         ),
         ("config", one("A kind configuration, as one would give to `kind create cluster --config`.", "config", config())?),
         ("no-cni", one("Without a CNI: Ready needs only the control plane, and its user installs a CNI.", "no-cni", no_cni())?),
@@ -70,7 +78,12 @@ fn node_port() -> KindClusterSpec {
     KindClusterSpec { access: Some(Access { service: Some(service), ..Access::default() }), ..spec() }
 }
 
-fn ingress() -> KindClusterSpec {
+fn load_balancer() -> KindClusterSpec {
+    let service = AccessService { type_: ServiceType::LoadBalancer, ..AccessService::default() };
+    KindClusterSpec { access: Some(Access { service: Some(service), ..Access::default() }), ..spec() }
+}
+
+fn published_ports() -> KindClusterSpec {
     let port = |name: &str, port, target_node_port| PublishedPort { name: name.to_owned(), port, target_node_port, ..PublishedPort::default() };
     KindClusterSpec { ports: vec![port("http", 80, 30080), port("https", 443, 30443)], ..node_port() }
 }
