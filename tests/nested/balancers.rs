@@ -245,8 +245,12 @@ spec: {{ipAddressPools: [{POOL}]}}
     let page = curl(&["--insecure", "--resolve", &resolve, &format!("https://demo.example:{port}/")]).unwrap();
     assert!(page.contains("hello from demo"), "{page}");
     // MetalLB and Traefik together: the Ingress says where it is reached.
-    let shown = nested(&["get", "ingress", "demo", "-o", path]).unwrap();
-    assert!(range.contains(&shown.parse::<Ipv4Addr>().unwrap()), "{shown}");
+    let shown = until("the Ingress to say where it is reached", SOON, async || {
+        let shown = nested(&["get", "ingress", "demo", "-o", path])?;
+        shown.parse::<Ipv4Addr>().map_err(|_| shown)
+    })
+    .await;
+    assert!(range.contains(&shown), "{shown}");
 
     host.delete(NAMESPACE, NAME).await;
     host.delete_namespace(NAMESPACE).await;
