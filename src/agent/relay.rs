@@ -68,12 +68,7 @@ impl<R: Resolve> Relay<R> {
     pub async fn open(port: u16, resolver: R, places: Arc<Semaphore>) -> std::io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
         let shut = CancellationToken::new();
-        Ok(Self {
-            listener,
-            _shutter: shut.clone().drop_guard(),
-            shut,
-            target: Arc::new(Target { resolver, known: Mutex::default(), places }),
-        })
+        Ok(Self { listener, _shutter: shut.clone().drop_guard(), shut, target: Arc::new(Target { resolver, known: Mutex::default(), places }) })
     }
 
     /// Passes connections on, for ever.
