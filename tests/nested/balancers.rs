@@ -13,7 +13,7 @@ use kube::Api;
 use nestling_core::api::EndpointType;
 use nestling_core::plan::cidr;
 use nestling_lab::balancers::{metallb_manifest, published_name};
-use nestling_lab::{HostCluster, Lab, LabPart, Part};
+use nestling_lab::{HostCluster, Lab, LabPart, LabPaths, Part};
 use serde_json::{Value, json};
 
 use crate::support::operator::CLUSTERS_NAMESPACE;
@@ -28,6 +28,8 @@ const NODE: &str = "weir-control-plane";
 const IMAGES: [Part; 3] = [Part::MetallbController, Part::MetallbSpeaker, Part::TraefikImage];
 /// The page's web server needs no more than a shell and busybox.
 const WEB_SERVER: &str = "docker.io/library/busybox:1.37";
+/// What it serves.
+const PAGE: &str = "hello from demo";
 
 /// The pool of the host. No Service gets an address from it that does not ask for it by name: other tests have load balancers that are never given one.
 const POOL: &str = "nestling-test";
@@ -114,22 +116,121 @@ fn host_pool(host: &Host) -> (Ipv4Addr, Ipv4Addr) {
     (first.into(), (first + POOL_SIZE - 1).into())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn load_balancers_and_ingress_host_names_answer() {
-    let host = Host::find().await;
-    let balancers = tokio::task::spawn_blocking(|| Lab::open().unwrap().build(LabPart::Balancers).unwrap()).await.unwrap();
-    let manifest = std::fs::read_to_string(metallb_manifest(&balancers).unwrap()).unwrap();
-    // On the host by the registry's name for its nodes; inside, where the registry is a mirror, by the published names.
-    let mut on_host = manifest.clone();
+/// Where a Service or an Ingress says that it is reached.
+const GIVEN: &str = "jsonpath={.status.loadBalancer.ingress[0].ip}";
+
+/// Pushes the images to the lab's registry, and returns MetalLB's manifest with the names that they have there for the host's nodes.
+fn push_images(host: &Host, balancers: &LabPaths, manifest: &str) -> String {
+    let mut on_host = manifest.to_owned();
     for part in IMAGES {
         let published = published_name(part).unwrap();
         let pushed = host.cluster.push_as(&balancers.load(host.cluster.docker(), part).unwrap(), &published).unwrap();
         on_host = on_host.replace(&published, &pushed);
     }
     assert_eq!(on_host.matches("quay.io").count(), 0, "an image that is not in the local registry");
-    let balancer = HostBalancer::install(&host, on_host);
+    on_host
+}
+
+/// The API server has an address of the host's load balancer, and a kubeconfig with strict TLS for it; returns that.
+async fn api_server_has_an_address(host: &Host, first: Ipv4Addr, last: Ipv4Addr) -> String {
+    let url = until("the host's load balancer to give an address", SOON, async || {
+        let status = host.clusters(NAMESPACE).get(NAME).await.unwrap().status.unwrap();
+        let url = status.endpoints.iter().find(|endpoint| endpoint.type_ == EndpointType::External).map(|endpoint| endpoint.url.clone());
+        url.ok_or_else(|| format!("{:?}", status.endpoints))
+    })
+    .await;
+    let address: Ipv4Addr = url.strip_prefix("https://").and_then(|rest| rest.strip_suffix(":6443")).unwrap().parse().unwrap();
+    assert!((first..=last).contains(&address), "{address} is not from the pool");
+    let secrets = Api::<Secret>::namespaced(host.client.clone(), NAMESPACE);
+    until("the kubeconfig with the address to be served", SOON, async || {
+        let data = secrets.get(&format!("{NAME}-kubeconfig")).await.map_err(|error| error.to_string())?.data.unwrap_or_default();
+        let external = data.get("external").map(|value| String::from_utf8_lossy(&value.0).into_owned()).unwrap_or_default();
+        if !external.contains(&url) {
+            return Err("the kubeconfig has another address, or none".to_owned());
+        }
+        assert!(!external.contains("insecure-skip-tls-verify"));
+        host.kubectl_outside(&external, &["get", "--raw", "/readyz"]).map(|_| external)
+    })
+    .await
+}
+
+/// Services inside get addresses that no node has, and answer there; returns the range that they are of.
+async fn services_have_addresses(host: &Host, external: &str) -> Ipv4Net {
+    let nested = |arguments: &[&str]| host.kubectl_outside(external, arguments);
+    let status = host.clusters(NAMESPACE).get(NAME).await.unwrap().status.unwrap();
+    let range: Ipv4Net = status.load_balancer_cidrs[0].parse().unwrap();
+    let pod = status.pod_ref.unwrap().name;
+    let network = host.in_pod(&pod, "docker network inspect kind --format '{{range .IPAM.Config}}{{.Subnet}} {{.IPRange}}{{end}}'");
+    let (subnet, dockers) = network.split_once(' ').unwrap();
+    assert!(subnet.parse::<Ipv4Net>().unwrap().contains(&range), "{range} is not in {subnet}");
+    assert!(!cidr::overlap(&dockers.parse().unwrap(), &range), "Docker gives nodes addresses of {range}");
+
+    let pool = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(pool.path(), file("docs/ingress/metallb-pool.yaml").replace("RANGE", &range.to_string())).unwrap();
+    until("MetalLB inside to take its pool", INSTALLED, async || nested(&["apply", "-f", &pool.path().display().to_string()])).await;
+    let address = until("MetalLB inside to give an address", INSTALLED, async || {
+        let given = nested(&["get", "service", "demo", "-o", GIVEN])?;
+        given.parse::<Ipv4Addr>().map_err(|_| nested(&["get", "pods", "-A"]).unwrap_or_else(|error| error))
+    })
+    .await;
+    assert!(range.contains(&address), "{address} is not in {range}");
+    nested(&["rollout", "status", "deployment/demo", "--timeout=180s"]).unwrap();
+    let url = format!("http://{address}/");
+    let page = host.run_nested(external, None, &["curl", "-sS", "--retry", "10", "--retry-all-errors", "--max-time", "5", &url]);
+    assert!(page.contains(PAGE), "{page}");
+    let page = host.in_node(&pod, NODE, &format!("curl -sS --max-time 5 {url}"));
+    assert!(page.contains(PAGE), "{page}");
+
+    // From the pod itself, which is in the network of the nodes and no node: the speaker has to say whose the address is.
+    let ask = format!(
+        "exec 3<>/dev/tcp/{address}/80; printf 'GET / HTTP/1.0\\r\\nHost: demo\\r\\n\\r\\n' >&3; timeout 5 cat <&3; \
+         echo; ip neigh show {address}; docker exec {NODE} cat /sys/class/net/eth0/address"
+    );
+    let answer = until("the pod to reach the address", SOON, async || {
+        let answer = host.in_pod(&pod, &format!("({ask}) 2>&1 || true"));
+        if answer.contains(PAGE) { Ok(answer) } else { Err(answer) }
+    })
+    .await;
+    let hardware = answer.lines().last().unwrap();
+    assert!(answer.lines().any(|line| line.starts_with(&address.to_string()) && line.contains(hardware)), "{answer}");
+    range
+}
+
+/// A host name answers to this machine: at the address of the host's load balancer, and at ports of the host's node.
+async fn host_name_answers(host: &Host, external: &str) {
+    host.kubectl_outside(external, &["-n", "traefik", "rollout", "status", "deployment/traefik", "--timeout=240s"]).unwrap();
+    let ports = until("the ports to be open", SOON, async || {
+        let ports = host.clusters(NAMESPACE).get(NAME).await.unwrap().status.unwrap().ports;
+        if ports.len() == 2 && ports.iter().all(|port| port.open && port.external.is_some()) { Ok(ports) } else { Err(format!("{ports:?}")) }
+    })
+    .await;
+    let node = host.nodes().remove(0);
+    let node = host.kubectl(&["get", "node", &node, "-o", "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}"]);
+    let by_name = |name: &str| ports.iter().find(|port| port.name == name).unwrap();
+    let http = by_name("http");
+    for place in [http.external.clone().unwrap(), format!("{node}:{}", http.node_port.unwrap())] {
+        let url = format!("http://{place}/");
+        let page = until(&format!("demo.example at {place}"), SOON, async || curl(&["-H", "Host: demo.example", &url])).await;
+        assert!(page.contains(PAGE), "{page}");
+        let refused = curl(&["-H", "Host: other.example", &url]).unwrap_err();
+        assert!(refused.contains("404"), "{refused}");
+    }
+    let port = by_name("https").node_port.unwrap();
+    let resolve = format!("demo.example:{port}:{node}");
+    // The certificate is Traefik's own.
+    let page = curl(&["--insecure", "--resolve", &resolve, &format!("https://demo.example:{port}/")]).unwrap();
+    assert!(page.contains(PAGE), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn load_balancers_and_ingress_host_names_answer() {
+    let host = Host::find().await;
+    let balancers = tokio::task::spawn_blocking(|| Lab::open().unwrap().build(LabPart::Balancers).unwrap()).await.unwrap();
+    let manifest = std::fs::read_to_string(metallb_manifest(&balancers).unwrap()).unwrap();
+    let balancer = HostBalancer::install(&host, push_images(&host, &balancers, &manifest));
 
     host.namespace(NAMESPACE).await;
+    // Inside, where the registry is a mirror, images have their published names.
     let mirror = format!("http://{}:5000", host.registry_address());
     let example: Value = serde_saphyr::from_str(&file("examples/published-ports.yaml")).unwrap();
     let spec = json!({
@@ -153,100 +254,20 @@ spec: {{ipAddressPools: [{POOL}]}}
 "
     );
     until("MetalLB on the host to take its pool", INSTALLED, async || balancer.feed(&["apply", "-f", "-"], &pool)).await;
-
-    // The API server at the address, with strict TLS.
     host.ready(NAMESPACE, NAME).await;
-    let external_url = until("the host's load balancer to give an address", SOON, async || {
-        let status = host.clusters(NAMESPACE).get(NAME).await.unwrap().status.unwrap();
-        let url = status.endpoints.iter().find(|endpoint| endpoint.type_ == EndpointType::External).map(|endpoint| endpoint.url.clone());
-        url.ok_or_else(|| format!("{:?}", status.endpoints))
-    })
-    .await;
-    let address: Ipv4Addr = external_url.strip_prefix("https://").and_then(|rest| rest.strip_suffix(":6443")).unwrap().parse().unwrap();
-    assert!((first..=last).contains(&address), "{address} is not from the pool");
-    let secrets = Api::<Secret>::namespaced(host.client.clone(), NAMESPACE);
-    let external = until("the kubeconfig with the address to be served", SOON, async || {
-        let data = secrets.get(&format!("{NAME}-kubeconfig")).await.map_err(|error| error.to_string())?.data.unwrap_or_default();
-        let external = data.get("external").map(|value| String::from_utf8_lossy(&value.0).into_owned()).unwrap_or_default();
-        if !external.contains(&external_url) {
-            return Err("the kubeconfig has another address, or none".to_owned());
-        }
-        assert!(!external.contains("insecure-skip-tls-verify"));
-        host.kubectl_outside(&external, &["get", "--raw", "/readyz"]).map(|_| external)
-    })
-    .await;
-    let nested = |arguments: &[&str]| host.kubectl_outside(&external, arguments);
+    let external = api_server_has_an_address(&host, first, last).await;
 
-    // MetalLB inside, as it is published, and the range that no node gets an address from.
+    // As it is published.
     host.apply_outside(&external, &manifest);
     host.apply_outside(&external, &file("docs/ingress/traefik.yaml"));
     let demo = file("docs/ingress/demo.yaml");
     assert!(demo.contains(WEB_SERVER));
     host.apply_outside(&external, &demo.replace(WEB_SERVER, TOOLS));
-    let status = host.clusters(NAMESPACE).get(NAME).await.unwrap().status.unwrap();
-    let range: Ipv4Net = status.load_balancer_cidrs[0].parse().unwrap();
-    let pod = status.pod_ref.unwrap().name;
-    let network = host.in_pod(&pod, "docker network inspect kind --format '{{range .IPAM.Config}}{{.Subnet}} {{.IPRange}}{{end}}'");
-    let (subnet, dockers) = network.split_once(' ').unwrap();
-    assert!(subnet.parse::<Ipv4Net>().unwrap().contains(&range), "{range} is not in {subnet}");
-    assert!(!cidr::overlap(&dockers.parse().unwrap(), &range), "Docker gives nodes addresses of {range}");
-    let pool = file("docs/ingress/metallb-pool.yaml").replace("RANGE", &range.to_string());
-    let applied = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(applied.path(), &pool).unwrap();
-    until("MetalLB inside to take its pool", INSTALLED, async || nested(&["apply", "-f", &applied.path().display().to_string()])).await;
-
-    // A Service of type LoadBalancer.
-    let path = "jsonpath={.status.loadBalancer.ingress[0].ip}";
-    let address = until("MetalLB inside to give an address", INSTALLED, async || {
-        let given = nested(&["get", "service", "demo", "-o", path])?;
-        given.parse::<Ipv4Addr>().map_err(|_| nested(&["get", "pods", "-A"]).unwrap_or_else(|error| error))
-    })
-    .await;
-    assert!(range.contains(&address), "{address} is not in {range}");
-    nested(&["rollout", "status", "deployment/demo", "--timeout=180s"]).unwrap();
-    let page = host.run_nested(&external, None, &["curl", "-sS", "--retry", "10", "--retry-all-errors", "--max-time", "5", &format!("http://{address}/")]);
-    assert!(page.contains("hello from demo"), "{page}");
-    let page = host.in_node(&pod, NODE, &format!("curl -sS --max-time 5 http://{address}/"));
-    assert!(page.contains("hello from demo"), "{page}");
-    // From the pod itself, which is in the network of the nodes and no node: the speaker has to say whose the address is.
-    let ask = format!(
-        "exec 3<>/dev/tcp/{address}/80; printf 'GET / HTTP/1.0\\r\\nHost: demo\\r\\n\\r\\n' >&3; timeout 5 cat <&3; \
-         echo; ip neigh show {address}; docker exec {NODE} cat /sys/class/net/eth0/address"
-    );
-    let answer = until("the pod to reach the address", SOON, async || {
-        let answer = host.in_pod(&pod, &format!("({ask}) 2>&1 || true"));
-        if answer.contains("hello from demo") { Ok(answer) } else { Err(answer) }
-    })
-    .await;
-    let hardware = answer.lines().last().unwrap();
-    assert!(answer.lines().any(|line| line.starts_with(&address.to_string()) && line.contains(hardware)), "{answer}");
-
-    // A host name, from this machine: at the address of the host's load balancer, and at a port of the host's node.
-    nested(&["-n", "traefik", "rollout", "status", "deployment/traefik", "--timeout=240s"]).unwrap();
-    let ports = until("the ports to be open", SOON, async || {
-        let ports = host.clusters(NAMESPACE).get(NAME).await.unwrap().status.unwrap().ports;
-        if ports.len() == 2 && ports.iter().all(|port| port.open && port.external.is_some()) { Ok(ports) } else { Err(format!("{ports:?}")) }
-    })
-    .await;
-    let node = host.nodes().remove(0);
-    let node = host.kubectl(&["get", "node", &node, "-o", "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}"]);
-    let by_port = |name: &str| ports.iter().find(|port| port.name == name).unwrap();
-    let (http, https) = (by_port("http"), by_port("https"));
-    for place in [http.external.clone().unwrap(), format!("{node}:{}", http.node_port.unwrap())] {
-        let url = format!("http://{place}/");
-        let page = until(&format!("demo.example at {place}"), SOON, async || curl(&["-H", "Host: demo.example", &url])).await;
-        assert!(page.contains("hello from demo"), "{page}");
-        let refused = curl(&["-H", "Host: other.example", &url]).unwrap_err();
-        assert!(refused.contains("404"), "{refused}");
-    }
-    let port = https.node_port.unwrap();
-    let resolve = format!("demo.example:{port}:{node}");
-    // The certificate is Traefik's own.
-    let page = curl(&["--insecure", "--resolve", &resolve, &format!("https://demo.example:{port}/")]).unwrap();
-    assert!(page.contains("hello from demo"), "{page}");
+    let range = services_have_addresses(&host, &external).await;
+    host_name_answers(&host, &external).await;
     // MetalLB and Traefik together: the Ingress says where it is reached.
-    let shown = until("the Ingress to say where it is reached", SOON, async || {
-        let shown = nested(&["get", "ingress", "demo", "-o", path])?;
+    let shown = until("the Ingress to have an address", SOON, async || {
+        let shown = host.kubectl_outside(&external, &["get", "ingress", "demo", "-o", GIVEN])?;
         shown.parse::<Ipv4Addr>().map_err(|_| shown)
     })
     .await;
