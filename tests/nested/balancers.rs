@@ -37,6 +37,9 @@ const POOL: &str = "nestling-test";
 const POOL_FROM_END: u32 = 50;
 const POOL_SIZE: u32 = 10;
 
+/// Where a Service or an Ingress says that it is reached.
+const GIVEN: &str = "jsonpath={.status.loadBalancer.ingress[0].ip}";
+
 const SOON: Duration = Duration::from_mins(1);
 /// Images are pulled, webhooks are given their certificates.
 const INSTALLED: Duration = Duration::from_mins(4);
@@ -115,9 +118,6 @@ fn host_pool(host: &Host) -> (Ipv4Addr, Ipv4Addr) {
     let first = u32::from(network.broadcast()) - POOL_FROM_END;
     (first.into(), (first + POOL_SIZE - 1).into())
 }
-
-/// Where a Service or an Ingress says that it is reached.
-const GIVEN: &str = "jsonpath={.status.loadBalancer.ingress[0].ip}";
 
 /// Pushes the images to the lab's registry, and returns MetalLB's manifest with the names that they have there for the host's nodes.
 fn push_images(host: &Host, balancers: &LabPaths, manifest: &str) -> String {
