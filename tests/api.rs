@@ -162,7 +162,8 @@ fn table_of_ports() -> Vec<(&'static str, Value, Option<&'static str>)> {
     let port = |name: &str, port: i32, target: i32| json!({"name": name, "port": port, "targetNodePort": target});
     let on_nodes = |type_: &str, api: Value, node_ports: [Value; 2]| {
         let [a, b] = node_ports;
-        let ports = json!([{"name": "a", "port": 80, "targetNodePort": 30080, "nodePort": a}, {"name": "b", "port": 81, "targetNodePort": 30081, "nodePort": b}]);
+        let ports =
+            json!([{"name": "a", "port": 80, "targetNodePort": 30080, "nodePort": a}, {"name": "b", "port": 81, "targetNodePort": 30081, "nodePort": b}]);
         json!({"access": {"service": {"type": type_, "nodePort": api}}, "ports": ports})
     };
     let mapped = |host: i32| json!({"ports": [port("web", 80, 30080)], "config": {"nodes": [{}, {"role": "worker", "extraPortMappings": [{"containerPort": 1}, {"hostPort": host}]}]}});
@@ -178,7 +179,11 @@ fn table_of_ports() -> Vec<(&'static str, Value, Option<&'static str>)> {
         ("balancer: class without type", service(json!({"loadBalancerClass": "a"})), Some("loadBalancerClass needs type: LoadBalancer")),
         ("balancer: no class", service(json!({"type": "LoadBalancer", "loadBalancerClass": "a b"})), Some("loadBalancerClass must look like")),
         ("balancer: an empty class", service(json!({"type": "LoadBalancer", "loadBalancerClass": ""})), Some("loadBalancerClass")),
-        ("balancer: ranges of none", service(json!({"type": "NodePort", "loadBalancerSourceRanges": ["192.0.2.0/24"]})), Some("loadBalancerSourceRanges needs")),
+        (
+            "balancer: ranges of none",
+            service(json!({"type": "NodePort", "loadBalancerSourceRanges": ["192.0.2.0/24"]})),
+            Some("loadBalancerSourceRanges needs"),
+        ),
         ("balancer: no range of none", service(json!({"type": "NodePort", "loadBalancerSourceRanges": []})), None),
         ("balancer: no range", service(json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["192.0.2.7"]})), Some("must hold ranges such as")),
         ("ports", json!({"ports": [port("http", 80, 30080), port("https", 443, 30443), port("again", 8080, 30080)]}), None),
@@ -207,7 +212,11 @@ fn table_of_ports() -> Vec<(&'static str, Value, Option<&'static str>)> {
             Some("ports[].nodePort needs access.service.type"),
         ),
         ("ports: on one port of nodes", on_nodes("NodePort", json!(null), [json!(31001), json!(31001)]), Some("each nodePort may be there once")),
-        ("ports: on the API server's port of nodes", on_nodes("NodePort", json!(31001), [json!(31001), json!(null)]), Some("must differ from access.service.nodePort")),
+        (
+            "ports: on the API server's port of nodes",
+            on_nodes("NodePort", json!(31001), [json!(31001), json!(null)]),
+            Some("must differ from access.service.nodePort"),
+        ),
         ("ports: one that kind maps", mapped(30080), Some("must differ from every hostPort")),
         ("ports: beside what kind maps", mapped(30081), None),
         ("ports: too many", json!({"ports": (0..33).map(|i| port(&format!("p{i}"), 1000 + i, 30080)).collect::<Vec<_>>()}), Some("ports")),
@@ -277,7 +286,9 @@ async fn every_rule_of_the_crd_refuses_and_allows_what_it_should() {
     let plane = Plane::start().await;
     let api: Api<DynamicObject> = Api::default_namespaced_with(plane.client.clone(), &kube::api::ApiResource::erase::<KindCluster>(&()));
     let mut wrong = Vec::new();
-    for (what, spec, refusal) in table().into_iter().chain(table_of_sleep_and_survival()).chain(table_of_access()).chain(table_of_ports()).chain(table_of_registries()) {
+    for (what, spec, refusal) in
+        table().into_iter().chain(table_of_sleep_and_survival()).chain(table_of_access()).chain(table_of_ports()).chain(table_of_registries())
+    {
         let made = api.create(&PostParams::default(), &object("probe", &spec)).await;
         match (made, refusal) {
             (Ok(made), None) => {

@@ -43,8 +43,8 @@ use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
 use super::{
-    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, ports, preflight, serving_names, storage,
-    store, teardown,
+    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, ports, preflight, serving_names,
+    storage, store, teardown,
 };
 
 /// How long a failed agent stays to be asked, in the end nobody came.

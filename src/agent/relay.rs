@@ -68,12 +68,7 @@ impl<R: Resolve> Relay<R> {
     pub async fn open(port: u16, resolver: R, places: Arc<Semaphore>) -> std::io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
         let shut = CancellationToken::new();
-        Ok(Self {
-            listener,
-            _shutter: shut.clone().drop_guard(),
-            shut,
-            target: Arc::new(Target { resolver, known: Mutex::default(), places }),
-        })
+        Ok(Self { listener, _shutter: shut.clone().drop_guard(), shut, target: Arc::new(Target { resolver, known: Mutex::default(), places }) })
     }
 
     /// Passes connections on, for ever.
@@ -130,15 +125,15 @@ impl<R: Resolve> Target<R> {
 /// The first way that takes a connection, with its place. A way that is closed or silent gives the next one its turn.
 async fn first(ways: Vec<Option<SocketAddr>>) -> Option<(usize, SocketAddr, TcpStream)> {
     let mut left = ways.into_iter().enumerate().filter_map(|(place, address)| Some((place, address?))).collect::<Vec<_>>().into_iter();
-    let mut tries = FuturesUnordered::new();
+    let mut under_way = FuturesUnordered::new();
     loop {
         match left.next() {
-            Some((place, address)) => tries.push(async move { Some((place, address, dial(address).await?)) }),
-            None if tries.is_empty() => return None,
+            Some((place, address)) => under_way.push(async move { Some((place, address, dial(address).await?)) }),
+            None if under_way.is_empty() => return None,
             None => {}
         }
         tokio::select! {
-            Some(tried) = tries.next() => if tried.is_some() { return tried },
+            Some(found) = under_way.next() => if found.is_some() { return found },
             () = sleep(SILENCE), if left.len() > 0 => {}
         }
     }

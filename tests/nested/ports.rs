@@ -142,7 +142,10 @@ async fn a_port_is_taken_away(host: &Host, first: &str, second: &str) {
     host.patch(NAMESPACE, NAME, json!({"spec": {"ports": [{"name": "second", "port": 8081, "targetNodePort": 30081}]}})).await;
     let ports = published(host).await;
     assert_eq!((ports.len(), ports[0].external.as_deref()), (1, Some(second)));
-    let kind = until("the port to be refused", SOON, async || refusal(first).and_then(|(kind, took)| if took < AT_ONCE { Ok(kind) } else { Err(format!("{took:?}")) })).await;
+    let kind = until("the port to be refused", SOON, async || {
+        refusal(first).and_then(|(kind, took)| if took < AT_ONCE { Ok(kind) } else { Err(format!("{took:?}")) })
+    })
+    .await;
     assert!(matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset), "{kind}");
     let ended = open.read(&mut [0; 1]);
     assert!(ended.is_err() || ended.is_ok_and(|bytes| bytes == 0), "a connection outlived its port");

@@ -23,9 +23,9 @@ use super::serving_names;
 use super::settings::CleanupPolicy;
 use super::situation::{Situation, later, situation};
 use super::wire::Orders;
+use crate::api::KindClusterStatus;
 use crate::api::conditions;
 use crate::api::reasons::Reason;
-use crate::api::KindClusterStatus;
 
 /// A cluster at rest is looked at this often, in case an event was missed.
 const REST: Duration = Duration::from_hours(1);

@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use nestling_core::api::kind_config::{KindConfig, KindNetworking, KindNode, KindRole};
 use nestling_core::api::{
-    Access, AccessService, KindCluster, KindClusterSpec, Lifecycle, LocalReference, Nodes, PodLossPolicy, PowerState, PublishedPort, Registry, ServiceType, Storage,
-    StorageType,
+    Access, AccessService, KindCluster, KindClusterSpec, Lifecycle, LocalReference, Nodes, PodLossPolicy, PowerState, PublishedPort, Registry, ServiceType,
+    Storage, StorageType,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -31,7 +31,11 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
         ("node-port", one("Reachable from outside through a port of the host's nodes; see the Secret's key `external`.", "node-port", node_port())?),
         (
             "load-balancer",
-            one("Reachable from outside through the host's load balancer, once it has given an address (condition EndpointsReady).", "load-balancer", load_balancer())?,
+            one(
+                "Reachable from outside through the host's load balancer, once it has given an address (condition EndpointsReady).",
+                "load-balancer",
+                load_balancer(),
+            )?,
         ),
         (
             "published-ports",

@@ -101,7 +101,8 @@ mod tests {
 
     #[test]
     fn published_ports_are_let_in() {
-        let ports = "{ports: [{name: a, port: 80, targetNodePort: 30080}, {name: b, port: 81, targetNodePort: 30080}, {name: c, port: 82, targetNodePort: 30081}]}";
+        let ports =
+            "{ports: [{name: a, port: 80, targetNodePort: 30080}, {name: b, port: 81, targetNodePort: 30080}, {name: c, port: 82, targetNodePort: 30081}]}";
         let rule = made(ports).spec.unwrap().ingress.unwrap().remove(0);
         let open: Vec<_> = rule.ports.unwrap().into_iter().map(|port| port.port.unwrap()).collect();
         assert_eq!((rule.from, open), (None, [6443, 30080, 30081].map(IntOrString::Int).to_vec()));

@@ -56,7 +56,8 @@ fn digest(service: &Service, annotations: &impl serde::Serialize) -> String {
 /// What to apply first where the Service is to go from one class of load balancers to another, which the API server refuses to do at once: the same Service without a load
 /// balancer. `None` where nothing stands in the way. A class that somebody else has filled in is no obstacle.
 pub fn before_another_class(wanted: &Service, have: &Service) -> Option<Service> {
-    let class = |service: &Service| service.spec.as_ref().filter(|spec| spec.type_.as_deref() == Some("LoadBalancer")).map(|spec| spec.load_balancer_class.clone());
+    let class =
+        |service: &Service| service.spec.as_ref().filter(|spec| spec.type_.as_deref() == Some("LoadBalancer")).map(|spec| spec.load_balancer_class.clone());
     let (after, before) = (class(wanted)?, class(have)?);
     if after == before || (after.is_none() && !is_ours(have, "f:loadBalancerClass")) {
         return None;
@@ -117,7 +118,9 @@ mod tests {
     fn another_class_needs_a_service_without_one_in_between() {
         let of = |class: &str| made(&format!("{{access: {{service: {{type: LoadBalancer, nodePort: 31000{class}}}}}}}"));
         let (none, a, b) = (of(""), of(", loadBalancerClass: a"), of(", loadBalancerClass: b"));
-        for (wanted, have, expected) in [(&a, &a, false), (&b, &a, true), (&a, &none, true), (&none, &a, false), (&made("{}"), &a, false), (&a, &made("{}"), false)] {
+        for (wanted, have, expected) in
+            [(&a, &a, false), (&b, &a, true), (&a, &none, true), (&none, &a, false), (&made("{}"), &a, false), (&a, &made("{}"), false)]
+        {
             let between = before_another_class(wanted, have);
             assert_eq!(between.is_some(), expected, "{wanted:?}");
             if let Some(spec) = between.and_then(|between| between.spec) {
