@@ -125,15 +125,15 @@ impl<R: Resolve> Target<R> {
 /// The first way that takes a connection, with its place. A way that is closed or silent gives the next one its turn.
 async fn first(ways: Vec<Option<SocketAddr>>) -> Option<(usize, SocketAddr, TcpStream)> {
     let mut left = ways.into_iter().enumerate().filter_map(|(place, address)| Some((place, address?))).collect::<Vec<_>>().into_iter();
-    let mut tries = FuturesUnordered::new();
+    let mut under_way = FuturesUnordered::new();
     loop {
         match left.next() {
-            Some((place, address)) => tries.push(async move { Some((place, address, dial(address).await?)) }),
-            None if tries.is_empty() => return None,
+            Some((place, address)) => under_way.push(async move { Some((place, address, dial(address).await?)) }),
+            None if under_way.is_empty() => return None,
             None => {}
         }
         tokio::select! {
-            Some(tried) = tries.next() => if tried.is_some() { return tried },
+            Some(found) = under_way.next() => if found.is_some() { return found },
             () = sleep(SILENCE), if left.len() > 0 => {}
         }
     }

@@ -160,7 +160,8 @@ impl World {
 
     /// What the agent in the newest pod says.
     fn report(&self, pod: Option<&Pod>) -> Option<AgentReport> {
-        let pod = pod?;
+        // One that is gone, and that only a stale cache still shows, says nothing any more.
+        let pod = pod.filter(|pod| self.children.pods.iter().any(|have| have.metadata.uid == pod.metadata.uid))?;
         let age = self.now.duration_since(pod.metadata.creation_timestamp.as_ref()?.0).as_secs();
         let luck = pod.metadata.annotations.as_ref()?.get("luck")?.as_str();
         let mut report = AgentReport { attempt: attempt_of(pod), stage: Stage::PreparingNodes, ..AgentReport::default() };

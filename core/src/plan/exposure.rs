@@ -205,7 +205,6 @@ mod tests {
     use crate::plan::testing::{self, NOW};
     use crate::plan::wire::{AgentFailure, AgentReport, NodeReport, Orders, OrdersReport, Stage};
     use rstest::rstest;
-    use serde_json::json;
 
     const PORTS: &str = "{ports: [{name: web, port: 80, targetNodePort: 30080}, {name: tls, port: 443, targetNodePort: 30443}]}";
 
@@ -227,8 +226,9 @@ mod tests {
         seen
     }
 
-    fn gives(seen: &mut Observed, ingress: serde_json::Value) {
-        seen.children.services[0].status = Some(serde_json::from_value(json!({"loadBalancer": {"ingress": ingress}})).unwrap());
+    /// What the load balancer says that it is reached at.
+    fn gives(seen: &mut Observed, ingress: &str) {
+        seen.children.services[0].status = Some(serde_saphyr::from_str(&format!("{{loadBalancer: {{ingress: {ingress}}}}}")).unwrap());
     }
 
     /// One pass: the names of its steps, what `EndpointsReady` says then, and what is told.
@@ -249,15 +249,15 @@ mod tests {
     }
 
     #[rstest]
-    #[case::inside("{}", json!([]), None)]
-    #[case::nodes("{access: {service: {type: NodePort}}}", json!([]), Some("https://172.18.0.2:31000"))]
-    #[case::a_balancer_that_is_silent("{access: {service: {type: LoadBalancer}}}", json!([]), None)]
-    #[case::address("{access: {service: {type: LoadBalancer}}}", json!([{"ip": "192.0.2.7", "ipMode": "VIP"}]), Some("https://192.0.2.7:6443"))]
-    #[case::ipv6("{access: {service: {type: LoadBalancer}}}", json!([{"ip": "2001:db8::7"}]), Some("https://[2001:db8::7]:6443"))]
-    #[case::name("{access: {service: {type: LoadBalancer}}}", json!([{"hostname": "lb.example"}]), Some("https://lb.example:6443"))]
-    #[case::address_before_name("{access: {service: {type: LoadBalancer}}}", json!([{"hostname": "lb.example"}, {"ip": "192.0.2.7"}]), Some("https://192.0.2.7:6443"))]
-    #[case::nothing_said("{access: {service: {type: LoadBalancer}}}", json!([{"ip": ""}]), None)]
-    fn endpoints_follow_the_type(#[case] spec: &str, #[case] ingress: serde_json::Value, #[case] external: Option<&str>) {
+    #[case::inside("{}", "[]", None)]
+    #[case::nodes("{access: {service: {type: NodePort}}}", "[]", Some("https://172.18.0.2:31000"))]
+    #[case::a_balancer_that_is_silent("{access: {service: {type: LoadBalancer}}}", "[]", None)]
+    #[case::address("{access: {service: {type: LoadBalancer}}}", "[{ip: '192.0.2.7', ipMode: 'VIP'}]", Some("https://192.0.2.7:6443"))]
+    #[case::ipv6("{access: {service: {type: LoadBalancer}}}", "[{ip: '2001:db8::7'}]", Some("https://[2001:db8::7]:6443"))]
+    #[case::name("{access: {service: {type: LoadBalancer}}}", "[{hostname: 'lb.example'}]", Some("https://lb.example:6443"))]
+    #[case::address_before_name("{access: {service: {type: LoadBalancer}}}", "[{hostname: 'lb.example'}, {ip: '192.0.2.7'}]", Some("https://192.0.2.7:6443"))]
+    #[case::nothing_said("{access: {service: {type: LoadBalancer}}}", "[{ip: ''}]", None)]
+    fn endpoints_follow_the_type(#[case] spec: &str, #[case] ingress: &str, #[case] external: Option<&str>) {
         let mut seen = seen(spec);
         gives(&mut seen, ingress);
         assert_eq!(external_url(&seen).as_deref(), external);
@@ -272,7 +272,7 @@ mod tests {
         for before in types {
             for after in types {
                 let mut seen = seen(&format!("{{access: {{service: {{type: {before}}}}}}}"));
-                gives(&mut seen, json!([{"ip": "192.0.2.7"}]));
+                gives(&mut seen, "[{ip: '192.0.2.7'}]");
                 seen.cluster.spec = testing::cluster(&format!("{{access: {{service: {{type: {after}}}}}}}")).spec;
                 // A class that is only not asked for may be the host's default.
                 let same = before == after || (after == "LoadBalancer" && before.starts_with(after));
@@ -300,7 +300,7 @@ mod tests {
         assert!(told[0].message.contains("in namespace clusters has no address") && told[0].message.ends_with(Reason::LoadBalancerPending.remedy()));
         assert_eq!(pass(400, &mut seen).2, vec![], "it is told once");
 
-        gives(&mut seen, json!([{"ip": "192.0.2.7"}, {"hostname": "lb.example"}]));
+        gives(&mut seen, "[{ip: '192.0.2.7'}, {hostname: 'lb.example'}]");
         let (steps, said, _) = pass(500, &mut seen);
         assert_eq!(said, "True EndpointsOpen");
         assert!(steps.iter().any(|step| matches!(step, Step::PublishKubeconfig(plan) if plan.external.as_deref() == Some("https://192.0.2.7:6443"))));
@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn an_agent_that_takes_no_orders_needs_no_name_of_a_load_balancer() {
         let mut seen = seen("{access: {service: {type: LoadBalancer}}}");
-        gives(&mut seen, json!([{"ip": "192.0.2.7"}]));
+        gives(&mut seen, "[{ip: '192.0.2.7'}]");
         seen.report.as_mut().unwrap().orders = None;
         pass(0, &mut seen);
         assert!(conditions::is_true(&seen.status().conditions, conditions::UP_TO_DATE));
@@ -364,7 +364,7 @@ mod tests {
         assert_eq!(external(&nodes), [(Some("172.18.0.2:31001".into()), Some(31001)), (Some("172.18.0.2:31002".into()), Some(31002))]);
         let mut balanced = seen(&with("LoadBalancer"));
         assert_eq!(external(&balanced), [(None, Some(31001)), (None, Some(31002))]);
-        gives(&mut balanced, json!([{"ip": "192.0.2.7"}]));
+        gives(&mut balanced, "[{ip: '192.0.2.7'}]");
         assert_eq!(external(&balanced)[1], (Some("192.0.2.7:443".into()), Some(31002)));
     }
 
