@@ -53,7 +53,7 @@ fn table() -> Vec<(&'static str, Value, Option<&'static str>)> {
             Some("networking and config.networking exclude each other"),
         ),
         ("access", json!({"access": {"service": {"type": "NodePort", "nodePort": 31000}}}), None),
-        ("access: port without type", json!({"access": {"service": {"nodePort": 31000}}}), Some("nodePort needs type: NodePort")),
+        ("access: port without type", json!({"access": {"service": {"nodePort": 31000}}}), Some("nodePort needs type: NodePort or LoadBalancer")),
         ("access: port of a ClusterIP", json!({"access": {"service": {"type": "ClusterIP", "nodePort": 31000}}}), Some("nodePort needs type: NodePort")),
         ("access: no such type", json!({"access": {"service": {"type": "Ingress"}}}), Some("Unsupported value")),
         ("access: no such port", json!({"access": {"service": {"type": "NodePort", "nodePort": 70000}}}), Some("nodePort")),
@@ -156,6 +156,73 @@ fn table_of_access() -> Vec<(&'static str, Value, Option<&'static str>)> {
     ]
 }
 
+/// As [`table`], of load balancers and published ports.
+fn table_of_ports() -> Vec<(&'static str, Value, Option<&'static str>)> {
+    let service = |service: Value| json!({"access": {"service": service}});
+    let port = |name: &str, port: i32, target: i32| json!({"name": name, "port": port, "targetNodePort": target});
+    let on_nodes = |type_: &str, api: Value, node_ports: [Value; 2]| {
+        let [a, b] = node_ports;
+        let ports =
+            json!([{"name": "a", "port": 80, "targetNodePort": 30080, "nodePort": a}, {"name": "b", "port": 81, "targetNodePort": 30081, "nodePort": b}]);
+        json!({"access": {"service": {"type": type_, "nodePort": api}}, "ports": ports})
+    };
+    let mapped = |host: i32| json!({"ports": [port("web", 80, 30080)], "config": {"nodes": [{}, {"role": "worker", "extraPortMappings": [{"containerPort": 1}, {"hostPort": host}]}]}});
+    vec![
+        (
+            "balancer",
+            service(json!({"type": "LoadBalancer", "nodePort": 31000, "annotations": {"a": "b"}, "loadBalancerClass": "example.com/Internal_1",
+                "loadBalancerSourceRanges": ["192.0.2.0/24", "2001:db8::/32"]})),
+            None,
+        ),
+        ("balancer: a short class", service(json!({"type": "LoadBalancer", "loadBalancerClass": "a"})), None),
+        ("balancer: class of none", service(json!({"type": "NodePort", "loadBalancerClass": "a"})), Some("loadBalancerClass needs type: LoadBalancer")),
+        ("balancer: class without type", service(json!({"loadBalancerClass": "a"})), Some("loadBalancerClass needs type: LoadBalancer")),
+        ("balancer: no class", service(json!({"type": "LoadBalancer", "loadBalancerClass": "a b"})), Some("loadBalancerClass must look like")),
+        ("balancer: an empty class", service(json!({"type": "LoadBalancer", "loadBalancerClass": ""})), Some("loadBalancerClass")),
+        (
+            "balancer: ranges of none",
+            service(json!({"type": "NodePort", "loadBalancerSourceRanges": ["192.0.2.0/24"]})),
+            Some("loadBalancerSourceRanges needs"),
+        ),
+        ("balancer: no range of none", service(json!({"type": "NodePort", "loadBalancerSourceRanges": []})), None),
+        ("balancer: no range", service(json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["192.0.2.7"]})), Some("must hold ranges such as")),
+        ("ports", json!({"ports": [port("http", 80, 30080), port("https", 443, 30443), port("again", 8080, 30080)]}), None),
+        ("ports: TCP", json!({"ports": [{"name": "a", "port": 80, "targetNodePort": 30080, "protocol": "TCP"}]}), None),
+        (
+            "ports: UDP",
+            json!({"ports": [{"name": "a", "port": 80, "targetNodePort": 30080, "protocol": "UDP"}]}),
+            Some("Unsupported value: \"UDP\": supported values: \"TCP\""),
+        ),
+        ("ports: a name twice", json!({"ports": [port("a", 80, 30080), port("a", 81, 30081)]}), Some("Duplicate value")),
+        ("ports: a port twice", json!({"ports": [port("a", 80, 30080), port("b", 80, 30081)]}), Some("each port may be there once")),
+        ("ports: no name", json!({"ports": [port("", 80, 30080)]}), Some("name")),
+        ("ports: no such name", json!({"ports": [port("Web", 80, 30080)]}), Some("name must be of lower-case letters")),
+        ("ports: a long name", json!({"ports": [port(&"a".repeat(33), 80, 30080)]}), Some("name")),
+        ("ports: the API server's", json!({"ports": [port("a", 6443, 30080)]}), Some("port 6443 is the API server's")),
+        ("ports: no such port", json!({"ports": [port("a", 65536, 30080)]}), Some("port")),
+        ("ports: no NodePort", json!({"ports": [port("a", 80, 29999)]}), Some("targetNodePort")),
+        ("ports: beyond all NodePorts", json!({"ports": [port("a", 80, 32768)]}), Some("targetNodePort")),
+        ("ports: no target", json!({"ports": [{"name": "a", "port": 80}]}), Some("targetNodePort: Required")),
+        ("ports: on nodes", on_nodes("NodePort", json!(31000), [json!(31001), json!(31002)]), None),
+        ("ports: on nodes of a balancer", on_nodes("LoadBalancer", json!(null), [json!(31001), json!(null)]), None),
+        ("ports: on no nodes", on_nodes("ClusterIP", json!(null), [json!(31001), json!(null)]), Some("ports[].nodePort needs access.service.type")),
+        (
+            "ports: on nodes of nobody",
+            json!({"ports": [{"name": "a", "port": 80, "targetNodePort": 30080, "nodePort": 31001}]}),
+            Some("ports[].nodePort needs access.service.type"),
+        ),
+        ("ports: on one port of nodes", on_nodes("NodePort", json!(null), [json!(31001), json!(31001)]), Some("each nodePort may be there once")),
+        (
+            "ports: on the API server's port of nodes",
+            on_nodes("NodePort", json!(31001), [json!(31001), json!(null)]),
+            Some("must differ from access.service.nodePort"),
+        ),
+        ("ports: one that kind maps", mapped(30080), Some("must differ from every hostPort")),
+        ("ports: beside what kind maps", mapped(30081), None),
+        ("ports: too many", json!({"ports": (0..33).map(|i| port(&format!("p{i}"), 1000 + i, 30080)).collect::<Vec<_>>()}), Some("ports")),
+    ]
+}
+
 /// As [`table`], of `registries`.
 fn table_of_registries() -> Vec<(&'static str, Value, Option<&'static str>)> {
     vec![
@@ -249,7 +316,7 @@ async fn every_rule_of_the_crd_refuses_and_allows_what_it_should() {
     let api: Api<DynamicObject> = Api::default_namespaced_with(plane.client.clone(), &kube::api::ApiResource::erase::<KindCluster>(&()));
     let mut wrong = Vec::new();
     for (what, spec, refusal) in
-        table().into_iter().chain(table_of_sleep_and_survival()).chain(table_of_access()).chain(table_of_registries()).chain(table_of_preload())
+        table().into_iter().chain(table_of_sleep_and_survival()).chain(table_of_access()).chain(table_of_ports()).chain(table_of_registries()).chain(table_of_preload())
     {
         let made = api.create(&PostParams::default(), &object("probe", &spec)).await;
         match (made, refusal) {

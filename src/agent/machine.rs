@@ -13,6 +13,7 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use nestling_core::api::kind_config::{KindConfig, KindNode};
 use nestling_core::api::reasons::Reason;
+use nestling_core::plan::cidr;
 use nestling_core::plan::classify::classify;
 use nestling_core::plan::egress::Guard;
 use nestling_core::plan::kind_config::{self, NodeHost};
@@ -44,7 +45,8 @@ use super::report::Report;
 use super::server::{self, Health};
 use super::wait::OFTEN;
 use super::{
-    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, preflight, preload, serving_names,
+    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, ports, preflight, preload,
+    serving_names,
     storage, store, teardown,
 };
 
@@ -146,6 +148,7 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
     let live = async {
         let failed = tokio::select! {
             failure = machine.work() => {
+                ports::closed(&machine.report);
                 remember(&failure);
                 machine.report.fail(failure);
                 tokio::select! {
@@ -158,6 +161,7 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
         };
         machine.report.enter(Stage::Terminating);
         machine.report.update(|report| report.control_plane_ready = false);
+        ports::closed(&machine.report);
         if let Some(dockerd) = machine.dockerd.get() {
             teardown::run(&machine.kind, &machine.settings.cluster_name, machine.keeps(), dockerd).await;
         }
@@ -366,7 +370,7 @@ impl Machine {
         }
         // Images are pulled while kind works; one that cannot be had ends the attempt at once.
         let made = async { tokio::try_join!(self.create(docker, ground), preload::fetch(docker, &self.registries, &self.settings.preload)) };
-        let (made, ()) = tokio::join!(made, self.tell_kind_version());
+        let (made, ()) = tokio::join!(made, self.tell_facts());
         let (nested, fetched) = made?;
         if !fetched.is_empty() {
             self.report.enter(Stage::PreloadingImages);
@@ -407,7 +411,7 @@ impl Machine {
         }
         nodes::bring_back(docker, &self.settings.cluster_name, &self.landing(ground, made)).await?;
         let nested = self.open(docker, RETURN_LIMIT).await?;
-        self.tell_kind_version().await;
+        self.tell_facts().await;
         Ok(nested)
     }
 
@@ -426,9 +430,13 @@ impl Machine {
         evident(reason, format!("the cluster does not come back: {}", failed.message), log)
     }
 
-    async fn tell_kind_version(&self) {
+    /// What is known of a cluster before it serves.
+    async fn tell_facts(&self) {
         let version = Kind::version().await;
-        self.report.update(|report| report.kind_version = version);
+        self.report.update(|report| {
+            report.kind_version = version;
+            report.load_balancer_cidr = cidr::for_load_balancers(self.settings.network.nodes);
+        });
     }
 
     /// Notes that the cluster is whole, beside its data, and how it can be brought back.
@@ -563,7 +571,8 @@ impl Machine {
             // It stands before all of them; while it is dead, they are asked themselves.
             names.insert(0, self.kind.load_balancer());
         }
-        let relay = Relay::open((Ipv4Addr::UNSPECIFIED, port(API_PORT)).into(), Containers { docker: docker.clone(), names }).await;
+        let door = (Ipv4Addr::UNSPECIFIED, port(API_PORT)).into();
+        let relay = Relay::open(door, Containers { docker: docker.clone(), names }, relay::places()).await;
         let relay = relay.map_err(|error| failure(Reason::AgentCrashed, format!("the front door cannot be opened: {error}")))?;
         let known = made::read(Path::new(DATA_ROOT)).map(|made| addresses_of(&made)).unwrap_or_default();
         let authority = Path::new(&ground.host.keys_directory).join("ca.crt");
@@ -572,8 +581,11 @@ impl Machine {
         preload::note(docker, &self.settings, &self.report).await;
         power::runs(&self.report);
         self.report.enter(Stage::Serving);
+        let taken = ports::mapped(self.settings.config.as_ref());
+        let node_port = |port| ports::NodePort { docker: docker.clone(), cluster: self.settings.cluster_name.clone(), port };
         let ended = tokio::select! {
             never = relay.run() => match never {},
+            never = Box::pin(ports::follow(&taken, node_port, &self.report)) => match never {},
             failed = Box::pin(self.look_after(nested, &place, since)) => failed.map(|never| match never {}),
             never = Box::pin(serving_names::follow(&place, &self.settings.cert_sans, &self.report)) => match never {},
             never = Box::pin(preload::follow(docker, &self.registries, &self.settings, &self.report)) => match never {},
@@ -581,6 +593,7 @@ impl Machine {
             // From here on nobody starts what is to be stopped.
             () = power::is_due(&self.report) => Ok(()),
         };
+        ports::closed(&self.report);
         self.report.update(|report| report.dead_containers.clear());
         ended
     }

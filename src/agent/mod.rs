@@ -43,6 +43,7 @@ mod nodes;
 pub mod oci_runtime;
 mod output;
 mod policy_probe;
+mod ports;
 mod power;
 mod preflight;
 mod preload;

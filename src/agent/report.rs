@@ -1,5 +1,6 @@
 //! The agent's report: written by the machine, read by the server.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -28,6 +29,7 @@ impl Report {
             attempt: settings.attempt,
             stage: Stage::Preflight,
             orders: Some(OrdersReport::default()),
+            open_ports: Some(BTreeSet::new()),
             ..AgentReport::default()
         };
         Self { sender: watch::Sender::new(report), entered: Arc::new(Mutex::new(Instant::now())) }

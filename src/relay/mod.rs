@@ -1,7 +1,10 @@
-//! A port, passed on at TCP level to where an API server is: the front door of a cluster's pod, and the whole of a pod through which the command line reaches a cluster.
+//! A port, passed on at TCP level: the front door of a cluster's pod, its published ports ([`crate::agent`]), and the whole of a pod through which the command line
+//! reaches a cluster.
 //!
-//! There may be several ways to the API server, and the first one that takes a connection is used. TLS goes through untouched, so clients verify the cluster itself. When the target does not take connections, they are
+//! There may be several ways to a target, and the first one that takes a connection is used. TLS goes through untouched, so clients verify the cluster itself. When the target does not take connections, they are
 //! closed at once rather than left waiting.
+//!
+//! What is relayed is the pod's own traffic on both sides, and so not forwarded: neither it nor an answer passes the egress guard.
 
 mod process;
 
@@ -9,6 +12,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -17,17 +22,24 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use process::{RelayArgs, run};
 
-/// Most connections at once; each takes two file descriptors.
+/// Most connections at once through a front door, and through all other doors of a pod together; each takes two file descriptors.
 const CONNECTIONS: usize = 4096;
 
 /// Time for a connection to the target.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long one way may be silent before the next one is tried beside it. A node without an endpoint of its own drops what comes for a Service with
+/// `externalTrafficPolicy: Local`.
+const SILENCE: Duration = Duration::from_millis(250);
 
 /// Pause after the kernel refused to hand out a connection (no file descriptors).
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Tells where the target is at the moment. Containers get other addresses when they are restarted.
 pub trait Resolve: Send + Sync + 'static {
+    /// Whether all ways are as good as the first one. If not, the others are ways round it for as long as it is closed.
+    const INTERCHANGEABLE: bool = false;
+
     /// The ways to it, the best one first; `None` for one that is closed.
     fn resolve(&self) -> impl Future<Output = Vec<Option<SocketAddr>>> + Send;
 }
@@ -50,12 +62,17 @@ struct Target<R> {
     places: Arc<Semaphore>,
 }
 
+/// Room for connections, for one door or several.
+pub fn places() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(CONNECTIONS))
+}
+
 impl<R: Resolve> Relay<R> {
     /// Opens the door at this address.
     ///
     /// # Errors
     /// Those of the socket.
-    pub async fn open(address: SocketAddr, resolver: R) -> std::io::Result<Self> {
+    pub async fn open(address: SocketAddr, resolver: R, places: Arc<Semaphore>) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let shut = CancellationToken::new();
         Ok(Self {
@@ -63,7 +80,7 @@ impl<R: Resolve> Relay<R> {
             _shutter: shut.clone().drop_guard(),
             shut,
             open: watch::Sender::new(0),
-            target: Arc::new(Target { resolver, known: Mutex::default(), places: Arc::new(Semaphore::new(CONNECTIONS)) }),
+            target: Arc::new(Target { resolver, known: Mutex::default(), places }),
         })
     }
 
@@ -84,7 +101,7 @@ impl<R: Resolve> Relay<R> {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!("the front door: {error}");
+                    tracing::warn!("a door of the pod: {error}");
                     sleep(REFUSED_PAUSE).await;
                 }
             }
@@ -128,22 +145,32 @@ impl<R: Resolve> Target<R> {
             }
             self.remember(None);
         }
-        for (place, address) in self.resolver.resolve().await.into_iter().enumerate() {
-            if let Some(address) = address
-                && let Some(server) = dial(address).await
-            {
-                // The others are ways round something that is to come back.
-                if place == 0 {
-                    self.remember(Some(address));
-                }
-                return Some(server);
-            }
+        let (place, address, server) = first(self.resolver.resolve().await).await?;
+        if place == 0 || R::INTERCHANGEABLE {
+            self.remember(Some(address));
         }
-        None
+        Some(server)
     }
 
     fn remember(&self, address: Option<SocketAddr>) {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = address;
+    }
+}
+
+/// The first way that takes a connection, with its place. A way that is closed or silent gives the next one its turn.
+async fn first(ways: Vec<Option<SocketAddr>>) -> Option<(usize, SocketAddr, TcpStream)> {
+    let mut left = ways.into_iter().enumerate().filter_map(|(place, address)| Some((place, address?))).collect::<Vec<_>>().into_iter();
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        match left.next() {
+            Some((place, address)) => under_way.push(async move { Some((place, address, dial(address).await?)) }),
+            None if under_way.is_empty() => return None,
+            None => {}
+        }
+        tokio::select! {
+            Some(found) = under_way.next() => if found.is_some() { return found },
+            () = sleep(SILENCE), if left.len() > 0 => {}
+        }
     }
 }
 
@@ -198,7 +225,7 @@ mod tests {
     async fn a_door_that_is_shut_refuses_at_once_and_ends_what_went_through_it() {
         // Takes connections and never says more than a word, as what is frozen behind the door.
         let (target, _task) = holds("word").await;
-        let relay = Relay::open(LOOPBACK, At(Arc::new(Mutex::new(vec![Some(target)])))).await.unwrap();
+        let relay = Relay::open(LOOPBACK, At(Arc::new(Mutex::new(vec![Some(target)]))), places()).await.unwrap();
         let door = relay.address().unwrap();
         let running = tokio::spawn(async move { relay.run().await });
         let mut open = TcpStream::connect(door).await.unwrap();
@@ -211,14 +238,14 @@ mod tests {
         let refused = timeout(CONNECT_LIMIT, TcpStream::connect(door)).await.expect("nobody waits");
         assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
         // And it can be opened again, whatever of the old connections is left in the kernel.
-        Relay::open(door, At(Arc::default())).await.unwrap();
+        Relay::open(door, At(Arc::default()), places()).await.unwrap();
     }
 
     #[tokio::test]
     async fn it_is_idle_only_while_no_connection_is_open() {
         const IDLE: Duration = Duration::from_millis(300);
         let (target, _task) = holds("word").await;
-        let relay = Arc::new(Relay::open(LOOPBACK, At(Arc::new(Mutex::new(vec![Some(target)])))).await.unwrap());
+        let relay = Arc::new(Relay::open(LOOPBACK, At(Arc::new(Mutex::new(vec![Some(target)]))), places()).await.unwrap());
         let door = relay.address().unwrap();
         let running = relay.clone();
         tokio::spawn(async move { running.run().await });
@@ -235,7 +262,7 @@ mod tests {
     #[tokio::test]
     async fn connections_follow_the_target() {
         let place = Arc::new(Mutex::new(vec![]));
-        let relay = Relay::open(LOOPBACK, At(place.clone())).await.unwrap();
+        let relay = Relay::open(LOOPBACK, At(place.clone()), places()).await.unwrap();
         let door = relay.address().unwrap();
         tokio::spawn(async move { relay.run().await });
         let ask = async || {
@@ -262,5 +289,36 @@ mod tests {
         assert_eq!(ask().await, "third");
         *place.lock().unwrap() = vec![Some(says("again").await.0), None, Some(third)];
         assert_eq!(ask().await, "again");
+    }
+
+    /// A way that says nothing at all: a listener whose backlog is full.
+    async fn silent() -> (SocketAddr, Vec<TcpStream>, tokio::net::TcpListener) {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut held = Vec::new();
+        while let Ok(Ok(stream)) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+            held.push(stream);
+        }
+        (address, held, listener)
+    }
+
+    #[tokio::test]
+    async fn a_way_that_is_silent_does_not_keep_the_others_from_being_tried() {
+        let (silent, _held, _listener) = silent().await;
+        let (answers, _task) = says("word").await;
+        let closed = {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            listener.local_addr().unwrap()
+        };
+        let started = tokio::time::Instant::now();
+        let (place, address, _) = first(vec![None, Some(silent), Some(closed), Some(answers)]).await.unwrap();
+        assert_eq!((place, address), (3, answers));
+        assert!(started.elapsed() < CONNECT_LIMIT, "{:?}", started.elapsed());
+        // And where nothing is, nobody waits.
+        let started = tokio::time::Instant::now();
+        assert!(first(vec![Some(closed), None, Some(closed)]).await.is_none() && first(vec![]).await.is_none());
+        assert!(started.elapsed() < SILENCE, "{:?}", started.elapsed());
     }
 }

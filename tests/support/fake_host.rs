@@ -1,7 +1,7 @@
 //! FAKE: the kubelet and the agents of a host without nodes. They do what a test says, at once, so that histories which no real cluster can be made
 //! to take on command (an agent that fails just so, an operator killed behind each step) can be tried on a real API server.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -210,6 +210,7 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod,
         sender.send_modify(|report| {
             report.cgroup_v1 = Some(true);
             report.orders = Some(OrdersReport::default());
+            report.open_ports = Some(BTreeSet::new());
         });
     }
     agents.reports.lock().unwrap().insert(uid.clone(), sender.clone());
@@ -285,6 +286,7 @@ async fn take_orders(State(report): State<watch::Sender<AgentReport>>, Json(orde
         carried_out.send_modify(|report| {
             report.revision += 1;
             report.control_plane_ready = orders.power == PowerState::Running;
+            report.open_ports = Some(if report.control_plane_ready { orders.ports.clone() } else { BTreeSet::new() });
             report.orders.get_or_insert_default().carried_out = orders;
         });
     });

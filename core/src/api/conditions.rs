@@ -22,6 +22,8 @@ pub const CONTROL_PLANE_READY: &str = "ControlPlaneReady";
 pub const NODES_READY: &str = "NodesReady";
 /// The Secret with the kubeconfig is written.
 pub const KUBECONFIG_PUBLISHED: &str = "KubeconfigPublished";
+/// Every address that `spec.access` and `spec.ports` ask for is there: the load balancer's, and the published ports.
+pub const ENDPOINTS_READY: &str = "EndpointsReady";
 /// The host's CNI enforces the pod's NetworkPolicy, as far as the pod itself can tell.
 pub const NETWORK_POLICY_ENFORCED: &str = "NetworkPolicyEnforced";
 /// The volume of the cluster is about to be full; beyond its size the host ends the pod, or, where it is persistent, nothing more can be written.
@@ -40,7 +42,7 @@ pub const PAUSED: &str = "Paused";
 pub const DELETING: &str = "Deleting";
 
 /// Every type, in the order in which `kubectl describe` shows them.
-pub const ALL: [&str; 15] = [
+pub const ALL: [&str; 16] = [
     READY,
     RECONCILING,
     STALLED,
@@ -48,6 +50,7 @@ pub const ALL: [&str; 15] = [
     CONTROL_PLANE_READY,
     NODES_READY,
     KUBECONFIG_PUBLISHED,
+    ENDPOINTS_READY,
     NETWORK_POLICY_ENFORCED,
     DISK_PRESSURE,
     CERTIFICATES_VALID,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::kind_config::KindConfig;
 use super::power::PowerState;
+use super::published_port::PublishedPort;
 use super::status::KindClusterStatus;
 
 /// A real kind cluster that runs inside one pod of this cluster.
@@ -53,6 +54,12 @@ use super::status::KindClusterStatus;
         .message("storage.storageClassName cannot be changed; delete the object and create it anew"),
     validation = Rule::new("!has(self.powerState) || self.powerState == 'Running' || ((!has(self.nodes) || !has(self.nodes.controlPlanes) || self.nodes.controlPlanes == 1) && (!has(self.config) || !has(self.config.nodes) || self.config.nodes.filter(n, !has(n.role) || n.role == 'control-plane').size() <= 1))")
         .message("powerState must be Running with several control planes: their etcd members would lose each other"),
+    validation = Rule::new("!has(self.ports) || self.ports.all(p, !has(p.nodePort)) || (has(self.access) && has(self.access.service) && has(self.access.service.type) && self.access.service.type != 'ClusterIP')")
+        .message("ports[].nodePort needs access.service.type: NodePort or LoadBalancer"),
+    validation = Rule::new("!has(self.ports) || !has(self.access) || !has(self.access.service) || !has(self.access.service.nodePort) || self.ports.all(p, !has(p.nodePort) || p.nodePort != self.access.service.nodePort)")
+        .message("ports[].nodePort must differ from access.service.nodePort"),
+    validation = Rule::new("!has(self.ports) || !has(self.config) || !has(self.config.nodes) || self.config.nodes.all(n, !has(n.extraPortMappings) || n.extraPortMappings.all(m, !has(m.hostPort) || self.ports.all(p, p.targetNodePort != m.hostPort)))")
+        .message("ports[].targetNodePort must differ from every hostPort in config.nodes[].extraPortMappings, which takes that port of the pod"),
 )]
 pub struct KindClusterSpec {
     /// Kubernetes version of the nodes, such as `v1.34.4`. The operator knows which node image carries it. Without
@@ -84,6 +91,17 @@ pub struct KindClusterSpec {
     /// How the API server is reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Access>,
+
+    /// NodePorts of the cluster that are reached as its API server is, such as that of an Ingress controller. May be changed at any time; while
+    /// the cluster is frozen or stopped connections are refused at once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    #[x_kube(
+        validation = Rule::new("self.all(p, self.exists_one(q, q.port == p.port))").message("each port may be there once"),
+        validation = Rule::new("self.all(p, !has(p.nodePort) || self.exists_one(q, has(q.nodePort) && q.nodePort == p.nodePort))")
+            .message("each nodePort may be there once"),
+    )]
+    pub ports: Vec<PublishedPort>,
 
     /// Where the kubeconfig is published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -194,10 +212,17 @@ pub struct Access {
 /// The Service in front of the API server.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(crates(kube_core = "::kube_core"), validation = Rule::new("!has(self.nodePort) || (has(self.type) && self.type == 'NodePort')")
-    .message("nodePort needs type: NodePort"))]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("!has(self.nodePort) || (has(self.type) && self.type != 'ClusterIP')").message("nodePort needs type: NodePort or LoadBalancer"),
+    validation = Rule::new("!has(self.loadBalancerClass) || (has(self.type) && self.type == 'LoadBalancer')")
+        .message("loadBalancerClass needs type: LoadBalancer"),
+    validation = Rule::new("!has(self.loadBalancerSourceRanges) || self.loadBalancerSourceRanges.size() == 0 || (has(self.type) && self.type == 'LoadBalancer')")
+        .message("loadBalancerSourceRanges needs type: LoadBalancer"),
+)]
 pub struct AccessService {
-    /// `ClusterIP` is reachable inside the host cluster, `NodePort` also on each of its nodes.
+    /// `ClusterIP` is reachable inside the host cluster, `NodePort` also on each of its nodes, `LoadBalancer` also at an address that the host's load
+    /// balancer gives. What `ports` lists is reached in the same way.
     #[serde(default, rename = "type")]
     pub type_: ServiceType,
 
@@ -209,6 +234,20 @@ pub struct AccessService {
     /// Annotations of the Service.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
+
+    /// Which of the host's load balancers is meant; its default one if left out. With another class the Service first loses the address that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 316))]
+    #[x_kube(validation = Rule::new(
+        "self.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$')"
+    ).message("loadBalancerClass must look like internal-vip or example.com/internal-vip"))]
+    pub load_balancer_class: Option<String>,
+
+    /// Who may come through the load balancer, where it heeds that; everybody if left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "set"), inner(length(max = 49)))]
+    #[x_kube(validation = Rule::new("self.all(c, isCIDR(c))").message("loadBalancerSourceRanges must hold ranges such as 192.0.2.0/24"))]
+    pub load_balancer_source_ranges: Vec<String>,
 }
 
 /// Type of the Service in front of the API server.
@@ -219,6 +258,19 @@ pub enum ServiceType {
     ClusterIP,
     /// Also on each node of the host cluster.
     NodePort,
+    /// Also at an address of the host's load balancer.
+    LoadBalancer,
+}
+
+impl ServiceType {
+    /// As Kubernetes writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ClusterIP => "ClusterIP",
+            Self::NodePort => "NodePort",
+            Self::LoadBalancer => "LoadBalancer",
+        }
+    }
 }
 
 /// What is in every node before the cluster is `Ready`.

@@ -5,11 +5,13 @@ pub mod crds;
 pub mod kind_config;
 pub mod kindcluster;
 mod power;
+mod published_port;
 pub mod reasons;
 mod status;
 
 pub use kindcluster::*;
 pub use power::*;
+pub use published_port::*;
 pub use status::*;
 
 /// API group of all kinds.
@@ -57,6 +59,8 @@ pub mod annotations {
     pub const SETTINGS_DETAIL: &str = "nestling.dev/settings-detail";
     /// When the keys of the channel to the agent are made anew, on the Secret that holds them.
     pub const RENEW_AT: &str = "nestling.dev/renew-at";
+    /// Digest of what was applied, on the Service: comparing alone does not show what the spec does not ask for any more.
+    pub const APPLIED_DIGEST: &str = "nestling.dev/applied-digest";
     /// On a [`KindCluster`](super::KindCluster), by its user: another value than the one on record replaces the cluster by a new, empty one.
     pub const RECREATE: &str = "nestling.dev/recreate";
     /// Tells the cluster autoscaler to leave the pod's node alone.

@@ -80,6 +80,10 @@ reasons! {
     WaitingForNodes => "With disableDefaultCNI, install a CNI: nodes are not ready without one.",
     /// The kubeconfig is about to be published.
     PublishingKubeconfig,
+    /// The host's load balancer has not given an address yet.
+    WaitingForLoadBalancer,
+    /// The pod is about to open or close ports, as `spec.ports` says.
+    OpeningPorts,
     /// Something was changed and is being carried out.
     Progressing,
 
@@ -94,6 +98,8 @@ reasons! {
     AllNodesReady,
     /// The Secret is written.
     Published,
+    /// Every address that `spec.access` and `spec.ports` ask for is there.
+    EndpointsOpen,
     /// The volume of the cluster has room.
     StorageSufficient,
     /// The certificates of the nodes are renewed in time.
@@ -156,6 +162,12 @@ reasons! {
     AgentOutdated => "Delete the object and create it anew, or live without: pods of earlier releases are never restarted by an upgrade.",
     /// Nodes could not be frozen, stopped or brought back in time; the agent tries again.
     PowerChangeFailed => "See the message; the cluster's pod has the log. Setting spec.powerState anew, or deleting the object, works at any time.",
+
+    // Something of `spec.access` or `spec.ports` is not to be had; the cluster goes on without.
+    /// The host's load balancer has not given an address for minutes.
+    LoadBalancerPending => "Look at the events of the named Service: the host needs a load balancer, such as a cloud's or MetalLB, that serves spec.access.service.loadBalancerClass and has an address left. Or set spec.access.service.type to NodePort.",
+    /// A port of `spec.ports` is taken in the pod.
+    PortInUse => "Choose another targetNodePort, or take away what holds the port in the pod, such as an entry of spec.config.nodes[].extraPortMappings.",
 
     // The spec cannot be carried out.
     /// The spec sets a field of kind's configuration that belongs to the operator.

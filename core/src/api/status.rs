@@ -61,6 +61,11 @@ pub struct KindClusterStatus {
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub endpoints: Vec<Endpoint>,
 
+    /// Where the ports of `spec.ports` are reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub ports: Vec<PortStatus>,
+
     /// The published kubeconfig.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubeconfig_secret_ref: Option<KubeconfigSecretRef>,
@@ -84,6 +89,11 @@ pub struct KindClusterStatus {
     /// Ready nodes of all nodes, such as `1/3`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes_ready: Option<String>,
+
+    /// Addresses that load balancers inside the cluster, such as MetalLB, may give to Services: in the network of the nodes, and no node gets one of them.
+    #[serde(default, rename = "loadBalancerCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub load_balancer_cidrs: Vec<String>,
 
     /// How the time to ready was spent, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -117,6 +127,25 @@ pub enum EndpointType {
     Internal,
     /// From outside the host cluster.
     External,
+}
+
+/// Where a published port is reached.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortStatus {
+    /// Its name in `spec.ports`.
+    pub name: String,
+    /// Whether the pod takes connections for it; what is behind it is the cluster's own matter.
+    #[serde(default)]
+    pub open: bool,
+    /// Host and port inside the host cluster.
+    pub internal: String,
+    /// Host and port from outside, as soon as there is such an address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<String>,
+    /// The port on each of the host's nodes, with `access.service.type` `NodePort` or `LoadBalancer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_port: Option<i32>,
 }
 
 /// The published kubeconfig.

@@ -18,7 +18,7 @@ use super::wire::{AgentReport, AgentSettings, NodeReport, Orders, OrdersReport, 
 use super::{names::Identity, testing};
 use crate::api::conditions::{self, READY, STALLED, SUSPENDED};
 use crate::api::reasons::Reason;
-use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, PodLossPolicy, PowerState, Registry, StorageType, annotations};
+use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, PodLossPolicy, PowerState, PublishedPort, Registry, StorageType, annotations};
 
 /// How the next pods turn out.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +60,8 @@ enum Happening {
     Names(bool),
     /// The user wants an image in every node, or none.
     Preload(bool),
+    /// The user publishes a port, or none.
+    Ports(bool),
     /// The user asks for a new cluster in the place of this one.
     Recreate(u8),
     /// The user pauses or resumes.
@@ -90,6 +92,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         2 => prop_oneof![Just(PowerState::Running), Just(PowerState::Frozen), Just(PowerState::Stopped)].prop_map(Happening::Power),
         1 => any::<bool>().prop_map(Happening::Names),
         1 => any::<bool>().prop_map(Happening::Preload),
+        1 => any::<bool>().prop_map(Happening::Ports),
         1 => (0..3_u8).prop_map(Happening::Recreate),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
@@ -166,7 +169,8 @@ impl World {
 
     /// What the agent in the newest pod says.
     fn report(&self, pod: Option<&Pod>) -> Option<AgentReport> {
-        let pod = pod?;
+        // One that is gone, and that only a stale cache still shows, says nothing any more.
+        let pod = pod.filter(|pod| self.children.pods.iter().any(|have| have.metadata.uid == pod.metadata.uid))?;
         let age = self.now.duration_since(pod.metadata.creation_timestamp.as_ref()?.0).as_secs();
         let luck = pod.metadata.annotations.as_ref()?.get("luck")?.as_str();
         let mut report = AgentReport { attempt: attempt_of(pod), stage: Stage::PreparingNodes, ..AgentReport::default() };
@@ -203,6 +207,7 @@ impl World {
             said.carried_out.preload.get_or_insert_with(|| preloaded(pod));
         }
         report.cgroup_v1 = Some(false);
+        report.open_ports = Some(if report.control_plane_ready { said.carried_out.ports.clone() } else { [].into() });
         report.orders = Some(said);
         (age >= 5).then_some(report)
     }
@@ -446,6 +451,10 @@ impl World {
             }),
             Happening::Preload(some) => self.edit(|cluster| {
                 cluster.spec.preload.get_or_insert_default().images = if some { vec!["a.example/a:1".to_owned()] } else { vec![] };
+            }),
+            Happening::Ports(some) => self.edit(|cluster| {
+                let port = PublishedPort { name: "web".to_owned(), port: 80, target_node_port: 30080, ..PublishedPort::default() };
+                cluster.spec.ports = if some { vec![port] } else { vec![] };
             }),
             Happening::Recreate(value) => {
                 if let Some(cluster) = &mut self.cluster {

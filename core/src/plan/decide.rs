@@ -11,6 +11,7 @@ use super::certificates::{self, KUBECONFIG_LIFE};
 use super::desired::{Desired, short_digest};
 use super::evidence::{self, Fate, LogsPlan};
 use super::expiry::{expiry, is_recorded};
+use super::exposure;
 use super::host_loss;
 use super::names::Identity;
 use super::objects::{self, attempt_of, digests_of};
@@ -23,9 +24,9 @@ use super::serving_names;
 use super::settings::CleanupPolicy;
 use super::situation::{Situation, later, situation};
 use super::wire::Orders;
+use crate::api::KindClusterStatus;
 use crate::api::conditions;
 use crate::api::reasons::Reason;
-use crate::api::{KindClusterStatus, ServiceType};
 
 /// A cluster at rest is looked at this often, in case an event was missed.
 const REST: Duration = Duration::from_hours(1);
@@ -209,14 +210,16 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
         }
         Situation::Create { desired, attempt } => {
             let mut steps = old_keys(now, seen);
-            steps.extend(surroundings(seen, attempt));
+            steps.extend(surroundings(seen));
+            steps.extend(service(seen, attempt));
             steps.extend(claim(seen, &desired));
             steps.extend(registries(now, seen, &desired, None));
             steps.push(Step::CreatePod(Box::new(objects::pod(&seen.cluster, &desired, &seen.settings, attempt))));
             Plan { steps, wake_at: rest }
         }
         Situation::Creating { pod, desired, deadline } => {
-            let mut steps = surroundings(seen, attempt_of(pod));
+            let mut steps = surroundings(seen);
+            steps.extend(service(seen, attempt_of(pod)));
             if let Some(desired) = desired {
                 // Taken away before a node has taken the pod.
                 steps.extend(claim(seen, &desired).filter(|_| seen.children.claims.is_empty()));
@@ -228,17 +231,19 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
             Plan { steps: delete(ChildKind::Pod, &pod.metadata).into_iter().collect(), wake_at: rest }
         }
         Situation::Running { pod, desired } => {
-            let mut steps = surroundings(seen, attempt_of(pod));
+            let mut steps = surroundings(seen);
             steps.extend(channel(now, seen));
             // Before what may be refused: a cluster can be suspended whatever else is wrong.
             steps.extend(orders::due(seen).map(Step::Order));
+            // A port of the host's nodes may be taken.
+            steps.extend(service(seen, attempt_of(pod)));
             if let Ok(desired) = &desired {
                 steps.extend(publication(now, seen, desired));
                 // Last: a Secret of the user's that has gone is to stop nothing else.
                 steps.extend(registries(now, seen, desired, Some(pod)));
             }
             let renewal = certificates::kubeconfig_renewal(seen).filter(|at| *at > now);
-            Plan { steps, wake_at: rest.into_iter().chain(renewal).chain(host_loss::given_up_at(seen)).min() }
+            Plan { steps, wake_at: rest.into_iter().chain(renewal).chain(host_loss::given_up_at(seen)).chain(exposure::next_change(now, seen)).min() }
         }
     }
 }
@@ -273,20 +278,27 @@ fn channel(now: Timestamp, seen: &Observed) -> Option<Step> {
 }
 
 /// What has to be there before the pod, and stay.
-fn surroundings(seen: &Observed, attempt: i64) -> Vec<Step> {
+fn surroundings(seen: &Observed) -> Vec<Step> {
     let mut steps = Vec::new();
     if !seen.children.keys.iter().any(|keys| keys.name.as_deref() == Some(&seen.identity.keys())) {
         steps.push(Step::CreateKeys);
     }
-    let policy = objects::network_policy(&seen.identity, &seen.settings);
+    let policy = objects::network_policy(&seen.cluster, &seen.identity, &seen.settings);
     if !seen.children.policies.iter().any(|have| objects::matches(&policy.metadata, &have.metadata) && objects::matches(&policy.spec, &have.spec)) {
         steps.push(Step::ApplyNetworkPolicy(Box::new(policy)));
     }
-    let service = objects::service(&seen.cluster, &seen.identity, &seen.settings, attempt);
-    if !seen.children.services.iter().any(|have| objects::matches(&service.metadata, &have.metadata) && objects::matches(&service.spec, &have.spec)) {
-        steps.push(Step::ApplyService(Box::new(service)));
-    }
     steps
+}
+
+/// The Service, if it is not there as it should be; where it has to change its class, in two steps.
+fn service(seen: &Observed, attempt: i64) -> Vec<Step> {
+    let service = objects::service(&seen.cluster, &seen.identity, &seen.settings, attempt);
+    if seen.children.services.iter().any(|have| objects::matches(&service.metadata, &have.metadata) && objects::matches(&service.spec, &have.spec)) {
+        return vec![];
+    }
+    let have = seen.children.services.iter().find(|have| have.metadata.name == service.metadata.name);
+    let between = have.and_then(|have| objects::before_another_class(&service, have));
+    between.into_iter().chain([service]).map(|service| Step::ApplyService(Box::new(service))).collect()
 }
 
 /// The claim, if it is not there as it should be. Compared only before a pod is made: a larger size is for the next one.
@@ -336,11 +348,11 @@ fn publication(now: Timestamp, seen: &Observed, desired: &Desired) -> Vec<Step> 
 
 /// What the kubeconfig is to say. `None` until the Service has what it needs.
 pub fn kubeconfig(seen: &Observed, desired: &Desired) -> Option<KubeconfigPlan> {
-    let service = seen.children.services.iter().find(|service| service.metadata.name.as_deref() == Some(&desired.identity.child()))?;
+    seen.children.services.iter().find(|service| service.metadata.name.as_deref() == Some(&desired.identity.child()))?;
     let keys = seen.children.keys.iter().find(|keys| keys.name.as_deref() == Some(&desired.identity.keys()))?;
     let tls_server_name = desired.identity.service_dns_name(&seen.settings.clusters_namespace);
-    let internal = internal_url(&tls_server_name);
-    let external = external_url(seen, service);
+    let internal = exposure::internal_url(&tls_server_name);
+    let external = exposure::external_url(seen);
     let lifetime = desired.kubeconfig_lifetime;
     // Nothing for the usual one, so that those that earlier operators have published stay.
     let of_lifetime = if lifetime == KUBECONFIG_LIFE { String::new() } else { format!(" {}", lifetime.as_secs()) };
@@ -355,22 +367,6 @@ pub fn kubeconfig(seen: &Observed, desired: &Desired) -> Option<KubeconfigPlan> 
         digest,
         install: seen.settings.install.clone(),
     })
-}
-
-/// The URL inside the host cluster.
-pub fn internal_url(dns_name: &str) -> String {
-    format!("https://{dns_name}:{}", super::wire::API_PORT)
-}
-
-/// The URL from outside the host cluster, if the Service has one.
-pub fn external_url(seen: &Observed, service: &Service) -> Option<String> {
-    let wanted = seen.cluster.spec.access.as_ref().and_then(|access| access.service.as_ref()).map(|service| service.type_).unwrap_or_default();
-    if wanted != ServiceType::NodePort {
-        return None;
-    }
-    let port = service.spec.as_ref()?.ports.as_ref()?.first()?.node_port?;
-    let address = seen.settings.host.node_addresses.first()?;
-    Some(format!("https://{address}:{port}"))
 }
 
 /// When the end of a deleted cluster has taken longer than the operator's owner wants to wait without a word.
@@ -433,7 +429,7 @@ fn delete(kind: ChildKind, meta: &ObjectMeta) -> Option<Step> {
 /// Whether a cluster's agent should be listened to: while something moves, or when nothing has been heard of it yet.
 pub fn is_moving(status: &KindClusterStatus, seen_report: bool) -> bool {
     let at_rest = conditions::is_true(&status.conditions, conditions::READY) || power::rests(status);
-    !seen_report || !at_rest || serving_names::is_changing(status) || preload::is_under_way(status)
+    !seen_report || !at_rest || serving_names::is_changing(status) || preload::is_under_way(status) || exposure::is_changing(status)
 }
 
 /// Whether a pod takes one of the slots for clusters under creation.

@@ -9,6 +9,7 @@ pub mod desired;
 pub mod egress;
 pub mod evidence;
 pub mod expiry;
+pub mod exposure;
 pub mod findings;
 pub mod host_loss;
 pub mod kind_config;

@@ -1,6 +1,9 @@
 //! What a running agent is to be told. Orders are the whole wish at once and follow from the object alone, so that it makes no difference how often
 //! they are given, or that an operator was killed in between.
 
+use std::collections::BTreeSet;
+
+use super::exposure;
 use super::observed::Observed;
 use super::power;
 use super::preload;
@@ -10,8 +13,11 @@ use crate::api::{PodLossPolicy, StorageType};
 
 /// What the agent of the current pod is to be told; `None` where it takes no orders, or has not been heard yet.
 pub fn wanted(seen: &Observed) -> Option<Orders> {
-    seen.report.as_ref()?.orders.as_ref()?;
-    Some(Orders { power: power::wanted(seen), keep: keep(seen), cert_sans: serving_names::wanted(seen), preload: preload::wanted(seen) })
+    let report = seen.report.as_ref()?;
+    report.orders.as_ref()?;
+    // An agent that knows nothing of ports would not say that it has received any.
+    let ports = if report.open_ports.is_some() { exposure::relayed(&seen.cluster) } else { BTreeSet::new() };
+    Some(Orders { power: power::wanted(seen), keep: keep(seen), cert_sans: serving_names::wanted(seen), preload: preload::wanted(seen), ports })
 }
 
 /// What the agent is to be told now: `None` if it knows all.

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::desired::cert_sans;
+use super::exposure;
 use super::observed::Observed;
 use super::problem::Problem;
 use crate::api::conditions::{self, Claim};
@@ -16,19 +17,32 @@ fn made_with(seen: &Observed) -> Option<Vec<String>> {
     serde_json::from_value(settings.get("certSans")?.clone()).ok()
 }
 
-/// The names that the running cluster is to have, if they are others than those that it was made with.
+/// The names that the spec asks for.
+fn asked(seen: &Observed) -> Vec<String> {
+    cert_sans(&seen.cluster, &seen.identity, &seen.settings)
+}
+
+/// The names that the running cluster is to have, if they are others than those that it was made with: what the spec asks for, and where the host's load balancer
+/// is reached, for clients that check the address which they dial.
 pub fn wanted(seen: &Observed) -> Option<Vec<String>> {
-    let names = cert_sans(&seen.cluster, &seen.identity, &seen.settings);
+    let mut names = asked(seen);
+    for name in exposure::load_balancer_names(seen) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
     (made_with(seen)? != names).then_some(names)
 }
 
 /// What `UpToDate` says of the names; `None`: they are as they should be, or nothing is known.
 pub fn claim(seen: &Observed) -> Option<Claim> {
-    let wanted = wanted(seen);
     let Some(orders) = &seen.report.as_ref()?.orders else {
         let message = "access.certSANs has changed, and the agent of this cluster is of a release that takes no orders";
-        return wanted.map(|_| Claim::no(Reason::RecreateRequired, Reason::RecreateRequired.explain(message)));
+        // Published kubeconfigs need no more.
+        let changed = made_with(seen).is_some_and(|names| names != asked(seen));
+        return changed.then(|| Claim::no(Reason::RecreateRequired, Reason::RecreateRequired.explain(message)));
     };
+    let wanted = wanted(seen);
     if orders.carried_out.cert_sans == wanted {
         return None;
     }

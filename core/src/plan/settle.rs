@@ -5,9 +5,10 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::certificates::{self, Validity};
-use super::decide::{Step, external_url, internal_url, is_overdue, kubeconfig};
+use super::decide::{Step, is_overdue, kubeconfig};
 use super::desired::{Desired, desire};
 use super::expiry;
+use super::exposure;
 use super::host_loss;
 use super::objects::{attempt_of, changed_since, resumes};
 use super::observed::Observed;
@@ -20,7 +21,7 @@ use super::situation::{MESSAGE_LIMIT, Situation, is_resuming, progress, readable
 use super::wire::{AgentReport, DeadContainer, PolicyProbe, StoragePressure};
 use crate::api::conditions::{self, Claim, clip};
 use crate::api::reasons::Reason;
-use crate::api::{BundleRef, Endpoint, EndpointType, KindClusterStatus, KubeconfigSecretRef, LastFailure, NodeCount, PodRef, StageTime};
+use crate::api::{BundleRef, KindClusterStatus, KubeconfigSecretRef, LastFailure, NodeCount, PodRef, StageTime};
 
 /// What became of a plan.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +45,7 @@ struct Claims {
     control_plane: Option<Claim>,
     nodes: Option<Claim>,
     kubeconfig: Option<Claim>,
+    endpoints: Option<Claim>,
     policy: Option<Claim>,
     disk: Option<Claim>,
     certificates: Option<Claim>,
@@ -62,6 +64,7 @@ impl Claims {
             control_plane: Some(nothing.clone()),
             nodes: Some(nothing),
             kubeconfig: None,
+            endpoints: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
             policy: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
             disk: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
             certificates: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
@@ -85,6 +88,7 @@ impl Claims {
             control_plane: None,
             nodes: None,
             kubeconfig: None,
+            endpoints: None,
             policy: None,
             disk: None,
             certificates: None,
@@ -186,7 +190,7 @@ fn paused(now: Timestamp, seen: &Observed, mut status: KindClusterStatus) -> Kin
 
 fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>, claims: &Claims) {
     let pending = Claim::unknown(Reason::Pending, "");
-    let all: [(&str, Option<&Claim>); 11] = [
+    let all: [(&str, Option<&Claim>); 12] = [
         (conditions::READY, Some(&claims.ready)),
         (conditions::RECONCILING, Some(&claims.reconciling)),
         (conditions::STALLED, Some(&claims.stalled)),
@@ -194,6 +198,7 @@ fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>
         (conditions::CONTROL_PLANE_READY, claims.control_plane.as_ref()),
         (conditions::NODES_READY, claims.nodes.as_ref()),
         (conditions::KUBECONFIG_PUBLISHED, claims.kubeconfig.as_ref()),
+        (conditions::ENDPOINTS_READY, claims.endpoints.as_ref()),
         (conditions::NETWORK_POLICY_ENFORCED, claims.policy.as_ref()),
         (conditions::DISK_PRESSURE, claims.disk.as_ref()),
         (conditions::CERTIFICATES_VALID, claims.certificates.as_ref()),
@@ -249,7 +254,8 @@ fn record_facts(now: Timestamp, seen: &Observed, done: &Outcome, stands: &Situat
             status.version.clone_from(&report.server_version);
         }
     }
-    status.endpoints = endpoints(seen);
+    status.endpoints = exposure::endpoints(seen);
+    status.ports = exposure::ports(seen);
     status.relay_image = Some(seen.settings.relay_image.clone()).filter(|image| !image.is_empty());
     for step in &done.done {
         match step {
@@ -302,6 +308,7 @@ fn record_pod(pod: &Pod, report: Option<&AgentReport>, status: &mut KindClusterS
         status.power_state = None;
         status.control_planes = None;
         status.workers = None;
+        status.load_balancer_cidrs.clear();
         status.stages.clear();
     }
     record_beginning(pod, status);
@@ -316,6 +323,7 @@ fn record_pod(pod: &Pod, report: Option<&AgentReport>, status: &mut KindClusterS
     if report.kind_version.is_some() {
         status.kind_version.clone_from(&report.kind_version);
     }
+    status.load_balancer_cidrs = report.load_balancer_cidr.iter().map(ToString::to_string).collect();
     let count = |control_plane: bool| {
         let of_role = report.nodes.iter().filter(|node| node.control_plane == control_plane);
         let (total, ready) = of_role.fold((0, 0), |(total, ready), node| (total + 1, ready + i32::from(node.ready)));
@@ -329,13 +337,6 @@ fn record_pod(pod: &Pod, report: Option<&AgentReport>, status: &mut KindClusterS
     }
     status.stages =
         report.stages.iter().take(32).map(|stage| StageTime { name: stage.stage.reason().as_str().to_owned(), milliseconds: stage.milliseconds }).collect();
-}
-
-fn endpoints(seen: &Observed) -> Vec<Endpoint> {
-    let Some(service) = seen.children.services.iter().find(|service| service.metadata.name.as_deref() == Some(&seen.identity.child())) else { return vec![] };
-    let internal = Endpoint { type_: EndpointType::Internal, url: internal_url(&seen.identity.service_dns_name(&seen.settings.clusters_namespace)) };
-    let external = external_url(seen, service).map(|url| Endpoint { type_: EndpointType::External, url });
-    std::iter::once(internal).chain(external).collect()
 }
 
 /// The failure that is in this status and was not in the one before.
@@ -362,6 +363,7 @@ fn creating(now: Timestamp, seen: &Observed, pod: &Pod, desired: Option<&Desired
         host: Some(host),
         control_plane: Some(not_yet.clone()),
         nodes: Some(not_yet),
+        endpoints: Some(Claim::unknown(Reason::Pending, "")),
         policy: Some(policy(seen.report.as_ref())),
         disk: Some(disk(seen.report.as_ref())),
         certificates: Some(Claim::unknown(Reason::Pending, "")),
@@ -466,6 +468,7 @@ fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired,
         control_plane: Some(control_plane),
         nodes: Some(nodes),
         kubeconfig: Some(kubeconfig),
+        endpoints: Some(exposure::claim(now, seen)),
         policy: Some(policy(Some(report))),
         disk: Some(disk(Some(report))),
         certificates: Some(certificates::claim(now, report.certificates.as_ref())),
@@ -495,6 +498,7 @@ fn suspended(report: &AgentReport, node: Option<Claim>, hindrance: Claim, up_to_
         control_plane: Some(hindrance.clone()),
         nodes: Some(hindrance.clone()),
         kubeconfig: None,
+        endpoints: Some(hindrance.clone()),
         policy: Some(policy(Some(report))),
         disk: Some(disk(Some(report))),
         certificates: None,
@@ -586,7 +590,12 @@ fn after_failure(step: &Step, problem: &Problem, stands: &Situation<'_>, claims:
             claims.ready = Claim::no(problem.reason, &message);
             claims.reconciling = Claim::yes(problem.reason, &message);
         }
-        _ if matches!(stands, Situation::Running { .. } | Situation::Expired) => claims.reconciling = Claim::yes(problem.reason, &message),
+        _ if matches!(stands, Situation::Running { .. } | Situation::Expired) => {
+            claims.reconciling = Claim::yes(problem.reason, &message);
+            if matches!(step, Step::ApplyService(_)) {
+                claims.endpoints = Some(Claim::no(problem.reason, &message));
+            }
+        }
         _ => {
             claims.ready = Claim::no(problem.reason, &message);
             claims.reconciling = Claim::yes(problem.reason, &message);
@@ -684,6 +693,12 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
         let reason = conditions::get(&after.conditions, conditions::STALLED).and_then(|condition| Reason::parse(&condition.reason));
         note(true, reason.unwrap_or(Reason::KindFailed).as_str(), message_of(conditions::STALLED));
     }
+    let unreached = |status: &KindClusterStatus| {
+        conditions::get(&status.conditions, conditions::ENDPOINTS_READY).filter(|have| have.status == "False").and_then(|have| Reason::parse(&have.reason))
+    };
+    if let Some(reason) = unreached(after).filter(|reason| exposure::is_told(*reason) && unreached(before) != Some(*reason)) {
+        note(true, reason.as_str(), message_of(conditions::ENDPOINTS_READY));
+    }
     if became(conditions::DISK_PRESSURE, "True") {
         note(true, Reason::StorageNearlyFull.as_str(), message_of(conditions::DISK_PRESSURE));
     }
@@ -741,6 +756,7 @@ mod tests {
             stage,
             stages: vec![StageDuration { stage: Stage::Preflight, milliseconds: 12 }],
             kind_version: Some("v0.33.0".into()),
+            load_balancer_cidr: Some("172.31.255.128/26".parse().unwrap()),
             ..AgentReport::default()
         }
     }
@@ -963,6 +979,7 @@ mod tests {
         let status = settled(&seen);
         assert_eq!((claim(&status, conditions::READY), claim(&status, conditions::HOST_READY)), ("False StartingControlPlane".into(), "True HostFit".into()));
         assert_eq!((status.attempt, status.stages.len(), status.kind_version.as_deref()), (Some(1), 1, Some("v0.33.0")));
+        assert_eq!(status.load_balancer_cidrs, ["172.31.255.128/26"]);
     }
 
     #[test]

@@ -82,11 +82,11 @@ pub fn with_pod(mut seen: Observed, seconds: i64) -> Observed {
     pod.metadata.creation_timestamp = Some(Time(Timestamp::from_second(NOW - seconds).unwrap()));
     seen.children.pods.push(pod);
     let mut service = objects::service(&seen.cluster, &seen.identity, &seen.settings, 1);
-    if let Some(ports) = service.spec.as_mut().and_then(|spec| spec.ports.as_mut()) {
-        ports[0].node_port.get_or_insert(31000);
+    for (number, port) in (31000..).zip(service.spec.iter_mut().flat_map(|spec| spec.ports.iter_mut().flatten())) {
+        port.node_port.get_or_insert(number);
     }
     seen.children.services.push(service);
-    seen.children.policies.push(objects::network_policy(&seen.identity, &seen.settings));
+    seen.children.policies.push(objects::network_policy(&seen.cluster, &seen.identity, &seen.settings));
     seen.children.claims.extend(objects::volume_claim(&seen.cluster, &desired, &seen.settings).map(|mut claim| {
         claim.metadata.uid = Some("claim-uid".into());
         claim

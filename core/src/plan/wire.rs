@@ -1,6 +1,6 @@
 //! What operator and agent say to each other. Additive only: either side may be one release older.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
 
 use ipnet::Ipv4Net;
@@ -230,6 +230,9 @@ pub struct Orders {
     /// cluster yet, or cannot bring images into one that it serves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preload: Option<Vec<String>>,
+    /// NodePorts of the cluster that the pod relays, at ports of its own under the same numbers. While the cluster is suspended none of them is open.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub ports: BTreeSet<u16>,
 }
 
 /// What has become of the orders.
@@ -297,6 +300,9 @@ pub struct AgentReport {
     /// Version of kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind_version: Option<String>,
+    /// Addresses of kind's network that load balancers inside the cluster may give to Services; `None` where Docker might give them to nodes.
+    #[serde(default, rename = "loadBalancerCIDR", skip_serializing_if = "Option::is_none")]
+    pub load_balancer_cidr: Option<Ipv4Net>,
     /// Set while the volume is about to be full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_pressure: Option<StoragePressure>,
@@ -318,6 +324,9 @@ pub struct AgentReport {
     /// What has become of the orders; `None` from an agent that takes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orders: Option<OrdersReport>,
+    /// Which of [`Orders::ports`] take connections at the moment; `None` from an agent that publishes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_ports: Option<BTreeSet<u16>>,
 }
 
 /// What came of a connection from the pod to the host's API server, which its NetworkPolicy forbids.

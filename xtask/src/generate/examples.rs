@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use nestling_core::api::kind_config::{KindConfig, KindNetworking, KindNode, KindRole};
 use nestling_core::api::{
-    Access, AccessService, KindCluster, KindClusterSpec, Lifecycle, LocalReference, Nodes, PodLossPolicy, PowerState, Preload, Registry, ServiceType, Storage,
-    StorageType,
+    Access, AccessService, KindCluster, KindClusterSpec, Lifecycle, LocalReference, Nodes, PodLossPolicy, PowerState, Preload, PublishedPort, Registry,
+    ServiceType, Storage, StorageType,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -29,6 +29,22 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
             )?,
         ),
         ("node-port", one("Reachable from outside through a port of the host's nodes; see the Secret's key `external`.", "node-port", node_port())?),
+        (
+            "load-balancer",
+            one(
+                "Reachable from outside through the host's load balancer, once it has given an address (condition EndpointsReady).",
+                "load-balancer",
+                load_balancer(),
+            )?,
+        ),
+        (
+            "published-ports",
+            one(
+                "NodePorts of the cluster, such as those of an Ingress controller, reachable as its API server is; see status.ports.",
+                "published-ports",
+                published_ports(),
+            )?,
+        ),
         ("config", one("A kind configuration, as one would give to `kind create cluster --config`.", "config", config())?),
         ("no-cni", one("Without a CNI: Ready needs only the control plane, and its user installs a CNI.", "no-cni", no_cni())?),
         ("registries", one("A mirror of Docker Hub, and a registry that wants a login and has an authority of its own.", "registries", registries())?),
@@ -65,6 +81,16 @@ fn three_control_planes() -> KindClusterSpec {
 fn node_port() -> KindClusterSpec {
     let service = AccessService { type_: ServiceType::NodePort, ..AccessService::default() };
     KindClusterSpec { access: Some(Access { service: Some(service), ..Access::default() }), ..spec() }
+}
+
+fn load_balancer() -> KindClusterSpec {
+    let service = AccessService { type_: ServiceType::LoadBalancer, ..AccessService::default() };
+    KindClusterSpec { access: Some(Access { service: Some(service), ..Access::default() }), ..spec() }
+}
+
+fn published_ports() -> KindClusterSpec {
+    let port = |name: &str, port, target_node_port| PublishedPort { name: name.to_owned(), port, target_node_port, ..PublishedPort::default() };
+    KindClusterSpec { ports: vec![port("http", 80, 30080), port("https", 443, 30443)], ..node_port() }
 }
 
 fn config() -> KindClusterSpec {

@@ -17,6 +17,10 @@ const CONDITIONS: [(&str, &str); conditions::ALL.len()] = [
     (conditions::NODES_READY, "Every node of the cluster is ready."),
     (conditions::KUBECONFIG_PUBLISHED, "The Secret with the kubeconfig is written."),
     (
+        conditions::ENDPOINTS_READY,
+        "Every address that `spec.access` and `spec.ports` ask for is there: the load balancer has given its own, and the pod takes connections for each published port. `Ready` does not depend on it.",
+    ),
+    (
         conditions::NETWORK_POLICY_ENFORCED,
         "The pod cannot reach what its NetworkPolicy forbids: the host's CNI enforces policies. `Unknown` where the pod cannot tell. `Ready` does not depend on it.",
     ),

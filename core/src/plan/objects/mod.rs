@@ -17,7 +17,7 @@ pub use network_policy::network_policy;
 pub use node_pod::{NODE_POD_LABEL, NODE_POD_NAMESPACE, image_on, in_node, node_pod};
 pub use pod::{attempt_of, changed_since, digests_of, pod, resumes};
 pub use relay_pod::{RELAY_LABEL, RELAY_PORT, RelayOrder, relay_pod};
-pub use service::service;
+pub use service::{before_another_class, service};
 pub use volume_claim::volume_claim;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};

@@ -9,16 +9,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::metadata;
-use crate::api::labels;
+use crate::api::{KindCluster, labels};
 use crate::plan::egress::LINK_LOCAL;
+use crate::plan::exposure::relayed;
 use crate::plan::names::Identity;
 use crate::plan::settings::Settings;
 use crate::plan::wire::{AGENT_PORT, API_PORT};
 
-/// The policy of one cluster: the API server for everybody (it asks for credentials itself), the agent for the operator; outwards DNS and
+/// The policy of one cluster: the API server (it asks for credentials itself) and the published ports for everybody, the agent for the operator; outwards DNS and
 /// the internet, but not the host's own ranges beside what the operator's owner allows. Everything nested leaves through the pod, so this binds
 /// nested pods as well.
-pub fn network_policy(identity: &Identity, settings: &Settings) -> NetworkPolicy {
+pub fn network_policy(cluster: &KindCluster, identity: &Identity, settings: &Settings) -> NetworkPolicy {
     let port = |protocol: &str, number: i32| NetworkPolicyPort {
         protocol: Some(protocol.to_owned()),
         port: Some(IntOrString::Int(number)),
@@ -38,6 +39,7 @@ pub fn network_policy(identity: &Identity, settings: &Settings) -> NetworkPolicy
     let block = |cidr: String, except: Option<Vec<String>>| NetworkPolicyPeer { ip_block: Some(IPBlock { cidr, except }), ..NetworkPolicyPeer::default() };
     let mut reachable = vec![block("0.0.0.0/0".to_owned(), Some(except))];
     reachable.extend(settings.egress_allowed.iter().map(|net| block(net.trunc().to_string(), None)));
+    let open: Vec<NetworkPolicyPort> = std::iter::once(API_PORT).chain(relayed(cluster).into_iter().map(i32::from)).map(|number| port("TCP", number)).collect();
     NetworkPolicy {
         metadata: metadata(identity.child(), identity, settings),
         spec: Some(NetworkPolicySpec {
@@ -47,7 +49,7 @@ pub fn network_policy(identity: &Identity, settings: &Settings) -> NetworkPolicy
             }),
             policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
             ingress: Some(vec![
-                NetworkPolicyIngressRule { ports: Some(vec![port("TCP", API_PORT)]), ..NetworkPolicyIngressRule::default() },
+                NetworkPolicyIngressRule { ports: Some(open), ..NetworkPolicyIngressRule::default() },
                 NetworkPolicyIngressRule { from: Some(vec![operator]), ports: Some(vec![port("TCP", AGENT_PORT)]) },
             ]),
             egress: Some(vec![
@@ -66,6 +68,11 @@ mod tests {
     use rstest::rstest;
     use std::net::Ipv4Addr;
 
+    fn made(spec: &str) -> NetworkPolicy {
+        let cluster = testing::cluster(spec);
+        network_policy(&cluster, &testing::identity(&cluster), &testing::settings())
+    }
+
     /// Whether a rule without ports lets an address be reached.
     fn reachable(policy: &NetworkPolicy, address: Ipv4Addr) -> bool {
         let holds = |text: &str| text.parse::<Ipv4Net>().unwrap().contains(&address);
@@ -83,12 +90,21 @@ mod tests {
     #[case("172.18.0.3", true)]
     #[case("203.0.113.7", true)]
     fn the_world_without_the_host_but_with_exceptions(#[case] address: &str, #[case] expected: bool) {
-        let policy = network_policy(&testing::identity(&testing::cluster("{}")), &testing::settings());
+        let policy = made("{}");
         assert_eq!(reachable(&policy, address.parse().unwrap()), expected);
     }
 
     #[test]
     fn the_policy() {
-        insta::assert_yaml_snapshot!(network_policy(&testing::identity(&testing::cluster("{}")), &testing::settings()));
+        insta::assert_yaml_snapshot!(made("{}"));
+    }
+
+    #[test]
+    fn published_ports_are_let_in() {
+        let ports =
+            "{ports: [{name: a, port: 80, targetNodePort: 30080}, {name: b, port: 81, targetNodePort: 30080}, {name: c, port: 82, targetNodePort: 30081}]}";
+        let rule = made(ports).spec.unwrap().ingress.unwrap().remove(0);
+        let open: Vec<_> = rule.ports.unwrap().into_iter().map(|port| port.port.unwrap()).collect();
+        assert_eq!((rule.from, open), (None, [6443, 30080, 30081].map(IntOrString::Int).to_vec()));
     }
 }
