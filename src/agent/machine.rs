@@ -26,7 +26,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::relay::{Relay, Resolve};
+use crate::relay::{self, Relay, Resolve};
 
 use super::certificates::{KUBEADM_CONF, Place};
 use super::data_root::{self, Owner};

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -16,8 +16,8 @@ use tokio::time::timeout;
 use super::docker::Docker;
 use super::failure::failure;
 use super::nodes;
-use super::relay::{self, Relay, Resolve};
 use super::report::Report;
+use crate::relay::{self, Relay, Resolve};
 
 /// Pause before a port that is taken is tried again.
 const AGAIN: Duration = Duration::from_secs(15);
@@ -75,7 +75,7 @@ pub async fn follow<R: Resolve>(taken: &BTreeSet<u16>, target: impl Fn(u16) -> R
             let opened = if taken.contains(port) {
                 Err(format!("port {port} of the pod belongs to an entry of config.nodes[].extraPortMappings"))
             } else {
-                Relay::open(*port, target(*port), places.clone()).await.map_err(|error| format!("port {port} of the pod: {error}"))
+                Relay::open((Ipv4Addr::UNSPECIFIED, *port).into(), target(*port), places.clone()).await.map_err(|error| format!("port {port} of the pod: {error}"))
             };
             match opened {
                 Ok(relay) => {
@@ -129,7 +129,6 @@ fn tell(report: &Report, open: BTreeSet<u16>, change: impl FnOnce(&mut OrdersRep
 mod tests {
     use super::*;
     use nestling_core::plan::wire::{AgentReport, Orders};
-    use std::net::Ipv4Addr;
     use tokio::net::{TcpListener, TcpStream};
 
     use crate::agent::report::tests::settings;

@@ -55,7 +55,7 @@ impl Resolve for Named {
 /// Those of the socket.
 pub async fn run(args: RelayArgs) -> Result<()> {
     let mut ended = signal(SignalKind::terminate()).context("cannot listen for signals")?;
-    let relay = Relay::open((Ipv4Addr::LOCALHOST, args.port).into(), Named(args.target.clone())).await.context("cannot listen")?;
+    let relay = Relay::open((Ipv4Addr::LOCALHOST, args.port).into(), Named(args.target.clone()), super::places()).await.context("cannot listen")?;
     println!("passing connections to {} on to {}", relay.address()?, args.target);
     let why = tokio::select! {
         never = relay.run() => match never {},
