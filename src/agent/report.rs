@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use nestling_core::plan::wire::{AgentFailure, AgentReport, AgentSettings, OrdersReport, SCHEMA, Stage, StageDuration};
+use nestling_core::plan::wire::{AgentFailure, AgentReport, AgentSettings, ContentsReport, OrdersReport, SCHEMA, Stage, StageDuration};
 use tokio::sync::watch;
 
 use super::output;
@@ -28,6 +28,7 @@ impl Report {
             attempt: settings.attempt,
             stage: Stage::Preflight,
             orders: Some(OrdersReport::default()),
+            contents: Some(ContentsReport::default()),
             ..AgentReport::default()
         };
         Self { sender: watch::Sender::new(report), entered: Arc::new(Mutex::new(Instant::now())) }

@@ -8,17 +8,18 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStateRunning, Containe
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use proptest::prelude::*;
 
+use super::contents;
 use super::decide::{ChildKind, Step, decide, is_moving};
 use super::objects::{attempt_of, resumes};
 use super::observed::{Children, Logs, Observed, Turn, needs_live};
 use super::problem::Problem;
 use super::recreation;
 use super::settle::{Outcome, settle};
-use super::wire::{AgentReport, NodeReport, Orders, OrdersReport, Stage};
+use super::wire::{AgentReport, ContentsReport, GateReport, ManifestReport, ManifestState, NodeReport, Orders, OrdersReport, Stage};
 use super::{names::Identity, testing};
 use crate::api::conditions::{self, READY, STALLED, SUSPENDED};
 use crate::api::reasons::Reason;
-use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, PodLossPolicy, PowerState, Registry, StorageType, annotations};
+use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, Manifest, PodLossPolicy, PowerState, Readiness, Registry, StorageType, annotations};
 
 /// How the next pods turn out.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +59,8 @@ enum Happening {
     Power(PowerState),
     /// The user names the API server otherwise, or not.
     Names(bool),
+    /// The user lists a manifest, another one or none.
+    Manifests(u8),
     /// The user asks for a new cluster in the place of this one.
     Recreate(u8),
     /// The user pauses or resumes.
@@ -87,6 +90,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => prop::option::of(1..6000_u64).prop_map(Happening::Ttl),
         2 => prop_oneof![Just(PowerState::Running), Just(PowerState::Frozen), Just(PowerState::Stopped)].prop_map(Happening::Power),
         1 => any::<bool>().prop_map(Happening::Names),
+        1 => (0..3_u8).prop_map(Happening::Manifests),
         1 => (0..3_u8).prop_map(Happening::Recreate),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
@@ -110,6 +114,8 @@ struct World {
     identity: Identity,
     /// The pod whose agent got orders, these, and when.
     orders: Option<(String, Orders, Timestamp)>,
+    /// The pod whose agent got contents, these, and when.
+    contents: Option<(String, ContentsReport, Timestamp)>,
     /// Nested UID of the whole cluster on the volume.
     on_volume: Option<String>,
     /// The object was restored: what it says of a cluster on a volume is another object's.
@@ -137,6 +143,7 @@ impl World {
             next_uid: 0,
             identity,
             orders: None,
+            contents: None,
             on_volume: None,
             restored: false,
         }
@@ -190,6 +197,18 @@ impl World {
                 report.control_plane_ready = said.carried_out.power == PowerState::Running && said.received.power == said.carried_out.power;
             }
         }
+        let mut contents = ContentsReport::default();
+        if let Some((given, all, since)) = &self.contents
+            && pod.metadata.uid.as_ref() == Some(given)
+        {
+            contents.clone_from(all);
+            // It takes its time.
+            if self.now.duration_since(*since).as_secs() >= 5 {
+                contents.manifests.iter_mut().for_each(|manifest| manifest.state = ManifestState::Applied);
+                contents.gates.iter_mut().for_each(|gate| gate.met = true);
+            }
+        }
+        report.contents = Some(contents);
         report.cgroup_v1 = Some(false);
         report.orders = Some(said);
         (age >= 5).then_some(report)
@@ -314,6 +333,17 @@ impl World {
                 let pod = self.children.current_pod().and_then(|pod| pod.metadata.uid.clone()).ok_or_else(conflict)?;
                 self.orders = Some((pod, orders.clone(), self.now));
             }
+            Step::SendContents(plan) => {
+                let pod = self.children.current_pod().and_then(|pod| pod.metadata.uid.clone()).ok_or_else(conflict)?;
+                let contents = plan.contents(vec![])?;
+                let report = self.report(self.children.current_pod()).ok_or_else(conflict)?;
+                // What is applied is not applied twice.
+                let known = report.contents.unwrap_or_default();
+                let state = |name: &String| known.manifests.iter().find(|manifest| manifest.name == *name).map(|manifest| manifest.state).unwrap_or_default();
+                let manifests = plan.sources.iter().map(|source| ManifestReport { name: source.name.clone(), state: state(&source.name), ..ManifestReport::default() });
+                let gates = contents::gates(&contents.readiness).iter().map(|gate| GateReport { gate: gate.to_string(), ..GateReport::default() }).collect();
+                self.contents = Some((pod, ContentsReport { received: contents.edition, manifests: manifests.collect(), gates }, self.now));
+            }
             Step::KeepLogs(plan) => {
                 let failed = self.status().last_failure.expect("logs of no failure");
                 assert_eq!(failed.attempt, plan.attempt, "logs of another attempt");
@@ -431,6 +461,11 @@ impl World {
             Happening::Power(power) => self.edit(|cluster| cluster.spec.power_state = Some(power)),
             Happening::Names(some) => self.edit(|cluster| {
                 cluster.spec.access.get_or_insert_default().cert_sans = if some { vec!["a.example".to_owned()] } else { vec![] };
+            }),
+            Happening::Manifests(which) => self.edit(|cluster| {
+                let manifest = |name: &str| Manifest { name: name.to_owned(), config_map_ref: Some(LocalReference { name: "map".into() }), ..Manifest::default() };
+                cluster.spec.manifests = ["a", "b"].map(manifest).into_iter().take(which.into()).collect();
+                cluster.spec.readiness = Some(Readiness { dns: which > 0, ..Readiness::default() });
             }),
             Happening::Recreate(value) => {
                 if let Some(cluster) = &mut self.cluster {
@@ -614,6 +649,10 @@ proptest! {
                 } else if ready || suspended {
                     prop_assert_eq!(world.children.pods.len(), 1);
                     let asked = cluster.metadata.annotations.as_ref().and_then(|annotations| annotations.get(annotations::RECREATE));
+                    let given = world.contents.as_ref().filter(|(pod, ..)| world.children.pods[0].metadata.uid.as_ref() == Some(pod));
+                    let names = |(_, report, _): &(String, ContentsReport, Timestamp)| report.manifests.iter().map(|manifest| manifest.name.clone()).collect::<Vec<_>>();
+                    let listed: Vec<String> = cluster.spec.manifests.iter().map(|manifest| manifest.name.clone()).collect();
+                    prop_assert!(!ready || given.map(names).unwrap_or_default() == listed, "a ready cluster holds what is listed");
                     prop_assert_eq!(status.recreation.as_ref().map(|recreation| &recreation.value), asked);
                     let over = status.recreation.as_ref().map_or(0, |recreation| recreation.attempt);
                     prop_assert!(attempt_of(&world.children.pods[0]) > over, "a cluster that was to be replaced is still there");

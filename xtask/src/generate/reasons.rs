@@ -9,13 +9,17 @@ use super::{PAGE_NOTICE, cell, code};
 
 /// Conditions and what they mean, in the order of [`conditions::ALL`].
 const CONDITIONS: [(&str, &str); conditions::ALL.len()] = [
-    (conditions::READY, "The published kubeconfig reaches a healthy API server, and all nodes are ready."),
+    (conditions::READY, "The published kubeconfig reaches a healthy API server, and all nodes are ready; the first time of an attempt also: `spec.manifests` are applied, and what `spec.readiness` asks for is so."),
     (conditions::RECONCILING, "The operator is at work on this generation of the spec (kstatus)."),
     (conditions::STALLED, "Nothing more will happen until somebody changes something; the reason says what (kstatus)."),
     (conditions::HOST_READY, "The pod runs and found its host fit."),
     (conditions::CONTROL_PLANE_READY, "The cluster's API server answers `/readyz`."),
     (conditions::NODES_READY, "Every node of the cluster is ready."),
     (conditions::KUBECONFIG_PUBLISHED, "The Secret with the kubeconfig is written."),
+    (
+        conditions::MANIFESTS_APPLIED,
+        "What `spec.manifests` lists has been applied inside the cluster, as it is now. Also `True` where nothing is listed. `Ready` waits for it only the first time.",
+    ),
     (
         conditions::NETWORK_POLICY_ENFORCED,
         "The pod cannot reach what its NetworkPolicy forbids: the host's CNI enforces policies. `Unknown` where the pod cannot tell. `Ready` does not depend on it.",
