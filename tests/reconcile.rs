@@ -2,6 +2,8 @@
 //! just so, kills behind each step, storms – and what is left in the API afterwards.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
+#[path = "reconcile/contents.rs"]
+mod contents;
 #[path = "reconcile/leader.rs"]
 mod leader;
 #[path = "reconcile/restore.rs"]

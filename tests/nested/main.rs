@@ -4,6 +4,7 @@
 
 mod changes;
 mod cluster;
+mod contents;
 mod failures;
 mod high_availability;
 mod inside;

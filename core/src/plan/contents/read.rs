@@ -117,7 +117,7 @@ mod tests {
             bomb += &format!("a{level}: &a{level} [{}]\n", before.trim_end_matches(", "));
         }
         assert!(matches!(names(&bomb), Err(Unreadable::Yaml { .. })));
-        let many = "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}\n---\n".repeat(OBJECTS + 1);
-        assert_eq!(names(&many), Err(Unreadable::TooMany));
+        let many = "- {apiVersion: v1, kind: ConfigMap, metadata: {name: a}}\n".repeat(OBJECTS + 1);
+        assert_eq!(names(&format!("apiVersion: v1\nkind: List\nitems:\n{many}")), Err(Unreadable::TooMany));
     }
 }
