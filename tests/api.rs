@@ -230,7 +230,11 @@ fn table_of_contents() -> Vec<(&'static str, Value, Option<&'static str>)> {
         ("manifests: a name of no object", manifests(json!([{"name": "a", "configMapRef": {"name": "A"}}])), Some("name must be a valid name of an object")),
         ("readiness", json!({"readiness": {"dns": true, "deployments": [{"namespace": "web", "name": "web.v1"}]}}), None),
         ("readiness: no namespace", json!({"readiness": {"deployments": [{"name": "web"}]}}), Some("namespace")),
-        ("readiness: a namespace that is none", json!({"readiness": {"deployments": [{"namespace": "a.b", "name": "web"}]}}), Some("namespace must be a DNS label")),
+        (
+            "readiness: a namespace that is none",
+            json!({"readiness": {"deployments": [{"namespace": "a.b", "name": "web"}]}}),
+            Some("namespace must be a DNS label"),
+        ),
         (
             "readiness: the same twice",
             json!({"readiness": {"deployments": [{"namespace": "a", "name": "b"}, {"namespace": "a", "name": "b"}]}}),
@@ -257,7 +261,9 @@ async fn every_rule_of_the_crd_refuses_and_allows_what_it_should() {
     let plane = Plane::start().await;
     let api: Api<DynamicObject> = Api::default_namespaced_with(plane.client.clone(), &kube::api::ApiResource::erase::<KindCluster>(&()));
     let mut wrong = Vec::new();
-    for (what, spec, refusal) in table().into_iter().chain(table_of_sleep_and_survival()).chain(table_of_access()).chain(table_of_registries()).chain(table_of_contents()) {
+    for (what, spec, refusal) in
+        table().into_iter().chain(table_of_sleep_and_survival()).chain(table_of_access()).chain(table_of_registries()).chain(table_of_contents())
+    {
         let made = api.create(&PostParams::default(), &object("probe", &spec)).await;
         match (made, refusal) {
             (Ok(made), None) => {

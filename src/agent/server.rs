@@ -13,7 +13,8 @@ use axum::{Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nestling_core::plan::wire::{
-    AgentReport, BUNDLE_PATH, CONTENTS_LIMIT, CONTENTS_PATH, Contents, MAX_WAIT_SECONDS, OPERATOR_NAME, ORDERS_LIMIT, ORDERS_PATH, Orders, STATUS_PATH, Stage, keys,
+    AgentReport, BUNDLE_PATH, CONTENTS_LIMIT, CONTENTS_PATH, Contents, MAX_WAIT_SECONDS, OPERATOR_NAME, ORDERS_LIMIT, ORDERS_PATH, Orders, STATUS_PATH, Stage,
+    keys,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};

@@ -116,7 +116,7 @@ impl From<CallError> for StepError {
 }
 
 /// What was not given to an agent.
-fn unheard(error: AgentError) -> StepError {
+fn unheard(error: &AgentError) -> StepError {
     let reason = match error {
         // No such path, or a wish that it has never heard of.
         AgentError::Refused(_) => Reason::AgentOutdated,
@@ -219,7 +219,7 @@ impl Actor {
     async fn order(&self, seen: &Observed, orders: &Orders) -> Result<(), StepError> {
         let pod = seen.children.current_pod().ok_or(STALE)?;
         self.fence.check().map_err(|error| StepError::Problem(Problem::new(Reason::HostUnavailable, error.to_string())))?;
-        self.reports.order(&seen.identity, pod, orders).await.map_err(unheard)
+        self.reports.order(&seen.identity, pod, orders).await.map_err(|error| unheard(&error))
     }
 
     /// Reads what the manifests refer to in the user's namespace, by name only, and gives it all to the agent of the current pod.
@@ -228,7 +228,9 @@ impl Actor {
         for Source { name, origin } in &plan.sources {
             let text = match origin {
                 Origin::Inline(text) => text.clone(),
-                Origin::ConfigMap(map) => contents::of_config_map(&self.refer(&plan.references, "read a ConfigMap that the KindCluster refers to", map).await?)?,
+                Origin::ConfigMap(map) => {
+                    contents::of_config_map(&self.refer(&plan.references, "read a ConfigMap that the KindCluster refers to", map).await?)?
+                }
                 Origin::Secret(secret) => contents::of_secret(&self.refer(&plan.references, "read a Secret that the KindCluster refers to", secret).await?)?,
             };
             manifests.push(ManifestText { name: name.clone(), text, secret: matches!(origin, Origin::Secret(_)) });
@@ -236,7 +238,7 @@ impl Actor {
         let contents = plan.contents(manifests)?;
         let pod = seen.children.current_pod().ok_or(STALE)?;
         self.fence.check().map_err(|error| StepError::Problem(Problem::new(Reason::HostUnavailable, error.to_string())))?;
-        self.reports.fill(&seen.identity, pod, &contents).await.map_err(unheard)
+        self.reports.fill(&seen.identity, pod, &contents).await.map_err(|error| unheard(&error))
     }
 
     /// An API of the clusters namespace.

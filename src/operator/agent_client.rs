@@ -10,7 +10,9 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
-use nestling_core::plan::wire::{AgentReport, BUNDLE_LIMIT, BUNDLE_PATH, BUNDLE_SECONDS, CONTENTS_PATH, Contents, ORDERS_PATH, Orders, REPORT_LIMIT, STATUS_PATH};
+use nestling_core::plan::wire::{
+    AgentReport, BUNDLE_LIMIT, BUNDLE_PATH, BUNDLE_SECONDS, CONTENTS_PATH, Contents, ORDERS_PATH, Orders, REPORT_LIMIT, STATUS_PATH,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};

@@ -80,7 +80,9 @@ async fn a_cluster_is_ready_with_its_contents_and_follows_their_changes() {
     host.apply(&of_type("nestling.dev/manifests", "web", &json!({"web.yaml": web()})));
     let leaky = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "leaky"}, "data": {"k": {"not-text": PASSWORD}}}).to_string();
     host.apply(&of_type("nestling.dev/manifests", "leaky", &json!({"a.yaml": leaky})));
-    host.apply(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "herons", "namespace": NAMESPACE}, "data": {"a.yaml": HERONS}}).to_string());
+    host.apply(
+        &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "herons", "namespace": NAMESPACE}, "data": {"a.yaml": HERONS}}).to_string(),
+    );
     let cni = host.cluster.docker().run(&["exec", &host.nodes()[0], "cat", "/kind/manifests/default-cni.yaml"]).unwrap();
     let cni = cni.replace("{{ .PodSubnet }}", POD_RANGE);
     let manifests = |text: &str, more: &[Value]| {
@@ -110,7 +112,10 @@ async fn a_cluster_is_ready_with_its_contents_and_follows_their_changes() {
     let external = host.kubeconfig(NAMESPACE, "crane", "external").await;
     let inside = |arguments: &[&str]| host.kubectl_outside(&external, arguments).unwrap();
     let available: Timestamp =
-        inside(&["get", "deployment", "web", "-n", "web", "-o", "jsonpath={.status.conditions[?(@.type=='Available')].lastTransitionTime}"]).trim().parse().unwrap();
+        inside(&["get", "deployment", "web", "-n", "web", "-o", "jsonpath={.status.conditions[?(@.type=='Available')].lastTransitionTime}"])
+            .trim()
+            .parse()
+            .unwrap();
     let ready = cluster.status.unwrap().ready_time.unwrap().0;
     assert!(ready >= available, "Ready at {ready}, the Deployment available at {available}");
     assert_eq!(inside(&["get", "heron", "grey", "-o", "jsonpath={.legs}"]), "2");

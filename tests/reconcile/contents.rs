@@ -42,9 +42,7 @@ async fn contents_are_read_given_once_and_again_when_they_change() {
     let operator = stage.operator();
     config_map(&stage, "map", "from a map").await;
     secret(&stage, "secret", "nestling.dev/manifests").await;
-    let manifests = |first: &str| {
-        json!([{"name": "a", "inline": namespace(first)}, {"name": "b", "configMapRef": {"name": "map"}}, {"name": "c", "secretRef": {"name": "secret"}}])
-    };
+    let manifests = |first: &str| json!([{"name": "a", "inline": namespace(first)}, {"name": "b", "configMapRef": {"name": "map"}}, {"name": "c", "secretRef": {"name": "secret"}}]);
     stage.create("crane", json!({"manifests": manifests("x"), "readiness": {"dns": true}})).await;
     let cluster = condition(&stage.clusters, "crane", READY, "True", None, SOON).await;
     condition(&stage.clusters, "crane", MANIFESTS_APPLIED, "True", Some("ManifestsApplied"), SOON).await;

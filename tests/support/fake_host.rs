@@ -21,8 +21,8 @@ use kube::{Api, Client, ResourceExt};
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{PowerState, labels};
 use nestling_core::plan::wire::{
-    AgentFailure, AgentReport, BUNDLE_PATH, CONTENTS_PATH, Contents, ContentsReport, GateReport, ManifestReport, ManifestState, NodeReport, ORDERS_PATH, Orders,
-    OrdersReport, STATUS_PATH, Stage, keys,
+    AgentFailure, AgentReport, BUNDLE_PATH, CONTENTS_PATH, Contents, ContentsReport, GateReport, ManifestReport, ManifestState, NodeReport, ORDERS_PATH,
+    Orders, OrdersReport, STATUS_PATH, Stage, keys,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -356,7 +356,12 @@ async fn serve(listener: tokio::net::TcpListener, agents: Arc<Agents>) {
                 }
                 format!("the logs of {uid}")
             };
-            let app = Router::new().route(STATUS_PATH, get(status)).route(ORDERS_PATH, put(take_orders)).with_state(report).route(BUNDLE_PATH, get(logs)).merge(contents);
+            let app = Router::new()
+                .route(STATUS_PATH, get(status))
+                .route(ORDERS_PATH, put(take_orders))
+                .with_state(report)
+                .route(BUNDLE_PATH, get(logs))
+                .merge(contents);
             let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), TowerToHyperService::new(app)).await;
         });
     }

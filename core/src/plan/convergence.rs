@@ -8,8 +8,8 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStateRunning, Containe
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use proptest::prelude::*;
 
-use super::contents;
-use super::decide::{ChildKind, Step, decide, is_moving};
+use super::contents::{self, ContentsPlan, Source};
+use super::decide::{Child, ChildKind, Step, decide, is_moving};
 use super::objects::{attempt_of, resumes};
 use super::observed::{Children, Logs, Observed, Turn, needs_live};
 use super::problem::Problem;
@@ -19,7 +19,9 @@ use super::wire::{AgentReport, ContentsReport, GateReport, ManifestReport, Manif
 use super::{names::Identity, testing};
 use crate::api::conditions::{self, READY, STALLED, SUSPENDED};
 use crate::api::reasons::Reason;
-use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, Manifest, PodLossPolicy, PowerState, Readiness, Registry, StorageType, annotations};
+use crate::api::{
+    FINALIZER, KindCluster, KindClusterStatus, LocalReference, Manifest, PodLossPolicy, PowerState, Readiness, Registry, StorageType, annotations,
+};
 
 /// How the next pods turn out.
 #[derive(Clone, Copy, Debug)]
@@ -333,17 +335,7 @@ impl World {
                 let pod = self.children.current_pod().and_then(|pod| pod.metadata.uid.clone()).ok_or_else(conflict)?;
                 self.orders = Some((pod, orders.clone(), self.now));
             }
-            Step::SendContents(plan) => {
-                let pod = self.children.current_pod().and_then(|pod| pod.metadata.uid.clone()).ok_or_else(conflict)?;
-                let contents = plan.contents(vec![])?;
-                let report = self.report(self.children.current_pod()).ok_or_else(conflict)?;
-                // What is applied is not applied twice.
-                let known = report.contents.unwrap_or_default();
-                let state = |name: &String| known.manifests.iter().find(|manifest| manifest.name == *name).map(|manifest| manifest.state).unwrap_or_default();
-                let manifests = plan.sources.iter().map(|source| ManifestReport { name: source.name.clone(), state: state(&source.name), ..ManifestReport::default() });
-                let gates = contents::gates(&contents.readiness).iter().map(|gate| GateReport { gate: gate.to_string(), ..GateReport::default() }).collect();
-                self.contents = Some((pod, ContentsReport { received: contents.edition, manifests: manifests.collect(), gates }, self.now));
-            }
+            Step::SendContents(plan) => self.fill(plan)?,
             Step::KeepLogs(plan) => {
                 let failed = self.status().last_failure.expect("logs of no failure");
                 assert_eq!(failed.attempt, plan.attempt, "logs of another attempt");
@@ -356,35 +348,53 @@ impl World {
                 assert!(!cluster.spec.paused, "ended while paused");
                 self.happen(&Happening::Delete);
             }
-            Step::Delete(child) => {
-                let is = |meta: &ObjectMeta| meta.uid.as_deref() == Some(child.uid.as_str());
-                match child.kind {
-                    // A pod takes its time.
-                    ChildKind::Pod => {
-                        let now = self.now;
-                        for pod in self.children.pods.iter_mut().filter(|pod| is(&pod.metadata)) {
-                            pod.metadata.deletion_timestamp.get_or_insert(Time(now));
-                        }
-                    }
-                    ChildKind::Service => self.children.services.retain(|have| !is(&have.metadata)),
-                    ChildKind::NetworkPolicy => self.children.policies.retain(|have| !is(&have.metadata)),
-                    ChildKind::Keys => self.children.keys.retain(|have| !is(have)),
-                    ChildKind::VolumeClaim => {
-                        let overdue =
-                            self.cluster.as_ref().and_then(|cluster| cluster.metadata.deletion_timestamp.as_ref()).is_some_and(|since| {
-                                self.now.duration_since(since.0) >= SignedDuration::try_from(testing::settings().cleanup.timeout).unwrap()
-                            });
-                        assert!(self.children.pods.is_empty() || overdue, "the volume goes after the pods that work on it");
-                        // Kubernetes keeps it for as long as a pod has it.
-                        for claim in self.children.claims.iter_mut().filter(|claim| is(&claim.metadata)) {
-                            claim.metadata.deletion_timestamp.get_or_insert(Time(self.now));
-                        }
-                        self.release_claims();
-                    }
-                }
-            }
+            Step::Delete(child) => self.delete(child),
         }
         self.changed();
+        Ok(())
+    }
+
+    fn delete(&mut self, child: &Child) {
+        let is = |meta: &ObjectMeta| meta.uid.as_deref() == Some(child.uid.as_str());
+        match child.kind {
+            // A pod takes its time.
+            ChildKind::Pod => {
+                let now = self.now;
+                for pod in self.children.pods.iter_mut().filter(|pod| is(&pod.metadata)) {
+                    pod.metadata.deletion_timestamp.get_or_insert(Time(now));
+                }
+            }
+            ChildKind::Service => self.children.services.retain(|have| !is(&have.metadata)),
+            ChildKind::NetworkPolicy => self.children.policies.retain(|have| !is(&have.metadata)),
+            ChildKind::Keys => self.children.keys.retain(|have| !is(have)),
+            ChildKind::VolumeClaim => {
+                let overdue = self
+                    .cluster
+                    .as_ref()
+                    .and_then(|cluster| cluster.metadata.deletion_timestamp.as_ref())
+                    .is_some_and(|since| self.now.duration_since(since.0) >= SignedDuration::try_from(testing::settings().cleanup.timeout).unwrap());
+                assert!(self.children.pods.is_empty() || overdue, "the volume goes after the pods that work on it");
+                // Kubernetes keeps it for as long as a pod has it.
+                for claim in self.children.claims.iter_mut().filter(|claim| is(&claim.metadata)) {
+                    claim.metadata.deletion_timestamp.get_or_insert(Time(self.now));
+                }
+                self.release_claims();
+            }
+        }
+    }
+
+    /// The agent gets what is to be in its cluster.
+    fn fill(&mut self, plan: &ContentsPlan) -> Result<(), Problem> {
+        let conflict = || Problem::new(Reason::HostUnavailable, "conflict");
+        let pod = self.children.current_pod().and_then(|pod| pod.metadata.uid.clone()).ok_or_else(conflict)?;
+        let contents = plan.contents(vec![])?;
+        // What is applied is not applied twice.
+        let known = self.report(self.children.current_pod()).ok_or_else(conflict)?.contents.unwrap_or_default();
+        let state = |name: &String| known.manifests.iter().find(|manifest| manifest.name == *name).map(|manifest| manifest.state).unwrap_or_default();
+        let manifest = |source: &Source| ManifestReport { name: source.name.clone(), state: state(&source.name), ..ManifestReport::default() };
+        let gates = contents::gates(&contents.readiness).iter().map(|gate| GateReport { gate: gate.to_string(), ..GateReport::default() }).collect();
+        let said = ContentsReport { received: contents.edition, manifests: plan.sources.iter().map(manifest).collect(), gates };
+        self.contents = Some((pod, said, self.now));
         Ok(())
     }
 
@@ -463,7 +473,8 @@ impl World {
                 cluster.spec.access.get_or_insert_default().cert_sans = if some { vec!["a.example".to_owned()] } else { vec![] };
             }),
             Happening::Manifests(which) => self.edit(|cluster| {
-                let manifest = |name: &str| Manifest { name: name.to_owned(), config_map_ref: Some(LocalReference { name: "map".into() }), ..Manifest::default() };
+                let manifest =
+                    |name: &str| Manifest { name: name.to_owned(), config_map_ref: Some(LocalReference { name: "map".into() }), ..Manifest::default() };
                 cluster.spec.manifests = ["a", "b"].map(manifest).into_iter().take(which.into()).collect();
                 cluster.spec.readiness = Some(Readiness { dns: which > 0, ..Readiness::default() });
             }),

@@ -240,8 +240,8 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
                 steps.extend(publication(now, seen, desired));
                 // Last: a Secret of the user's that has gone is to stop nothing else.
                 steps.extend(registries(now, seen, desired, Some(pod)));
-                steps.extend(contents::due(now, seen).map(|plan| Step::SendContents(Box::new(plan))));
             }
+            steps.extend(contents::due(now, seen).map(|plan| Step::SendContents(Box::new(plan))));
             let renewal = certificates::kubeconfig_renewal(seen).filter(|at| *at > now);
             Plan { steps, wake_at: rest.into_iter().chain(renewal).chain(host_loss::given_up_at(seen)).min() }
         }

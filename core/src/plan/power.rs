@@ -356,7 +356,7 @@ mod tests {
         };
         let mut before = settled(&seen(RUNNING, RUNNING, RUNNING));
         conditions::set(&mut before.conditions, now(), None, conditions::READY, &Claim::yes(Reason::ClusterReady, ""));
-        let history = [
+        let history = vec![
             seen(FROZEN, RUNNING, RUNNING),
             seen(FROZEN, FROZEN, RUNNING),
             seen(FROZEN, FROZEN, FROZEN),

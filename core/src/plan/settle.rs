@@ -460,7 +460,14 @@ fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired,
     // What is to be in the cluster is waited for only once. Manifests come before nodes: among them may be the CNI that these wait for.
     let first = status.ready_time.is_none();
     let gates = contents::hindrance(seen, report).filter(|_| first);
-    let all = [Some(node.as_ref().unwrap_or(&control_plane)), Some(&control_plane), Some(&manifests).filter(|_| first), Some(&nodes), Some(&kubeconfig), gates.as_ref()];
+    let all = [
+        Some(node.as_ref().unwrap_or(&control_plane)),
+        Some(&control_plane),
+        Some(&manifests).filter(|_| first),
+        Some(&nodes),
+        Some(&kubeconfig),
+        gates.as_ref(),
+    ];
     let hindrance = all.into_iter().flatten().find(|claim| claim.status != Some(true)).cloned();
     let (ready, reconciling) = match &hindrance {
         None if manifests.reason == Reason::ApplyingManifests => (Claim::yes(Reason::ClusterReady, ""), Claim::yes(manifests.reason, &manifests.message)),

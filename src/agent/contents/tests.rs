@@ -189,10 +189,10 @@ async fn what_has_been_so_once_is_waited_for_no_longer() {
     let gates = |store: &Store| store.report.subscribe().borrow().contents.clone().unwrap().gates;
     assert!(gates(&store).iter().all(|gate| !gate.met));
     work(&store, &cluster, 1).await;
-    assert_eq!(gates(&store).iter().map(|gate| (gate.gate.as_str(), gate.met, gate.message.as_str())).collect::<Vec<_>>(), [
-        ("dns", true, ""),
-        ("Deployment n/web", false, "not yet")
-    ]);
+    assert_eq!(
+        gates(&store).iter().map(|gate| (gate.gate.as_str(), gate.met, gate.message.as_str())).collect::<Vec<_>>(),
+        [("dns", true, ""), ("Deployment n/web", false, "not yet")]
+    );
     work(&store, &cluster, 120).await;
     assert!(gates(&store).iter().all(|gate| gate.met && gate.message.is_empty()));
     let looks = cluster.looks.load(Ordering::Relaxed);

@@ -32,7 +32,10 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
         ("config", one("A kind configuration, as one would give to `kind create cluster --config`.", "config", config())?),
         ("no-cni", one("Without a CNI: Ready needs only the control plane, and its user installs a CNI.", "no-cni", no_cni())?),
         ("registries", one("A mirror of Docker Hub, and a registry that wants a login and has an authority of its own.", "registries", registries())?),
-        ("contents", one("Ready with something in it: manifests that are applied as soon as the API server answers, and what is waited for.", "contents", contents())?),
+        (
+            "contents",
+            one("Ready with something in it: manifests that are applied as soon as the API server answers, and what is waited for.", "contents", contents())?,
+        ),
         (
             "persistent",
             one(

@@ -9,7 +9,10 @@ use super::{PAGE_NOTICE, cell, code};
 
 /// Conditions and what they mean, in the order of [`conditions::ALL`].
 const CONDITIONS: [(&str, &str); conditions::ALL.len()] = [
-    (conditions::READY, "The published kubeconfig reaches a healthy API server, and all nodes are ready; the first time of an attempt also: `spec.manifests` are applied, and what `spec.readiness` asks for is so."),
+    (
+        conditions::READY,
+        "The published kubeconfig reaches a healthy API server, and all nodes are ready; the first time of an attempt also: `spec.manifests` are applied, and what `spec.readiness` asks for is so.",
+    ),
     (conditions::RECONCILING, "The operator is at work on this generation of the spec (kstatus)."),
     (conditions::STALLED, "Nothing more will happen until somebody changes something; the reason says what (kstatus)."),
     (conditions::HOST_READY, "The pod runs and found its host fit."),

@@ -95,7 +95,9 @@ pub fn check(manifests: &[Manifest]) -> Result<(), Problem> {
         let Some(text) = inline else { continue };
         let objects = read(text).map_err(|error| Problem::new(Reason::ManifestUnreadable, format!("manifests[{name}].inline {error}")))?;
         let filled = |field: &serde_json::Value| field.as_object().is_some_and(|entries| !entries.is_empty());
-        let holds = |object: &&serde_json::Value| object["kind"] == "Secret" && object["apiVersion"] == "v1" && (filled(&object["data"]) || filled(&object["stringData"]));
+        let holds = |object: &&serde_json::Value| {
+            object["kind"] == "Secret" && object["apiVersion"] == "v1" && (filled(&object["data"]) || filled(&object["stringData"]))
+        };
         if let Some(secret) = objects.iter().find(holds) {
             let secret = secret["metadata"]["name"].as_str().unwrap_or_default();
             return Err(Problem::new(Reason::InlineSecret, format!("manifests[{name}].inline holds the Secret {}", clip(secret, TEXT_LIMIT))));
@@ -142,8 +144,7 @@ impl ContentsPlan {
     /// # Errors
     /// [`Reason::ManifestsTooLarge`].
     pub fn contents(&self, manifests: Vec<ManifestText>) -> Result<Contents, Problem> {
-        let contents =
-            Contents { edition: self.edition.clone(), reapply: self.reapply.clone(), manifests, readiness: self.readiness.clone() };
+        let contents = Contents { edition: self.edition.clone(), reapply: self.reapply.clone(), manifests, readiness: self.readiness.clone() };
         let size = serde_json::to_vec(&contents).map_or(usize::MAX, |bytes| bytes.len());
         if size > CONTENTS_LIMIT {
             let message = format!("spec.manifests comes to {size} bytes, more than {CONTENTS_LIMIT}");
@@ -159,8 +160,8 @@ impl ContentsPlan {
 /// [`Reason::UnusableManifest`] if it has none.
 pub fn of_config_map(map: &ConfigMap) -> Result<String, Problem> {
     let name = map.metadata.name.as_deref().unwrap_or_default();
-    let texts = map.data.iter().flatten().map(|(_, text)| text.clone()).collect();
-    joined(texts).ok_or_else(|| Problem::new(Reason::UnusableManifest, format!("ConfigMap {name} has no data")))
+    let texts: Vec<String> = map.data.iter().flatten().map(|(_, text)| text.clone()).collect();
+    joined(&texts).ok_or_else(|| Problem::new(Reason::UnusableManifest, format!("ConfigMap {name} has no data")))
 }
 
 /// The manifest that a Secret holds under all of its keys.
@@ -174,12 +175,13 @@ pub fn of_secret(secret: &Secret) -> Result<String, Problem> {
     if type_ != SECRET_TYPE {
         return Err(unusable(format!("is of type {type_:?}; {SECRET_TYPE} is wanted")));
     }
-    let text = |(key, value): (&String, &k8s_openapi::ByteString)| String::from_utf8(value.0.clone()).map_err(|_| unusable(format!("holds no text under {key}")));
+    let text =
+        |(key, value): (&String, &k8s_openapi::ByteString)| String::from_utf8(value.0.clone()).map_err(|_| unusable(format!("holds no text under {key}")));
     let texts = secret.data.iter().flatten().map(text).collect::<Result<Vec<_>, _>>()?;
-    joined(texts).ok_or_else(|| unusable("has no data".to_owned()))
+    joined(&texts).ok_or_else(|| unusable("has no data".to_owned()))
 }
 
-fn joined(texts: Vec<String>) -> Option<String> {
+fn joined(texts: &[String]) -> Option<String> {
     (!texts.is_empty()).then(|| texts.join("\n---\n"))
 }
 
@@ -211,8 +213,14 @@ pub fn claim(seen: &Observed, report: &AgentReport) -> Claim {
     }
     let unknown = ManifestReport::default();
     let said = |manifest: &Manifest| known.manifests.iter().find(|said| said.name == manifest.name).unwrap_or(&unknown).clone();
-    let of = |state: ManifestState| -> Vec<(&str, String)> {
-        manifests.iter().map(|manifest| (manifest.name.as_str(), said(manifest))).filter(|(_, said)| said.state == state).map(|(name, said)| (name, said.message)).collect()
+    let of = |state: ManifestState| -> Vec<(String, String)> {
+        manifests
+            .iter()
+            .map(said)
+            .zip(manifests)
+            .filter(|(said, _)| said.state == state)
+            .map(|(said, manifest)| (manifest.name.clone(), said.message))
+            .collect()
     };
     let (failed, applying) = (of(ManifestState::Failed), of(ManifestState::Applying));
     if !failed.is_empty() {
@@ -234,8 +242,8 @@ pub fn hindrance(seen: &Observed, report: &AgentReport) -> Option<Claim> {
     let current = known.received.list == list(&seen.cluster);
     let unknown = GateReport::default();
     let said = |gate: &Gate| known.gates.iter().find(|said| current && said.gate == gate.to_string()).unwrap_or(&unknown).clone();
-    let waiting: Vec<(String, String)> = gates.iter().map(|gate| (gate.to_string(), said(gate))).filter(|(_, said)| !said.met).map(|(gate, said)| (gate, said.message)).collect();
-    let waiting: Vec<(&str, String)> = waiting.iter().map(|(gate, message)| (gate.as_str(), message.clone())).collect();
+    let waiting: Vec<(String, String)> =
+        gates.iter().map(|gate| (gate.to_string(), said(gate))).filter(|(_, said)| !said.met).map(|(gate, said)| (gate, said.message)).collect();
     (!waiting.is_empty()).then(|| Claim::no(Reason::WaitingForReadiness, Reason::WaitingForReadiness.explain(&listed(&waiting))))
 }
 
@@ -249,8 +257,8 @@ pub fn is_stuck(claim: &Claim) -> bool {
 }
 
 /// Names with what is said of each.
-fn listed(said: &[(&str, String)]) -> String {
-    let one = |(name, message): &(&str, String)| if message.is_empty() { (*name).to_owned() } else { format!("{name}: {}", clip(message, TEXT_LIMIT)) };
+fn listed(said: &[(String, String)]) -> String {
+    let one = |(name, message): &(String, String)| if message.is_empty() { name.clone() } else { format!("{name}: {}", clip(message, TEXT_LIMIT)) };
     said.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 

@@ -114,7 +114,7 @@ mod tests {
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..9 {
             let before = format!("*a{}, ", level - 1).repeat(10);
-            bomb += &format!("a{level}: &a{level} [{}]\n", before.trim_end_matches(", "));
+            bomb = format!("{bomb}a{level}: &a{level} [{}]\n", before.trim_end_matches(", "));
         }
         assert!(matches!(names(&bomb), Err(Unreadable::Yaml { .. })));
         let many = "- {apiVersion: v1, kind: ConfigMap, metadata: {name: a}}\n".repeat(OBJECTS + 1);

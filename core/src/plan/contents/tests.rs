@@ -18,7 +18,8 @@ fn at(second: i64) -> Timestamp {
 fn serving(spec: &str, contents: Option<ContentsReport>) -> Observed {
     let mut seen = testing::with_pod(testing::observed(testing::cluster(spec)), 60);
     let nodes = vec![NodeReport { name: "crane-control-plane".into(), control_plane: true, ready: true }];
-    seen.report = Some(AgentReport { stage: Stage::Serving, control_plane_ready: true, nested_uid: Some("n".into()), nodes, contents, ..AgentReport::default() });
+    seen.report =
+        Some(AgentReport { stage: Stage::Serving, control_plane_ready: true, nested_uid: Some("n".into()), nodes, contents, ..AgentReport::default() });
     // The kubeconfig is published first.
     let steps = decide(at(NOW), &seen).steps.into_iter().filter(|step| !matches!(step, Step::SendContents(_))).collect();
     let published = Outcome { done: steps, kubeconfig_expires: Some(at(NOW + 30_000_000)), ..Outcome::default() };
@@ -93,7 +94,8 @@ fn what_stands_in_the_spec_is_checked_before_there_is_a_pod(#[case] spec: &str, 
 
 #[test]
 fn secrets_are_of_one_type_only_and_nothing_of_them_is_repeated() {
-    let secret = |type_: &str, data: serde_json::Value| -> Secret { serde_json::from_value(json!({"metadata": {"name": "s"}, "type": type_, "data": data})).unwrap() };
+    let secret =
+        |type_: &str, data: serde_json::Value| -> Secret { serde_json::from_value(json!({"metadata": {"name": "s"}, "type": type_, "data": data})).unwrap() };
     assert_eq!(of_secret(&secret(SECRET_TYPE, json!({"b": "Mg==", "a": "MQ=="}))).unwrap(), "1\n---\n2");
     for (type_, data, why) in [
         ("Opaque", json!({"a": "aGlkZGVu"}), "of type \"Opaque\""),
@@ -162,8 +164,8 @@ fn ready_waits_for_manifests_and_gates_the_first_time() {
     let both = |dns, web| [("dns", dns), ("Deployment x/web", web)];
     let seen = serving(SPEC, Some(ContentsReport::default()));
     assert_eq!(conditions_of(&seen), ["False ApplyingManifests", "True ApplyingManifests", "False NotStalled", "False ApplyingManifests"]);
-    let states = |c, message| [("a", Applied, ""), ("b", Applied, ""), ("c", c, message)];
-    let then = |c, message, gates: [(&str, bool); 2]| with(seen.clone(), said(&seen, &states(c, message), &gates));
+    let three = |c, message| [("a", Applied, ""), ("b", Applied, ""), ("c", c, message)];
+    let then = |c, message, gates: [(&str, bool); 2]| with(seen.clone(), said(&seen, &three(c, message), &gates));
     let waiting = then(Applying, "no such kind", both(true, true));
     assert_eq!(conditions_of(&waiting), ["False ApplyingManifests", "True ApplyingManifests", "False NotStalled", "False ApplyingManifests"]);
     let message = |seen: &Observed| conditions::get(&settle(at(NOW), seen, &Outcome::default()).conditions, conditions::READY).unwrap().message.clone();

@@ -169,7 +169,10 @@ mod tests {
         let command =
             "kubectl create rolebinding nestling-secret-reader --clusterrole=nestling-secret-reader --serviceaccount=operators:reed-nestling --namespace=marsh";
         assert!(problem.explain().contains(command), "{}", problem.explain());
-        assert_eq!((plan.references.missing("Secret", "a").reason, plan.references.missing("ConfigMap", "a").reason), (Reason::SecretNotFound, Reason::ConfigMapNotFound));
+        assert_eq!(
+            (plan.references.missing("Secret", "a").reason, plan.references.missing("ConfigMap", "a").reason),
+            (Reason::SecretNotFound, Reason::ConfigMapNotFound)
+        );
     }
 
     #[rstest]
