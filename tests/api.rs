@@ -302,6 +302,48 @@ fn images(list: &[&str]) -> Value {
     json!({"preload": {"images": list}})
 }
 
+/// As [`table`], of what is to be in the cluster.
+fn table_of_contents() -> Vec<(&'static str, Value, Option<&'static str>)> {
+    let manifests = |list: Value| json!({"manifests": list});
+    vec![
+        (
+            "manifests",
+            manifests(json!([{"name": "a", "inline": "{}"}, {"name": "b", "configMapRef": {"name": "b"}}, {"name": "c", "secretRef": {"name": "c"}}])),
+            None,
+        ),
+        ("manifests: nowhere", manifests(json!([{"name": "a"}])), Some("exactly one of configMapRef, secretRef and inline")),
+        (
+            "manifests: in two places",
+            manifests(json!([{"name": "a", "inline": "{}", "secretRef": {"name": "b"}}])),
+            Some("exactly one of configMapRef, secretRef and inline"),
+        ),
+        ("manifests: the same twice", manifests(json!([{"name": "a", "inline": "{}"}, {"name": "a", "inline": "{}"}])), Some("Duplicate value")),
+        ("manifests: no name", manifests(json!([{"inline": "{}"}])), Some("name")),
+        ("manifests: a name that is none", manifests(json!([{"name": "My_App", "inline": "{}"}])), Some("name must be a DNS label")),
+        ("manifests: empty", manifests(json!([{"name": "a", "inline": ""}])), Some("inline")),
+        ("manifests: too long", manifests(json!([{"name": "a", "inline": "x".repeat(131_073)}])), Some("inline")),
+        ("manifests: too many", manifests((0..33).map(|i| json!({"name": format!("m{i}"), "inline": "{}"})).collect()), Some("manifests")),
+        ("manifests: a name of no object", manifests(json!([{"name": "a", "configMapRef": {"name": "A"}}])), Some("name must be a valid name of an object")),
+        ("readiness", json!({"readiness": {"dns": true, "deployments": [{"namespace": "web", "name": "web.v1"}]}}), None),
+        ("readiness: no namespace", json!({"readiness": {"deployments": [{"name": "web"}]}}), Some("namespace")),
+        (
+            "readiness: a namespace that is none",
+            json!({"readiness": {"deployments": [{"namespace": "a.b", "name": "web"}]}}),
+            Some("namespace must be a DNS label"),
+        ),
+        (
+            "readiness: the same twice",
+            json!({"readiness": {"deployments": [{"namespace": "a", "name": "b"}, {"namespace": "a", "name": "b"}]}}),
+            Some("Duplicate value"),
+        ),
+        (
+            "readiness: too many",
+            json!({"readiness": {"deployments": (0..17).map(|i| json!({"namespace": "a", "name": format!("d{i}")})).collect::<Vec<_>>()}}),
+            Some("deployments"),
+        ),
+    ]
+}
+
 fn registries(list: &[Value]) -> Value {
     json!({"registries": list})
 }
@@ -316,7 +358,14 @@ async fn every_rule_of_the_crd_refuses_and_allows_what_it_should() {
     let api: Api<DynamicObject> = Api::default_namespaced_with(plane.client.clone(), &kube::api::ApiResource::erase::<KindCluster>(&()));
     let mut wrong = Vec::new();
     for (what, spec, refusal) in
-        table().into_iter().chain(table_of_sleep_and_survival()).chain(table_of_access()).chain(table_of_ports()).chain(table_of_registries()).chain(table_of_preload())
+        table()
+            .into_iter()
+            .chain(table_of_sleep_and_survival())
+            .chain(table_of_access())
+            .chain(table_of_ports())
+            .chain(table_of_registries())
+            .chain(table_of_preload())
+            .chain(table_of_contents())
     {
         let made = api.create(&PostParams::default(), &object("probe", &spec)).await;
         match (made, refusal) {

@@ -260,9 +260,9 @@ fn a_proxy_with_a_password_is_named_by_its_secret_alone() {
 fn the_reader_of_secrets_is_bound_to_nobody() {
     let Some(helm) = helm() else { return };
     let objects = objects(&helm, &[]);
-    assert!(kind(&objects, "ClusterRole").any(|role| role["metadata"]["name"] == nestling_core::plan::registries::READER_ROLE));
+    assert!(kind(&objects, "ClusterRole").any(|role| role["metadata"]["name"] == nestling_core::plan::references::READER_ROLE));
     let bindings = objects.iter().filter(|object| object["kind"].as_str().is_some_and(|kind| kind.ends_with("Binding")));
-    assert!(bindings.into_iter().all(|binding| binding["roleRef"]["name"] != nestling_core::plan::registries::READER_ROLE));
+    assert!(bindings.into_iter().all(|binding| binding["roleRef"]["name"] != nestling_core::plan::references::READER_ROLE));
 }
 
 /// Nothing that the chart itself starts has a privilege; the "restricted" level of Pod Security would let all of it in.

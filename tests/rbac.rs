@@ -16,7 +16,7 @@ use kube::{Api, Client, ResourceExt};
 use nestling_core::api::conditions::{READY, STALLED};
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{KindCluster, KindClusterSpec};
-use nestling_core::plan::registries::READER_ROLE;
+use nestling_core::plan::references::READER_ROLE;
 use support::fake_host::{FakeHost, Luck};
 use support::operator::{CLUSTERS_NAMESPACE, OPERATOR_NAMESPACE, Operator, Options, POD_IMAGE, THE_SAME_POD};
 use support::plane::{Plane, lab};

@@ -4,6 +4,8 @@
 
 #[path = "reconcile/access.rs"]
 mod access;
+#[path = "reconcile/contents.rs"]
+mod contents;
 #[path = "reconcile/leader.rs"]
 mod leader;
 #[path = "reconcile/restore.rs"]

@@ -29,6 +29,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::relay::{self, Relay, Resolve};
 
 use super::certificates::{KUBEADM_CONF, Place};
+use super::contents::{Inside, Store};
 use super::data_root::{self, Owner};
 use super::docker::Docker;
 use super::dockerd::{self, Dockerd};
@@ -130,13 +131,15 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
     let operator = server::listen(port(AGENT_PORT)).await.map_err(|error| broken(error.to_string()))?;
     let kubelet = server::listen(port(HEALTH_PORT)).await.map_err(|error| broken(error.to_string()))?;
     let (renewed, tls) = watch::channel(tls);
-    let _operator = AbortOnDropHandle::new(tokio::spawn(server::serve_operator(operator, tls, report.clone(), logs)));
+    let contents = Store::new(report.clone());
+    let _operator = AbortOnDropHandle::new(tokio::spawn(server::serve_operator(operator, tls, contents.clone(), logs)));
     let _keys = AbortOnDropHandle::new(tokio::spawn(async move { server::reload(Path::new(KEYS_DIRECTORY), &renewed).await }));
     let health = Health { report: report.subscribe(), alive: heartbeat };
     let _health = AbortOnDropHandle::new(tokio::spawn(server::serve_health(kubelet, health)));
 
     let registries = Registries::new(&settings.registries);
-    let machine = Machine { kind: Kind::new(&settings.cluster_name), registries, settings, made, report, data_root: OnceLock::new(), dockerd: OnceLock::new() };
+    let kind = Kind::new(&settings.cluster_name);
+    let machine = Machine { kind, registries, settings, made, report, contents, data_root: OnceLock::new(), dockerd: OnceLock::new() };
     let beat = async {
         let mut ticks = interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -209,6 +212,8 @@ struct Machine {
     /// What the cluster that is there already was made with.
     made: Option<Made>,
     report: Report,
+    /// What is to be in the cluster.
+    contents: Store,
     kind: Kind,
     registries: Registries,
     /// The lock on a persistent data-root, until the end of the process.
@@ -603,10 +608,12 @@ impl Machine {
         let mut renewed = None;
         loop {
             let nested = renewed.as_ref().unwrap_or(nested);
+            let inside = Inside::new(nested.client(), place);
             tokio::select! {
                 () = nested.follow_nodes(&self.report, since) => return Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
                 never = self.probe(nested) => match never {},
                 never = forget_tokens(nested) => match never {},
+                never = Box::pin(self.contents.follow(&inside)) => match never {},
                 () = Box::pin(certificates::keep(place, &self.report)) => {}
             }
             // The earlier ones hold for a while yet.

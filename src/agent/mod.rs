@@ -17,6 +17,7 @@ mod bundle;
 mod capabilities;
 mod certificates;
 mod cgroup;
+mod contents;
 mod data_root;
 mod docker;
 mod dockerd;

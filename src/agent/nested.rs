@@ -125,6 +125,11 @@ impl Nested {
         Ok(Self { client: Client::try_from(config).map_err(Box::new)? })
     }
 
+    /// The client itself.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Whether the API server says that it is ready.
     pub async fn ready(&self) -> bool {
         let Ok(request) = axum::http::Request::get("/readyz").body(Vec::new()) else { return false };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use nestling_core::plan::wire::{AgentFailure, AgentReport, AgentSettings, OrdersReport, SCHEMA, Stage, StageDuration};
+use nestling_core::plan::wire::{AgentFailure, AgentReport, AgentSettings, ContentsReport, OrdersReport, SCHEMA, Stage, StageDuration};
 use tokio::sync::watch;
 
 use super::output;
@@ -30,6 +30,7 @@ impl Report {
             stage: Stage::Preflight,
             orders: Some(OrdersReport::default()),
             open_ports: Some(BTreeSet::new()),
+            contents: Some(ContentsReport::default()),
             ..AgentReport::default()
         };
         Self { sender: watch::Sender::new(report), entered: Arc::new(Mutex::new(Instant::now())) }

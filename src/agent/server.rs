@@ -1,4 +1,4 @@
-//! What others may ask the agent: the operator over mTLS for the report and for logs, and to take orders; the kubelet in the clear for its health.
+//! What others may ask the agent: the operator over mTLS for the report and for logs, and to take orders and what is to be in the cluster; the kubelet in the clear for its health.
 
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
@@ -12,7 +12,10 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use nestling_core::plan::wire::{AgentReport, BUNDLE_PATH, MAX_WAIT_SECONDS, OPERATOR_NAME, ORDERS_LIMIT, ORDERS_PATH, Orders, STATUS_PATH, Stage, keys};
+use nestling_core::plan::wire::{
+    AgentReport, BUNDLE_PATH, CONTENTS_LIMIT, CONTENTS_PATH, Contents, MAX_WAIT_SECONDS, OPERATOR_NAME, ORDERS_LIMIT, ORDERS_PATH, Orders, STATUS_PATH, Stage,
+    keys,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -24,6 +27,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use super::contents::Store;
 use super::logs::Logs;
 use super::report::Report;
 
@@ -134,8 +138,8 @@ fn channel_files(keys_directory: &Path) -> Option<[Vec<u8>; 3]> {
 }
 
 /// Serves the report and the logs to the operator and takes its orders, for ever.
-pub async fn serve_operator(listener: TcpListener, tls: watch::Receiver<TlsAcceptor>, report: Report, logs: Arc<Logs>) {
-    let router = router(report, logs);
+pub async fn serve_operator(listener: TcpListener, tls: watch::Receiver<TlsAcceptor>, contents: Store, logs: Arc<Logs>) {
+    let router = router(contents, logs);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok((stream, peer)) = listener.accept().await else {
@@ -173,9 +177,12 @@ fn is_operator(certificate: &[u8]) -> bool {
         || names.into_iter().flatten().any(|name| matches!(name, GeneralName::DNSName(name) if *name == OPERATOR_NAME))
 }
 
-fn router(report: Report, logs: Arc<Logs>) -> Router {
+fn router(contents: Store, logs: Arc<Logs>) -> Router {
+    let report = contents.report().clone();
     let logs = Router::new().route(BUNDLE_PATH, get(bundle)).with_state(logs);
-    Router::new().route(STATUS_PATH, get(status)).route(ORDERS_PATH, put(take_orders)).layer(DefaultBodyLimit::max(ORDERS_LIMIT)).with_state(report).merge(logs)
+    let contents = Router::new().route(CONTENTS_PATH, put(take_contents)).layer(DefaultBodyLimit::max(CONTENTS_LIMIT)).with_state(contents);
+    let orders = Router::new().route(STATUS_PATH, get(status)).route(ORDERS_PATH, put(take_orders)).layer(DefaultBodyLimit::max(ORDERS_LIMIT));
+    orders.with_state(report).merge(logs).merge(contents)
 }
 
 #[derive(Debug, Deserialize)]
@@ -201,6 +208,13 @@ async fn status(State(report): State<Report>, Query(poll): Query<LongPoll>) -> J
 async fn take_orders(State(report): State<Report>, Json(orders): Json<Orders>) -> Json<AgentReport> {
     report.update_orders(|known| known.received = orders);
     let report = report.subscribe().borrow().clone();
+    Json(report)
+}
+
+/// Takes what is to be in the cluster; whoever carries it out follows. Answers with what the report says then.
+async fn take_contents(State(store): State<Store>, Json(contents): Json<Contents>) -> Json<AgentReport> {
+    store.take(contents);
+    let report = store.report().subscribe().borrow().clone();
     Json(report)
 }
 
@@ -299,7 +313,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_poll_waits_for_another_revision() {
         let report = Report::new(&settings());
-        let router = router(report.clone(), logs(&report));
+        let router = router(Store::new(report.clone()), logs(&report));
         let revision = |body: Vec<u8>| serde_json::from_slice::<AgentReport>(&body).unwrap().revision;
         let started = Instant::now();
         assert_eq!(revision(ask(&router, STATUS_PATH).await.1), 1);
@@ -320,7 +334,7 @@ mod tests {
     #[tokio::test]
     async fn orders_are_read_with_care_and_taken_any_number_of_times() {
         let report = Report::new(&settings());
-        let router = router(report.clone(), logs(&report));
+        let router = router(Store::new(report.clone()), logs(&report));
         let put = async |body: String| {
             let request = Request::put(ORDERS_PATH).header("content-type", "application/json").body(Body::from(body)).unwrap();
             let answer = router.clone().oneshot(request).await.unwrap();
@@ -375,7 +389,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (_sender, acceptor) = watch::channel(tls(directory.path()).unwrap());
         let report = Report::new(&settings());
-        tokio::spawn(serve_operator(listener, acceptor, report.clone(), logs(&report)));
+        tokio::spawn(serve_operator(listener, acceptor, Store::new(report.clone()), logs(&report)));
 
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ours.certificate.as_bytes()).unwrap()).unwrap();

@@ -14,15 +14,17 @@ use kube::{Api, Client, Resource, ResourceExt};
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{FIELD_MANAGER, KindCluster, annotations};
 use nestling_core::plan::certificates::CHANNEL_LIFE;
+use nestling_core::plan::contents::{self, ContentsPlan, Origin, Source};
 use nestling_core::plan::decide::{Child, ChildKind, KubeconfigPlan, Step};
 use nestling_core::plan::evidence::LogsPlan;
 use nestling_core::plan::names::Identity;
 use nestling_core::plan::objects::{kubeconfig_secret, logs_secret};
 use nestling_core::plan::observed::Observed;
 use nestling_core::plan::problem::Problem;
+use nestling_core::plan::references::References;
 use nestling_core::plan::registries::{self, RegistriesPlan};
 use nestling_core::plan::settle::Outcome;
-use nestling_core::plan::wire::Orders;
+use nestling_core::plan::wire::{ManifestText, Orders};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -113,6 +115,16 @@ impl From<CallError> for StepError {
     }
 }
 
+/// What was not given to an agent.
+fn unheard(error: &AgentError) -> StepError {
+    let reason = match error {
+        // No such path, or a wish that it has never heard of.
+        AgentError::Refused(_) => Reason::AgentOutdated,
+        _ => Reason::AgentUnreachable,
+    };
+    StepError::Problem(Problem::new(reason, error.to_string()))
+}
+
 const STALE: StepError = StepError::CutShort(CutShort::Stale);
 
 impl Actor {
@@ -171,6 +183,7 @@ impl Actor {
             Step::PublishKubeconfig(plan) => acted.outcome.kubeconfig_expires = Some(self.publish(seen, plan).await?),
             Step::RetractKubeconfig { secret } => self.retract(seen, "find the Secret with the kubeconfig", secret).await?,
             Step::Order(orders) => self.order(seen, orders).await?,
+            Step::SendContents(plan) => self.send_contents(seen, plan).await?,
             Step::KeepLogs(plan) => acted.outcome.logs_refused = self.keep_logs(plan).await?,
             Step::DropLogs { secret } => self.retract(seen, "find the Secret with logs", secret).await?,
             Step::Expire => acted.cluster = Some(self.expire(seen).await?),
@@ -206,14 +219,26 @@ impl Actor {
     async fn order(&self, seen: &Observed, orders: &Orders) -> Result<(), StepError> {
         let pod = seen.children.current_pod().ok_or(STALE)?;
         self.fence.check().map_err(|error| StepError::Problem(Problem::new(Reason::HostUnavailable, error.to_string())))?;
-        self.reports.order(&seen.identity, pod, orders).await.map_err(|error| {
-            let reason = match error {
-                // No such path, or a wish that it has never heard of.
-                AgentError::Refused(_) => Reason::AgentOutdated,
-                _ => Reason::AgentUnreachable,
+        self.reports.order(&seen.identity, pod, orders).await.map_err(|error| unheard(&error))
+    }
+
+    /// Reads what the manifests refer to in the user's namespace, by name only, and gives it all to the agent of the current pod.
+    async fn send_contents(&self, seen: &Observed, plan: &ContentsPlan) -> Result<(), StepError> {
+        let mut manifests = Vec::new();
+        for Source { name, origin } in &plan.sources {
+            let text = match origin {
+                Origin::Inline(text) => text.clone(),
+                Origin::ConfigMap(map) => {
+                    contents::of_config_map(&self.refer(&plan.references, "read a ConfigMap that the KindCluster refers to", map).await?)?
+                }
+                Origin::Secret(secret) => contents::of_secret(&self.refer(&plan.references, "read a Secret that the KindCluster refers to", secret).await?)?,
             };
-            StepError::Problem(Problem::new(reason, error.to_string()))
-        })
+            manifests.push(ManifestText { name: name.clone(), text, secret: matches!(origin, Origin::Secret(_)) });
+        }
+        let contents = plan.contents(manifests)?;
+        let pod = seen.children.current_pod().ok_or(STALE)?;
+        self.fence.check().map_err(|error| StepError::Problem(Problem::new(Reason::HostUnavailable, error.to_string())))?;
+        self.reports.fill(&seen.identity, pod, &contents).await.map_err(|error| unheard(&error))
     }
 
     /// An API of the clusters namespace.
@@ -279,11 +304,11 @@ impl Actor {
         for source in &plan.sources {
             let mut found = registries::Held::default();
             if let Some(name) = &source.credentials {
-                let secret: Secret = self.refer(plan, "read a Secret that the KindCluster refers to", name).await?;
+                let secret: Secret = self.refer(&plan.references, "read a Secret that the KindCluster refers to", name).await?;
                 found.login = Some(registries::login(&secret, &source.host)?);
             }
             if let Some(name) = &source.authority {
-                let map: ConfigMap = self.refer(plan, "read a ConfigMap that the KindCluster refers to", name).await?;
+                let map: ConfigMap = self.refer(&plan.references, "read a ConfigMap that the KindCluster refers to", name).await?;
                 found.authority = Some(registries::authority(&map)?);
             }
             held.insert(source.host.clone(), found);
@@ -292,15 +317,15 @@ impl Actor {
     }
 
     /// An object of the user's namespace, which has to let us.
-    async fn refer<K>(&self, plan: &RegistriesPlan, what: &'static str, name: &str) -> Result<K, StepError>
+    async fn refer<K>(&self, references: &References, what: &'static str, name: &str) -> Result<K, StepError>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
     {
-        let api: Api<K> = Api::namespaced(self.client.clone(), &plan.namespace);
+        let api: Api<K> = Api::namespaced(self.client.clone(), &references.namespace);
         let kind = K::kind(&());
         call(what, api.get(name)).await.map_err(|error| match error.trouble() {
-            Trouble::Gone => StepError::Problem(plan.missing(&kind, name)),
-            Trouble::Refused(_) if error.is_forbidden() => StepError::Problem(plan.denied(&kind, name)),
+            Trouble::Gone => StepError::Problem(references.missing(&kind, name)),
+            Trouble::Refused(_) if error.is_forbidden() => StepError::Problem(references.denied(&kind, name)),
             _ => error.into(),
         })
     }

@@ -1,4 +1,4 @@
-//! Asking one agent for its report and its logs, and giving it orders: HTTP over mutual TLS. What it answers is untrusted: users are root in its pod.
+//! Asking one agent for its report and its logs, and giving it orders and what is to be in its cluster: HTTP over mutual TLS. What it answers is untrusted: users are root in its pod.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,10 +10,13 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
-use nestling_core::plan::wire::{AgentReport, BUNDLE_LIMIT, BUNDLE_PATH, BUNDLE_SECONDS, ORDERS_PATH, Orders, REPORT_LIMIT, STATUS_PATH};
+use nestling_core::plan::wire::{
+    AgentReport, BUNDLE_LIMIT, BUNDLE_PATH, BUNDLE_SECONDS, CONTENTS_PATH, Contents, ORDERS_PATH, Orders, REPORT_LIMIT, STATUS_PATH,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use serde::Serialize;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -122,8 +125,17 @@ impl AgentClient {
 
     /// Gives orders, over a connection of their own; answers with the report as it is then.
     pub async fn order(&self, target: &Target, orders: &Orders) -> Result<AgentReport, AgentError> {
-        let body = serde_json::to_vec(orders).map_err(|error| AgentError::Invalid(error.to_string()))?;
-        let request = Request::put(ORDERS_PATH).header(HOST, &target.server_name).header(CONTENT_TYPE, "application/json").body(Full::from(body));
+        self.put(target, ORDERS_PATH, orders).await
+    }
+
+    /// Gives what is to be in the cluster, over a connection of its own; answers with the report as it is then.
+    pub async fn fill(&self, target: &Target, contents: &Contents) -> Result<AgentReport, AgentError> {
+        self.put(target, CONTENTS_PATH, contents).await
+    }
+
+    async fn put<T: Serialize>(&self, target: &Target, path: &str, document: &T) -> Result<AgentReport, AgentError> {
+        let body = serde_json::to_vec(document).map_err(|error| AgentError::Invalid(error.to_string()))?;
+        let request = Request::put(path).header(HOST, &target.server_name).header(CONTENT_TYPE, "application/json").body(Full::from(body));
         let mut open = self.connect(target).await?;
         timeout(GRACE, exchange(&mut open, target, request)).await.map_err(|_| AgentError::TimedOut)?
     }

@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use k8s_openapi::api::core::v1::Pod;
 use nestling_core::plan::names::Identity;
 use nestling_core::plan::objects::attempt_of;
-use nestling_core::plan::wire::{AGENT_PORT, AgentReport, Orders};
+use nestling_core::plan::wire::{AGENT_PORT, AgentReport, Contents, Orders};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
@@ -95,11 +95,26 @@ impl Reports {
     pub async fn order(&self, identity: &Identity, pod: &Pod, orders: &Orders) -> Result<(), AgentError> {
         let target = self.target(identity, pod).ok_or_else(|| AgentError::Unreachable("the pod has no address".into()))?;
         let answer = self.client.order(&target, orders).await;
+        self.answered(identity, pod, &target, answer)
+    }
+
+    /// Gives the agent in a pod what is to be in its cluster, and takes the report that it answers with.
+    ///
+    /// # Errors
+    /// If it cannot be reached, or does not take them.
+    pub async fn fill(&self, identity: &Identity, pod: &Pod, contents: &Contents) -> Result<(), AgentError> {
+        let target = self.target(identity, pod).ok_or_else(|| AgentError::Unreachable("the pod has no address".into()))?;
+        let answer = self.client.fill(&target, contents).await;
+        self.answered(identity, pod, &target, answer)
+    }
+
+    /// Keeps the report with which an agent has answered.
+    fn answered(&self, identity: &Identity, pod: &Pod, target: &Target, answer: Result<AgentReport, AgentError>) -> Result<(), AgentError> {
         self.metrics.agent_request(answer.as_ref().map_or_else(AgentError::reason, |_| "ordered"));
         let report = answer?;
         let key = Key { namespace: identity.namespace.clone(), name: identity.name.clone() };
         let new = self.newest(&key, pod).is_none_or(|known| known.revision != report.revision);
-        self.heard(&key, &target, report, new);
+        self.heard(&key, target, report, new);
         Ok(())
     }
 

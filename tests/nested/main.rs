@@ -5,6 +5,7 @@
 mod balancers;
 mod changes;
 mod cluster;
+mod contents;
 mod failures;
 mod high_availability;
 mod images;

@@ -8,7 +8,7 @@ use crate::support::real::{CREATED, Host, REGISTRY};
 use crate::support::secret_scan::nothing_is_shown;
 use crate::support::wait::{condition, until};
 use nestling_core::api::conditions::STALLED;
-use nestling_core::plan::registries::READER_ROLE;
+use nestling_core::plan::references::READER_ROLE;
 use nestling_lab::Docker;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde_json::json;

@@ -20,7 +20,10 @@ use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{PowerState, labels};
-use nestling_core::plan::wire::{AgentFailure, AgentReport, BUNDLE_PATH, NodeReport, ORDERS_PATH, Orders, OrdersReport, STATUS_PATH, Stage, keys};
+use nestling_core::plan::wire::{
+    AgentFailure, AgentReport, BUNDLE_PATH, CONTENTS_PATH, Contents, ContentsReport, GateReport, ManifestReport, ManifestState, NodeReport, ORDERS_PATH,
+    Orders, OrdersReport, STATUS_PATH, Stage, keys,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
@@ -72,6 +75,8 @@ struct Agents {
     certificates: Mutex<HashMap<String, Arc<CertifiedKey>>>,
     /// The newest agent of each cluster, by UID.
     reports: Mutex<HashMap<String, watch::Sender<AgentReport>>>,
+    /// What agents were given to be in their clusters, in order.
+    contents: Mutex<Vec<Contents>>,
     /// Nested UIDs of the clusters that are on volumes, by UID.
     volumes: Mutex<HashMap<String, String>>,
 }
@@ -117,6 +122,11 @@ impl FakeHost {
         });
         let found = json!({"status": {"conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}});
         self.pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(found)).await.unwrap();
+    }
+
+    /// What agents were given to be in their clusters so far, in order.
+    pub fn contents(&self) -> Vec<Contents> {
+        self.agents.contents.lock().unwrap().clone()
     }
 
     /// How the next agents of this cluster turn out; `Ready` if nothing is said.
@@ -211,6 +221,7 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod,
             report.cgroup_v1 = Some(true);
             report.orders = Some(OrdersReport::default());
             report.open_ports = Some(BTreeSet::new());
+            report.contents = Some(ContentsReport::default());
         });
     }
     agents.reports.lock().unwrap().insert(uid.clone(), sender.clone());
@@ -294,6 +305,33 @@ async fn take_orders(State(report): State<watch::Sender<AgentReport>>, Json(orde
     Json(now)
 }
 
+/// Takes contents, and has all of it in the cluster a moment later.
+async fn take_contents(State((report, agents)): State<(watch::Sender<AgentReport>, Arc<Agents>)>, Json(contents): Json<Contents>) -> Json<AgentReport> {
+    let of_state = |state: ManifestState, met: bool| ContentsReport {
+        received: contents.edition.clone(),
+        manifests: contents.manifests.iter().map(|manifest| ManifestReport { name: manifest.name.clone(), state, message: String::new() }).collect(),
+        gates: nestling_core::plan::contents::gates(&contents.readiness)
+            .iter()
+            .map(|gate| GateReport { gate: gate.to_string(), met, message: String::new() })
+            .collect(),
+    };
+    let (now, then) = (of_state(ManifestState::Applying, false), of_state(ManifestState::Applied, true));
+    agents.contents.lock().unwrap().push(contents);
+    let say = |report: &watch::Sender<AgentReport>, said: ContentsReport| {
+        report.send_modify(|report| {
+            report.revision += 1;
+            report.contents = Some(said);
+        });
+    };
+    say(&report, now);
+    let answer = report.borrow().clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        say(&report, then);
+    });
+    Json(answer)
+}
+
 async fn status(State(report): State<watch::Sender<AgentReport>>, Query(poll): Query<Poll>) -> Json<AgentReport> {
     let mut report = report.subscribe();
     let newer = report.wait_for(|report| report.revision > poll.after);
@@ -312,6 +350,7 @@ async fn serve(listener: tokio::net::TcpListener, agents: Arc<Agents>) {
             let Ok(stream) = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await else { return };
             let uid = stream.get_ref().1.server_name().unwrap_or_default().split('.').next().unwrap_or_default().to_owned();
             let Some(report) = agents.reports.lock().unwrap().get(&uid).cloned() else { return };
+            let contents = Router::new().route(CONTENTS_PATH, put(take_contents)).with_state((report.clone(), agents.clone()));
             let mute = agents.mute.load(Ordering::Relaxed);
             let logs = async move || {
                 if mute {
@@ -319,7 +358,12 @@ async fn serve(listener: tokio::net::TcpListener, agents: Arc<Agents>) {
                 }
                 format!("the logs of {uid}")
             };
-            let app = Router::new().route(STATUS_PATH, get(status)).route(ORDERS_PATH, put(take_orders)).with_state(report).route(BUNDLE_PATH, get(logs));
+            let app = Router::new()
+                .route(STATUS_PATH, get(status))
+                .route(ORDERS_PATH, put(take_orders))
+                .with_state(report)
+                .route(BUNDLE_PATH, get(logs))
+                .merge(contents);
             let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), TowerToHyperService::new(app)).await;
         });
     }

@@ -8,7 +8,7 @@ use super::reasons::Reason;
 /// Longest message of a condition, in bytes. The API allows 32 KiB; a reader does not.
 const MESSAGE_LIMIT: usize = 2048;
 
-/// The summary: the published kubeconfig reaches a healthy API server, and all nodes are ready.
+/// The summary: the published kubeconfig reaches a healthy API server, all nodes are ready, and what was to be in the cluster has been.
 pub const READY: &str = "Ready";
 /// kstatus: the operator is at work on this generation.
 pub const RECONCILING: &str = "Reconciling";
@@ -24,6 +24,8 @@ pub const NODES_READY: &str = "NodesReady";
 pub const KUBECONFIG_PUBLISHED: &str = "KubeconfigPublished";
 /// Every address that `spec.access` and `spec.ports` ask for is there: the load balancer's, and the published ports.
 pub const ENDPOINTS_READY: &str = "EndpointsReady";
+/// What `spec.manifests` lists has been applied inside the cluster as it is now; `True` also of an empty list.
+pub const MANIFESTS_APPLIED: &str = "ManifestsApplied";
 /// The host's CNI enforces the pod's NetworkPolicy, as far as the pod itself can tell.
 pub const NETWORK_POLICY_ENFORCED: &str = "NetworkPolicyEnforced";
 /// The volume of the cluster is about to be full; beyond its size the host ends the pod, or, where it is persistent, nothing more can be written.
@@ -42,7 +44,7 @@ pub const PAUSED: &str = "Paused";
 pub const DELETING: &str = "Deleting";
 
 /// Every type, in the order in which `kubectl describe` shows them.
-pub const ALL: [&str; 16] = [
+pub const ALL: [&str; 17] = [
     READY,
     RECONCILING,
     STALLED,
@@ -51,6 +53,7 @@ pub const ALL: [&str; 16] = [
     NODES_READY,
     KUBECONFIG_PUBLISHED,
     ENDPOINTS_READY,
+    MANIFESTS_APPLIED,
     NETWORK_POLICY_ENFORCED,
     DISK_PRESSURE,
     CERTIFICATES_VALID,

@@ -117,6 +117,16 @@ pub struct KindClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preload: Option<Preload>,
 
+    /// What is applied inside the cluster as soon as its API server answers, in this order, and again when it changes; `Ready` waits for the first time.
+    /// What leaves the list, or a manifest, stays in the cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub manifests: Vec<Manifest>,
+
+    /// What else must be so inside the cluster before it is `Ready` for the first time. Later it is not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness: Option<Readiness>,
+
     /// Bounds in time and what follows a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifecycle: Option<Lifecycle>,
@@ -323,6 +333,66 @@ pub struct Registry {
     /// object. Read as the Secret is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_config_map_ref: Option<LocalReference>,
+}
+
+/// Objects to be applied inside the cluster: YAML or JSON, several documents or lists of them, as `kubectl apply` takes them.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("[has(self.configMapRef), has(self.secretRef), has(self.inline)].filter(given, given).size() == 1")
+        .message("a manifest needs exactly one of configMapRef, secretRef and inline"),
+)]
+pub struct Manifest {
+    /// What it is called in conditions.
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("name must be a DNS label such as ingress"))]
+    pub name: String,
+
+    /// ConfigMap whose keys hold it, in the namespace of this object. Read as the Secret is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map_ref: Option<LocalReference>,
+
+    /// Secret of type `nestling.dev/manifests` whose keys hold it, in the namespace of this object. The operator may read it only where the namespace
+    /// has bound the ClusterRole `nestling-secret-reader` to it. Read anew every hour, and when the annotation `nestling.dev/reapply` changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<LocalReference>,
+
+    /// The manifest itself. No place for Secrets: everybody who may read this object can read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 131_072))]
+    pub inline: Option<String>,
+}
+
+/// What must be so inside the cluster before it is `Ready` for the first time.
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct Readiness {
+    /// The nameserver that pods are given resolves the name of the cluster's own API.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dns: bool,
+
+    /// Deployments that are `Available`, in their newest form.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["namespace", "name"]))]
+    pub deployments: Vec<DeploymentReference>,
+}
+
+/// A Deployment inside the cluster.
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct DeploymentReference {
+    /// Its namespace.
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("namespace must be a DNS label"))]
+    pub namespace: String,
+
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("name must be a valid name of an object"))]
+    pub name: String,
 }
 
 /// The name of an object in the namespace of this one.

@@ -63,6 +63,9 @@ pub mod annotations {
     pub const APPLIED_DIGEST: &str = "nestling.dev/applied-digest";
     /// On a [`KindCluster`](super::KindCluster), by its user: another value than the one on record replaces the cluster by a new, empty one.
     pub const RECREATE: &str = "nestling.dev/recreate";
+    /// On a [`KindCluster`](super::KindCluster), by its user: with another value than before, what `spec.manifests` refers to is read at once, and all of it
+    /// is applied anew.
+    pub const REAPPLY: &str = "nestling.dev/reapply";
     /// Tells the cluster autoscaler to leave the pod's node alone.
     pub const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
 }

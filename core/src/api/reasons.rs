@@ -78,6 +78,10 @@ reasons! {
     PreloadingImages => "Nothing to do: the agent is at it, and tries again where it failed; see the message if it stays.",
     /// Not every node is ready yet.
     WaitingForNodes => "With disableDefaultCNI, install a CNI: nodes are not ready without one.",
+    /// What `spec.manifests` lists is being applied; what is not accepted yet is tried again for ten minutes.
+    ApplyingManifests,
+    /// Something that `spec.readiness` asks for is not so yet.
+    WaitingForReadiness => "See what is waited for inside the cluster, or take it out of spec.readiness.",
     /// The kubeconfig is about to be published.
     PublishingKubeconfig,
     /// The host's load balancer has not given an address yet.
@@ -100,6 +104,10 @@ reasons! {
     Published,
     /// Every address that `spec.access` and `spec.ports` ask for is there.
     EndpointsOpen,
+    /// What `spec.manifests` lists is applied.
+    ManifestsApplied,
+    /// `spec.manifests` lists nothing.
+    NoManifests,
     /// The volume of the cluster has room.
     StorageSufficient,
     /// The certificates of the nodes are renewed in time.
@@ -184,6 +192,10 @@ reasons! {
     NodeImageUnknown => "Set spec.image, or ask the operator's owner to add the version to nodeImages.",
     /// The resources are less than the cluster needs.
     ResourcesTooSmall => "Raise spec.resources to the named minimum, or leave it out.",
+    /// A manifest in the spec itself cannot be read, or holds something other than objects.
+    ManifestUnreadable => "Correct the named manifest.",
+    /// A manifest in the spec itself holds a Secret, which everybody could read who may read this object.
+    InlineSecret => "Put the manifest into a Secret of type nestling.dev/manifests and name that one in secretRef. What stood here should now be thought to be known.",
     /// The object holds more than fits into a pod's annotations.
     SpecTooLarge => "Shorten the patches in spec.config.",
     /// The policy of the operator's owner does not allow what the spec asks for.
@@ -202,6 +214,10 @@ reasons! {
     UnusableDockerConfig => "Name a Secret that holds user name and password themselves: credential helpers and stores do not exist inside of the cluster.",
     /// A ConfigMap that the spec names holds no authority.
     UnusableAuthority => "Put the authority's certificate under the key ca.crt, as PEM and without its key.",
+    /// A Secret or ConfigMap that `spec.manifests` names holds none, or is of another type.
+    UnusableManifest => "Put the objects, as kubectl apply takes them, under any keys of a ConfigMap, or of a Secret of type nestling.dev/manifests.",
+    /// What `spec.manifests` comes to is more than an agent takes.
+    ManifestsTooLarge => "Leave out what the cluster can do without, or apply the rest with kubectl once the cluster is Ready.",
 
     // The host refuses the pod.
     /// Pod Security admission refuses the pod.
@@ -318,6 +334,8 @@ reasons! {
     NodeContainerDead => "Nothing to do if it comes back. Else see what ended it: too little memory (spec.resources.limits.memory), a full disk, or somebody who is root in the pod.",
     /// The API server does not answer.
     ControlPlaneUnhealthy => "See the cluster's own events; the operator watches for its return.",
+    /// A manifest was not accepted by the cluster's API server within ten minutes.
+    ManifestFailed => "See the message. A change of the manifest, or a new value of the annotation nestling.dev/reapply, tries again at once; else it is tried again every hour.",
     /// A certificate of the cluster's nodes ends soon and could not be renewed.
     CertificateExpiring => "See the message and the agent's log; the agent tries again every hour. A new cluster (annotation nestling.dev/recreate) has new certificates.",
     /// The API server's certificate does not hold the names of `access.certSANs` yet.
@@ -344,7 +362,16 @@ impl Reason {
 
     /// Whether it is about something that the spec refers to: the same would be found again until a person has changed it.
     pub const fn is_about_a_reference(self) -> bool {
-        matches!(self, Self::SecretAccessDenied | Self::SecretNotFound | Self::ConfigMapNotFound | Self::UnusableDockerConfig | Self::UnusableAuthority)
+        matches!(
+            self,
+            Self::SecretAccessDenied
+                | Self::SecretNotFound
+                | Self::ConfigMapNotFound
+                | Self::UnusableDockerConfig
+                | Self::UnusableAuthority
+                | Self::UnusableManifest
+                | Self::ManifestsTooLarge
+        )
     }
 
     /// Whether an attempt can end of it: the host is not fit, or it is found out while the cluster is made. Not of those that are found before there is a pod.

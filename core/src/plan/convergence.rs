@@ -8,17 +8,21 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStateRunning, Containe
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use proptest::prelude::*;
 
-use super::decide::{ChildKind, Step, decide, is_moving};
+use super::contents::{self, ContentsPlan, Source};
+use super::decide::{Child, ChildKind, Step, decide, is_moving};
 use super::objects::{attempt_of, resumes};
 use super::observed::{Children, Logs, Observed, Turn, needs_live};
 use super::problem::Problem;
 use super::recreation;
 use super::settle::{Outcome, settle};
-use super::wire::{AgentReport, AgentSettings, NodeReport, Orders, OrdersReport, Stage};
+use super::wire::{AgentReport, AgentSettings, ContentsReport, GateReport, ManifestReport, ManifestState, NodeReport, Orders, OrdersReport, Stage};
 use super::{names::Identity, testing};
 use crate::api::conditions::{self, READY, STALLED, SUSPENDED};
 use crate::api::reasons::Reason;
-use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, PodLossPolicy, PowerState, PublishedPort, Registry, StorageType, annotations};
+use crate::api::{
+    FINALIZER, KindCluster, KindClusterStatus, LocalReference, Manifest, PodLossPolicy, PowerState, PublishedPort, Readiness, Registry, StorageType,
+    annotations,
+};
 
 /// How the next pods turn out.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +66,8 @@ enum Happening {
     Preload(bool),
     /// The user publishes a port, or none.
     Ports(bool),
+    /// The user lists a manifest, another one or none.
+    Manifests(u8),
     /// The user asks for a new cluster in the place of this one.
     Recreate(u8),
     /// The user pauses or resumes.
@@ -93,6 +99,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Names),
         1 => any::<bool>().prop_map(Happening::Preload),
         1 => any::<bool>().prop_map(Happening::Ports),
+        1 => (0..3_u8).prop_map(Happening::Manifests),
         1 => (0..3_u8).prop_map(Happening::Recreate),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
@@ -122,6 +129,8 @@ struct World {
     identity: Identity,
     /// The pod whose agent got orders, these, and when.
     orders: Option<(String, Orders, Timestamp)>,
+    /// The pod whose agent got contents, these, and when.
+    contents: Option<(String, ContentsReport, Timestamp)>,
     /// Nested UID of the whole cluster on the volume.
     on_volume: Option<String>,
     /// The object was restored: what it says of a cluster on a volume is another object's.
@@ -149,6 +158,7 @@ impl World {
             next_uid: 0,
             identity,
             orders: None,
+            contents: None,
             on_volume: None,
             restored: false,
         }
@@ -206,6 +216,18 @@ impl World {
         if report.stage == Stage::Serving {
             said.carried_out.preload.get_or_insert_with(|| preloaded(pod));
         }
+        let mut contents = ContentsReport::default();
+        if let Some((given, all, since)) = &self.contents
+            && pod.metadata.uid.as_ref() == Some(given)
+        {
+            contents.clone_from(all);
+            // It takes its time.
+            if self.now.duration_since(*since).as_secs() >= 5 {
+                contents.manifests.iter_mut().for_each(|manifest| manifest.state = ManifestState::Applied);
+                contents.gates.iter_mut().for_each(|gate| gate.met = true);
+            }
+        }
+        report.contents = Some(contents);
         report.cgroup_v1 = Some(false);
         report.open_ports = Some(if report.control_plane_ready { said.carried_out.ports.clone() } else { [].into() });
         report.orders = Some(said);
@@ -331,6 +353,7 @@ impl World {
                 let pod = self.children.current_pod().and_then(|pod| pod.metadata.uid.clone()).ok_or_else(conflict)?;
                 self.orders = Some((pod, orders.clone(), self.now));
             }
+            Step::SendContents(plan) => self.fill(plan)?,
             Step::KeepLogs(plan) => {
                 let failed = self.status().last_failure.expect("logs of no failure");
                 assert_eq!(failed.attempt, plan.attempt, "logs of another attempt");
@@ -343,35 +366,53 @@ impl World {
                 assert!(!cluster.spec.paused, "ended while paused");
                 self.happen(&Happening::Delete);
             }
-            Step::Delete(child) => {
-                let is = |meta: &ObjectMeta| meta.uid.as_deref() == Some(child.uid.as_str());
-                match child.kind {
-                    // A pod takes its time.
-                    ChildKind::Pod => {
-                        let now = self.now;
-                        for pod in self.children.pods.iter_mut().filter(|pod| is(&pod.metadata)) {
-                            pod.metadata.deletion_timestamp.get_or_insert(Time(now));
-                        }
-                    }
-                    ChildKind::Service => self.children.services.retain(|have| !is(&have.metadata)),
-                    ChildKind::NetworkPolicy => self.children.policies.retain(|have| !is(&have.metadata)),
-                    ChildKind::Keys => self.children.keys.retain(|have| !is(have)),
-                    ChildKind::VolumeClaim => {
-                        let overdue =
-                            self.cluster.as_ref().and_then(|cluster| cluster.metadata.deletion_timestamp.as_ref()).is_some_and(|since| {
-                                self.now.duration_since(since.0) >= SignedDuration::try_from(testing::settings().cleanup.timeout).unwrap()
-                            });
-                        assert!(self.children.pods.is_empty() || overdue, "the volume goes after the pods that work on it");
-                        // Kubernetes keeps it for as long as a pod has it.
-                        for claim in self.children.claims.iter_mut().filter(|claim| is(&claim.metadata)) {
-                            claim.metadata.deletion_timestamp.get_or_insert(Time(self.now));
-                        }
-                        self.release_claims();
-                    }
-                }
-            }
+            Step::Delete(child) => self.delete(child),
         }
         self.changed();
+        Ok(())
+    }
+
+    fn delete(&mut self, child: &Child) {
+        let is = |meta: &ObjectMeta| meta.uid.as_deref() == Some(child.uid.as_str());
+        match child.kind {
+            // A pod takes its time.
+            ChildKind::Pod => {
+                let now = self.now;
+                for pod in self.children.pods.iter_mut().filter(|pod| is(&pod.metadata)) {
+                    pod.metadata.deletion_timestamp.get_or_insert(Time(now));
+                }
+            }
+            ChildKind::Service => self.children.services.retain(|have| !is(&have.metadata)),
+            ChildKind::NetworkPolicy => self.children.policies.retain(|have| !is(&have.metadata)),
+            ChildKind::Keys => self.children.keys.retain(|have| !is(have)),
+            ChildKind::VolumeClaim => {
+                let overdue = self
+                    .cluster
+                    .as_ref()
+                    .and_then(|cluster| cluster.metadata.deletion_timestamp.as_ref())
+                    .is_some_and(|since| self.now.duration_since(since.0) >= SignedDuration::try_from(testing::settings().cleanup.timeout).unwrap());
+                assert!(self.children.pods.is_empty() || overdue, "the volume goes after the pods that work on it");
+                // Kubernetes keeps it for as long as a pod has it.
+                for claim in self.children.claims.iter_mut().filter(|claim| is(&claim.metadata)) {
+                    claim.metadata.deletion_timestamp.get_or_insert(Time(self.now));
+                }
+                self.release_claims();
+            }
+        }
+    }
+
+    /// The agent gets what is to be in its cluster.
+    fn fill(&mut self, plan: &ContentsPlan) -> Result<(), Problem> {
+        let conflict = || Problem::new(Reason::HostUnavailable, "conflict");
+        let pod = self.children.current_pod().and_then(|pod| pod.metadata.uid.clone()).ok_or_else(conflict)?;
+        let contents = plan.contents(vec![])?;
+        // What is applied is not applied twice.
+        let known = self.report(self.children.current_pod()).ok_or_else(conflict)?.contents.unwrap_or_default();
+        let state = |name: &String| known.manifests.iter().find(|manifest| manifest.name == *name).map(|manifest| manifest.state).unwrap_or_default();
+        let manifest = |source: &Source| ManifestReport { name: source.name.clone(), state: state(&source.name), ..ManifestReport::default() };
+        let gates = contents::gates(&contents.readiness).iter().map(|gate| GateReport { gate: gate.to_string(), ..GateReport::default() }).collect();
+        let said = ContentsReport { received: contents.edition, manifests: plan.sources.iter().map(manifest).collect(), gates };
+        self.contents = Some((pod, said, self.now));
         Ok(())
     }
 
@@ -455,6 +496,12 @@ impl World {
             Happening::Ports(some) => self.edit(|cluster| {
                 let port = PublishedPort { name: "web".to_owned(), port: 80, target_node_port: 30080, ..PublishedPort::default() };
                 cluster.spec.ports = if some { vec![port] } else { vec![] };
+            }),
+            Happening::Manifests(which) => self.edit(|cluster| {
+                let manifest =
+                    |name: &str| Manifest { name: name.to_owned(), config_map_ref: Some(LocalReference { name: "map".into() }), ..Manifest::default() };
+                cluster.spec.manifests = ["a", "b"].map(manifest).into_iter().take(which.into()).collect();
+                cluster.spec.readiness = Some(Readiness { dns: which > 0, ..Readiness::default() });
             }),
             Happening::Recreate(value) => {
                 if let Some(cluster) = &mut self.cluster {
@@ -638,6 +685,10 @@ proptest! {
                 } else if ready || suspended {
                     prop_assert_eq!(world.children.pods.len(), 1);
                     let asked = cluster.metadata.annotations.as_ref().and_then(|annotations| annotations.get(annotations::RECREATE));
+                    let given = world.contents.as_ref().filter(|(pod, ..)| world.children.pods[0].metadata.uid.as_ref() == Some(pod));
+                    let names = |(_, report, _): &(String, ContentsReport, Timestamp)| report.manifests.iter().map(|manifest| manifest.name.clone()).collect::<Vec<_>>();
+                    let listed: Vec<String> = cluster.spec.manifests.iter().map(|manifest| manifest.name.clone()).collect();
+                    prop_assert!(!ready || given.map(names).unwrap_or_default() == listed, "a ready cluster holds what is listed");
                     prop_assert_eq!(status.recreation.as_ref().map(|recreation| &recreation.value), asked);
                     let over = status.recreation.as_ref().map_or(0, |recreation| recreation.attempt);
                     prop_assert!(attempt_of(&world.children.pods[0]) > over, "a cluster that was to be replaced is still there");

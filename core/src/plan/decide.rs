@@ -8,6 +8,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::certificates::{self, KUBECONFIG_LIFE};
+use super::contents::{self, ContentsPlan};
 use super::desired::{Desired, short_digest};
 use super::evidence::{self, Fate, LogsPlan};
 use super::expiry::{expiry, is_recorded};
@@ -74,6 +75,8 @@ pub enum Step {
     },
     /// Tells the agent what is wanted of it.
     Order(Orders),
+    /// Gives the agent what is to be in the cluster, partly read from the user's namespace.
+    SendContents(Box<ContentsPlan>),
     /// The logs of a failed attempt, in the user's namespace.
     KeepLogs(Box<LogsPlan>),
     /// Takes them away, if they are ours.
@@ -91,7 +94,7 @@ pub enum Step {
 
 impl Step {
     /// Every kind of step, for tests that stop the operator behind each.
-    pub const NAMES: [&'static str; 16] = [
+    pub const NAMES: [&'static str; 17] = [
         "AddFinalizer",
         "CreateKeys",
         "RenewChannel",
@@ -103,6 +106,7 @@ impl Step {
         "PublishKubeconfig",
         "RetractKubeconfig",
         "Order",
+        "SendContents",
         "KeepLogs",
         "DropLogs",
         "Expire",
@@ -124,6 +128,7 @@ impl Step {
             Self::PublishKubeconfig(_) => "PublishKubeconfig",
             Self::RetractKubeconfig { .. } => "RetractKubeconfig",
             Self::Order(_) => "Order",
+            Self::SendContents(_) => "SendContents",
             Self::KeepLogs(_) => "KeepLogs",
             Self::DropLogs { .. } => "DropLogs",
             Self::Expire => "Expire",
@@ -242,6 +247,7 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
                 // Last: a Secret of the user's that has gone is to stop nothing else.
                 steps.extend(registries(now, seen, desired, Some(pod)));
             }
+            steps.extend(contents::due(now, seen).map(|plan| Step::SendContents(Box::new(plan))));
             let renewal = certificates::kubeconfig_renewal(seen).filter(|at| *at > now);
             Plan { steps, wake_at: rest.into_iter().chain(renewal).chain(host_loss::given_up_at(seen)).chain(exposure::next_change(now, seen)).min() }
         }
@@ -429,7 +435,8 @@ fn delete(kind: ChildKind, meta: &ObjectMeta) -> Option<Step> {
 /// Whether a cluster's agent should be listened to: while something moves, or when nothing has been heard of it yet.
 pub fn is_moving(status: &KindClusterStatus, seen_report: bool) -> bool {
     let at_rest = conditions::is_true(&status.conditions, conditions::READY) || power::rests(status);
-    !seen_report || !at_rest || serving_names::is_changing(status) || preload::is_under_way(status) || exposure::is_changing(status)
+    let changing = serving_names::is_changing(status) || preload::is_under_way(status) || exposure::is_changing(status) || contents::is_changing(status);
+    !seen_report || !at_rest || changing
 }
 
 /// Whether a pod takes one of the slots for clusters under creation.

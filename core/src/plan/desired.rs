@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::certificates::KUBECONFIG_LIFE;
 use super::cidr;
+use super::contents;
 use super::kind_config;
 use super::names::Identity;
 use super::observed::created_at;
@@ -114,7 +115,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
     let limits = PodLimits { memory_bytes, cpu_millis, storage_bytes };
     let created = created_at(&cluster.metadata);
     let violation = policy.violation(&Reach { spec, created, image: &image, nodes: &nodes, resources: &resources, storage_bytes });
-    let violation = violation.or_else(|| unprotected(cluster, settings));
+    let violation = violation.or_else(|| unprotected(cluster, settings)).or_else(|| contents::check(&spec.manifests).err());
     let agent = AgentSettings {
         schema: SCHEMA,
         cluster_uid: identity.uid.clone(),

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::certificates::{self, Validity};
+use super::contents;
 use super::decide::{Step, is_overdue, kubeconfig};
 use super::desired::{Desired, desire};
 use super::expiry;
@@ -46,6 +47,7 @@ struct Claims {
     nodes: Option<Claim>,
     kubeconfig: Option<Claim>,
     endpoints: Option<Claim>,
+    manifests: Option<Claim>,
     policy: Option<Claim>,
     disk: Option<Claim>,
     certificates: Option<Claim>,
@@ -62,9 +64,10 @@ impl Claims {
             stalled: not_stalled(),
             host: Some(nothing.clone()),
             control_plane: Some(nothing.clone()),
-            nodes: Some(nothing),
+            nodes: Some(nothing.clone()),
             kubeconfig: None,
             endpoints: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
+            manifests: Some(nothing),
             policy: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
             disk: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
             certificates: Some(Claim::unknown(Reason::NoPod, "there is no pod")),
@@ -89,6 +92,7 @@ impl Claims {
             nodes: None,
             kubeconfig: None,
             endpoints: None,
+            manifests: None,
             policy: None,
             disk: None,
             certificates: None,
@@ -199,6 +203,7 @@ fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>
         (conditions::NODES_READY, claims.nodes.as_ref()),
         (conditions::KUBECONFIG_PUBLISHED, claims.kubeconfig.as_ref()),
         (conditions::ENDPOINTS_READY, claims.endpoints.as_ref()),
+        (conditions::MANIFESTS_APPLIED, claims.manifests.as_ref()),
         (conditions::NETWORK_POLICY_ENFORCED, claims.policy.as_ref()),
         (conditions::DISK_PRESSURE, claims.disk.as_ref()),
         (conditions::CERTIFICATES_VALID, claims.certificates.as_ref()),
@@ -362,8 +367,9 @@ fn creating(now: Timestamp, seen: &Observed, pod: &Pod, desired: Option<&Desired
     Claims {
         host: Some(host),
         control_plane: Some(not_yet.clone()),
-        nodes: Some(not_yet),
+        nodes: Some(not_yet.clone()),
         endpoints: Some(Claim::unknown(Reason::Pending, "")),
+        manifests: Some(not_yet),
         policy: Some(policy(seen.report.as_ref())),
         disk: Some(disk(seen.report.as_ref())),
         certificates: Some(Claim::unknown(Reason::Pending, "")),
@@ -454,21 +460,40 @@ fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired,
         }
         _ => Claim::no(Reason::PublishingKubeconfig, "the kubeconfig is about to be published"),
     };
-    let hindrance =
-        [node.as_ref().unwrap_or(&control_plane), &control_plane, &nodes, &kubeconfig].into_iter().find(|claim| claim.status != Some(true)).cloned();
-    let (ready, reconciling) = match hindrance {
+    let manifests = contents::claim(seen, report);
+    // What is to be in the cluster is waited for only once. Manifests come before nodes: among them may be the CNI that these wait for.
+    let first = status.ready_time.is_none();
+    let gates = contents::hindrance(seen, report).filter(|_| first);
+    let all = [
+        Some(node.as_ref().unwrap_or(&control_plane)),
+        Some(&control_plane),
+        Some(&manifests).filter(|_| first),
+        Some(&nodes),
+        Some(&kubeconfig),
+        gates.as_ref(),
+    ];
+    let hindrance = all.into_iter().flatten().find(|claim| claim.status != Some(true)).cloned();
+    let (ready, reconciling) = match &hindrance {
+        None if manifests.reason == Reason::ApplyingManifests => (Claim::yes(Reason::ClusterReady, ""), Claim::yes(manifests.reason, &manifests.message)),
         None => (Claim::yes(Reason::ClusterReady, ""), Claim::no(Reason::Settled, "")),
+        Some(claim) => (Claim::no(claim.reason, &claim.message), Claim::yes(claim.reason, &claim.message)),
+    };
+    // Of these nobody tries on.
+    let stuck = hindrance.or_else(|| Some(manifests.clone()).filter(|claim| claim.status != Some(true))).filter(contents::is_stuck);
+    let (reconciling, stalled) = match stuck {
         Some(claim) => (Claim::no(claim.reason, &claim.message), Claim::yes(claim.reason, claim.message)),
+        None => (reconciling, not_stalled()),
     };
     Claims {
         ready,
         reconciling,
-        stalled: not_stalled(),
+        stalled,
         host: Some(node.unwrap_or_else(|| Claim::yes(Reason::HostFit, report.warnings.join(" ")))),
         control_plane: Some(control_plane),
         nodes: Some(nodes),
         kubeconfig: Some(kubeconfig),
         endpoints: Some(exposure::claim(now, seen)),
+        manifests: Some(manifests),
         policy: Some(policy(Some(report))),
         disk: Some(disk(Some(report))),
         certificates: Some(certificates::claim(now, report.certificates.as_ref())),
@@ -499,6 +524,7 @@ fn suspended(report: &AgentReport, node: Option<Claim>, hindrance: Claim, up_to_
         nodes: Some(hindrance.clone()),
         kubeconfig: None,
         endpoints: Some(hindrance.clone()),
+        manifests: None,
         policy: Some(policy(Some(report))),
         disk: Some(disk(Some(report))),
         certificates: None,
@@ -590,6 +616,13 @@ fn after_failure(step: &Step, problem: &Problem, stands: &Situation<'_>, claims:
             claims.ready = Claim::no(problem.reason, &message);
             claims.reconciling = Claim::yes(problem.reason, &message);
         }
+        // What can be had later is said as being on its way.
+        Step::SendContents(_) if problem.reason.is_about_a_reference() => {
+            if claims.ready.reason == Reason::ApplyingManifests {
+                claims.ready = Claim::no(problem.reason, &message);
+            }
+            claims.manifests = Some(Claim::no(problem.reason, &message));
+        }
         _ if matches!(stands, Situation::Running { .. } | Situation::Expired) => {
             claims.reconciling = Claim::yes(problem.reason, &message);
             if matches!(step, Step::ApplyService(_)) {
@@ -662,6 +695,9 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     if became(conditions::KUBECONFIG_PUBLISHED, "True") {
         note(false, "KubeconfigPublished", message_of(conditions::KUBECONFIG_PUBLISHED));
     }
+    if became(conditions::MANIFESTS_APPLIED, "True") && is_said(after, conditions::MANIFESTS_APPLIED, Reason::ManifestsApplied) {
+        note(false, Reason::ManifestsApplied.as_str(), message_of(conditions::MANIFESTS_APPLIED));
+    }
     if became(conditions::READY, "True") {
         note(false, "Ready", "the cluster is ready".to_owned());
     }
@@ -721,6 +757,10 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
         note(false, "Deleting", message_of(conditions::DELETING));
     }
     notes
+}
+
+fn is_said(status: &KindClusterStatus, type_: &str, reason: Reason) -> bool {
+    conditions::get(&status.conditions, type_).is_some_and(|condition| condition.reason == reason.as_str())
 }
 
 #[cfg(test)]
@@ -1445,7 +1485,7 @@ mod tests {
         let failed = |seen: &Observed| {
             let step = decide(now(), seen).steps.into_iter().find(|step| step.name() == "ApplyRegistries").unwrap();
             let Step::ApplyRegistries(plan) = &step else { panic!("{step:?}") };
-            let problem = plan.denied("Secret", "login");
+            let problem = plan.references.denied("Secret", "login");
             settle(now(), seen, &Outcome { failed: Some((step, problem)), ..Outcome::default() })
         };
         let status = failed(&testing::observed(testing::cluster(LOGIN)));

@@ -1,15 +1,17 @@
 //! What operator and agent say to each other. Additive only: either side may be one release older.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::SocketAddrV4;
 
 use ipnet::Ipv4Net;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::certificates::NodeCertificates;
-use crate::api::PowerState;
 use crate::api::kind_config::KindConfig;
 use crate::api::reasons::Reason;
+use crate::api::{PowerState, Readiness};
 
 /// Version of these types. A higher one is refused by neither side: fields are only ever added.
 pub const SCHEMA: u32 = 1;
@@ -35,6 +37,12 @@ pub const ORDERS_PATH: &str = "/v1/orders";
 
 /// Largest orders that the agent reads, in bytes.
 pub const ORDERS_LIMIT: usize = 32 * 1024;
+
+/// Path of the contents: `PUT /v1/contents` with [`Contents`] as JSON. Answers with the report as it is afterwards.
+pub const CONTENTS_PATH: &str = "/v1/contents";
+
+/// Largest contents that the agent reads, in bytes of JSON.
+pub const CONTENTS_LIMIT: usize = 4 * 1024 * 1024;
 
 /// Path of the logs: `GET /v1/bundle` gathers them and answers with a gzipped tar archive of at most [`BUNDLE_LIMIT`] bytes.
 pub const BUNDLE_PATH: &str = "/v1/bundle";
@@ -261,6 +269,104 @@ impl OrdersReport {
     }
 }
 
+/// What is to be in the cluster: the whole wish at once, which may be said any number of times. May hold secrets.
+#[derive(Clone, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Contents {
+    /// Which wish this is; the agent repeats it in its report.
+    pub edition: Edition,
+    /// With another value than before, all manifests are applied anew.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reapply: String,
+    /// What is to be applied, in this order.
+    pub manifests: Vec<ManifestText>,
+    /// What else is to be so.
+    pub readiness: Readiness,
+}
+
+impl fmt::Debug for Contents {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Contents").field("edition", &self.edition).finish_non_exhaustive()
+    }
+}
+
+/// Which wish for contents it is.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Edition {
+    /// Digest of what the object itself says; empty if it says nothing.
+    pub list: String,
+    /// When that was read which the object refers to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_at: Option<Timestamp>,
+}
+
+/// A manifest.
+#[derive(Clone, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ManifestText {
+    /// Its name in the spec.
+    pub name: String,
+    /// The objects, as `kubectl apply` takes them.
+    pub text: String,
+    /// Whether nothing of it may be repeated.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub secret: bool,
+}
+
+/// What has become of the contents.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContentsReport {
+    /// The newest contents that have arrived.
+    pub received: Edition,
+    /// Their manifests, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub manifests: Vec<ManifestReport>,
+    /// What else is to be so, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<GateReport>,
+}
+
+/// What has become of a manifest.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ManifestReport {
+    /// Its name.
+    pub name: String,
+    /// How far it is.
+    pub state: ManifestState,
+    /// What the last try failed of; may be empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// How far a manifest is.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum ManifestState {
+    /// All of it is applied.
+    Applied,
+    /// It was tried for long enough.
+    Failed,
+    /// It is being applied, or something that this side does not know.
+    #[default]
+    #[serde(other)]
+    Applying,
+}
+
+/// Whether something is so that is waited for.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GateReport {
+    /// What it is.
+    pub gate: String,
+    /// Whether it has been so since it was asked for.
+    pub met: bool,
+    /// What it was found to be last; may be empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
 /// What the agent has done and sees.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -327,6 +433,9 @@ pub struct AgentReport {
     /// Which of [`Orders::ports`] take connections at the moment; `None` from an agent that publishes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_ports: Option<BTreeSet<u16>>,
+    /// What has become of the contents; `None` from an agent that takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contents: Option<ContentsReport>,
 }
 
 /// What came of a connection from the pod to the host's API server, which its NetworkPolicy forbids.

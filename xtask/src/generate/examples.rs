@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use nestling_core::api::kind_config::{KindConfig, KindNetworking, KindNode, KindRole};
 use nestling_core::api::{
-    Access, AccessService, KindCluster, KindClusterSpec, Lifecycle, LocalReference, Nodes, PodLossPolicy, PowerState, Preload, PublishedPort, Registry,
-    ServiceType, Storage, StorageType,
+    Access, AccessService, DeploymentReference, KindCluster, KindClusterSpec, Lifecycle, LocalReference, Manifest, Nodes, PodLossPolicy, PowerState, Preload,
+    PublishedPort, Readiness, Registry, ServiceType, Storage, StorageType,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -49,6 +49,10 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
         ("no-cni", one("Without a CNI: Ready needs only the control plane, and its user installs a CNI.", "no-cni", no_cni())?),
         ("registries", one("A mirror of Docker Hub, and a registry that wants a login and has an authority of its own.", "registries", registries())?),
         ("preload", one("Images that are in every node before Ready. Pods use them if their imagePullPolicy is not Always.", "preload", preload())?),
+        (
+            "contents",
+            one("Ready with something in it: manifests that are applied as soon as the API server answers, and what is waited for.", "contents", contents())?,
+        ),
         (
             "persistent",
             one(
@@ -123,6 +127,15 @@ fn registries() -> KindClusterSpec {
 
 fn preload() -> KindClusterSpec {
     KindClusterSpec { preload: Some(Preload { images: vec!["nginx:1.29".to_owned()] }), ..spec() }
+}
+
+fn contents() -> KindClusterSpec {
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: team\n";
+    let inline = Manifest { name: "namespace".to_owned(), inline: Some(namespace.to_owned()), ..Manifest::default() };
+    let reference = Some(LocalReference { name: "app-manifests".to_owned() });
+    let app = Manifest { name: "app".to_owned(), config_map_ref: reference, ..Manifest::default() };
+    let deployments = vec![DeploymentReference { namespace: "team".to_owned(), name: "app".to_owned() }];
+    KindClusterSpec { manifests: vec![inline, app], readiness: Some(Readiness { dns: true, deployments }), ..spec() }
 }
 
 fn no_cni() -> KindClusterSpec {

@@ -9,7 +9,10 @@ use super::{PAGE_NOTICE, cell, code};
 
 /// Conditions and what they mean, in the order of [`conditions::ALL`].
 const CONDITIONS: [(&str, &str); conditions::ALL.len()] = [
-    (conditions::READY, "The published kubeconfig reaches a healthy API server, and all nodes are ready."),
+    (
+        conditions::READY,
+        "The published kubeconfig reaches a healthy API server, and all nodes are ready; the first time of an attempt also: `spec.manifests` are applied, and what `spec.readiness` asks for is so.",
+    ),
     (conditions::RECONCILING, "The operator is at work on this generation of the spec (kstatus)."),
     (conditions::STALLED, "Nothing more will happen until somebody changes something; the reason says what (kstatus)."),
     (conditions::HOST_READY, "The pod runs and found its host fit."),
@@ -19,6 +22,10 @@ const CONDITIONS: [(&str, &str); conditions::ALL.len()] = [
     (
         conditions::ENDPOINTS_READY,
         "Every address that `spec.access` and `spec.ports` ask for is there: the load balancer has given its own, and the pod takes connections for each published port. `Ready` does not depend on it.",
+    ),
+    (
+        conditions::MANIFESTS_APPLIED,
+        "What `spec.manifests` lists has been applied inside the cluster, as it is now. Also `True` where nothing is listed. `Ready` waits for it only the first time.",
     ),
     (
         conditions::NETWORK_POLICY_ENFORCED,

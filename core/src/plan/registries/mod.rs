@@ -12,7 +12,6 @@ pub use files::{DOCKER_CONFIG, NODE_DIRECTORY, containerd_patch, daemon, docker_
 pub use pull::{candidates, host_of, login_in, secrets_in};
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
@@ -23,8 +22,8 @@ use super::desired::registries_digest;
 use super::kind_config::is_below;
 use super::names::Identity;
 use super::problem::Problem;
+use super::references::{References, is_fresh};
 use super::settings::Settings;
-use super::situation::later;
 use super::wire::RegistrySettings;
 use crate::api::kind_config::KindConfig;
 use crate::api::reasons::Reason;
@@ -33,12 +32,6 @@ use crate::api::{KindCluster, Registry, annotations};
 /// Part of the digests on a pod that is about the registries.
 pub const DIGEST: &str = "registries";
 
-/// The chart's ClusterRole that a namespace binds to let the operator read what it refers to.
-pub const READER_ROLE: &str = "nestling-secret-reader";
-
-/// What was read is read anew this much later, so that a change of it arrives.
-const READ_EVERY: Duration = Duration::from_hours(1);
-
 /// What is to be read, and the Secret that gets it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RegistriesPlan {
@@ -46,10 +39,8 @@ pub struct RegistriesPlan {
     pub metadata: ObjectMeta,
     /// What is to be read.
     pub sources: Vec<Source>,
-    /// The right that reading needs, as a command.
-    pub command: String,
-    /// Namespace of all that is read.
-    pub namespace: String,
+    /// Where they are.
+    pub references: References,
 }
 
 /// What one registry refers to.
@@ -87,34 +78,16 @@ pub fn plan(now: Timestamp, cluster: &KindCluster, identity: &Identity, settings
             ..super::objects::metadata(identity.registries(), identity, settings)
         },
         sources: cluster.spec.registries.iter().map(source).filter(|source| source.credentials.is_some() || source.authority.is_some()).collect(),
-        command: format!(
-            "kubectl create rolebinding {READER_ROLE} --clusterrole={READER_ROLE} --serviceaccount={}:{} --namespace={}",
-            settings.operator_namespace, settings.service_account, identity.namespace
-        ),
-        namespace: identity.namespace.clone(),
+        references: References::of(identity, settings),
     }
 }
 
 impl RegistriesPlan {
-    /// The operator may not read this object.
-    pub fn denied(&self, kind: &str, name: &str) -> Problem {
-        let message = format!("the operator may not read {kind} {name} in namespace {}; to let it: {}", self.namespace, self.command);
-        Problem::new(Reason::SecretAccessDenied, message)
-    }
-
-    /// This object does not exist.
-    pub fn missing(&self, kind: &str, name: &str) -> Problem {
-        let reason = if kind == "Secret" { Reason::SecretNotFound } else { Reason::ConfigMapNotFound };
-        Problem::new(reason, format!("there is no {kind} {name} in namespace {}", self.namespace))
-    }
-
     /// Whether a copy was made from the same list, and not too long ago.
     pub fn is_current(&self, now: Timestamp, copy: &ObjectMeta) -> bool {
         let said = |meta: &ObjectMeta, key: &str| meta.annotations.as_ref().and_then(|all| all.get(key).cloned());
         let read: Option<Timestamp> = said(copy, annotations::READ_AT).and_then(|text| text.parse().ok());
-        said(copy, annotations::SETTINGS_DIGEST) == said(&self.metadata, annotations::SETTINGS_DIGEST)
-            // A clock that was set back must not put the next look off.
-            && read.is_some_and(|read| read <= now && now < later(read, READ_EVERY))
+        said(copy, annotations::SETTINGS_DIGEST) == said(&self.metadata, annotations::SETTINGS_DIGEST) && is_fresh(now, read)
     }
 }
 
@@ -191,12 +164,15 @@ mod tests {
         let plan = planned(SPEC);
         let source = Source { host: "private.example:5000".into(), credentials: Some("login".into()), authority: Some("ca".into()) };
         assert_eq!(plan.sources, [source]);
-        let problem = plan.denied("Secret", "login");
+        let problem = plan.references.denied("Secret", "login");
         assert_eq!(problem.reason, Reason::SecretAccessDenied);
         let command =
             "kubectl create rolebinding nestling-secret-reader --clusterrole=nestling-secret-reader --serviceaccount=operators:reed-nestling --namespace=marsh";
         assert!(problem.explain().contains(command), "{}", problem.explain());
-        assert_eq!((plan.missing("Secret", "a").reason, plan.missing("ConfigMap", "a").reason), (Reason::SecretNotFound, Reason::ConfigMapNotFound));
+        assert_eq!(
+            (plan.references.missing("Secret", "a").reason, plan.references.missing("ConfigMap", "a").reason),
+            (Reason::SecretNotFound, Reason::ConfigMapNotFound)
+        );
     }
 
     #[rstest]
