@@ -44,7 +44,7 @@ use super::server::{self, Health};
 use super::wait::OFTEN;
 use super::{
     RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, preflight, serving_names, storage,
-    store, teardown,
+    store, teardown, users,
 };
 
 /// How long a failed agent stays to be asked, in the end nobody came.
@@ -585,6 +585,7 @@ impl Machine {
                 () = nested.follow_nodes(&self.report, since) => return Err(failure(Reason::AgentCrashed, "the watch on the nodes has ended")),
                 never = self.probe(nested) => match never {},
                 never = forget_tokens(nested) => match never {},
+                never = users::follow(nested, &self.report) => match never {},
                 () = Box::pin(certificates::keep(place, &self.report)) => {}
             }
             // The earlier ones hold for a while yet.

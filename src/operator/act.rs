@@ -17,7 +17,7 @@ use nestling_core::plan::certificates::CHANNEL_LIFE;
 use nestling_core::plan::decide::{Child, ChildKind, KubeconfigPlan, Step};
 use nestling_core::plan::evidence::LogsPlan;
 use nestling_core::plan::names::Identity;
-use nestling_core::plan::objects::{kubeconfig_secret, logs_secret};
+use nestling_core::plan::objects::{kubeconfig_secret, logs_secret, owns_labels};
 use nestling_core::plan::observed::Observed;
 use nestling_core::plan::problem::Problem;
 use nestling_core::plan::registries::{self, RegistriesPlan};
@@ -168,7 +168,11 @@ impl Actor {
             Step::ApplyService(service) => self.apply::<Service>(seen, "apply the Service", service).await?,
             Step::ApplyVolumeClaim(claim) => self.apply::<PersistentVolumeClaim>(seen, "apply the claim on the cluster's volume", claim).await?,
             Step::CreatePod(pod) => return self.create_pod(seen, pod).await.map(|pod| Some(Step::CreatePod(Box::new(pod)))),
-            Step::PublishKubeconfig(plan) => acted.outcome.kubeconfig_expires = Some(self.publish(seen, plan).await?),
+            Step::PublishKubeconfig(plan) => {
+                let ends = self.publish(seen, plan).await?;
+                acted.outcome.credentials_end.insert(plan.secret.clone(), ends);
+            }
+            Step::PublishFurther(plan) => self.publish_further(seen, plan, &mut acted.outcome).await?,
             Step::RetractKubeconfig { secret } => self.retract(seen, "find the Secret with the kubeconfig", secret).await?,
             Step::Order(orders) => self.order(seen, orders).await?,
             Step::KeepLogs(plan) => acted.outcome.logs_refused = self.keep_logs(plan).await?,
@@ -365,8 +369,9 @@ impl Actor {
         if owner_uid(&keys.metadata) != Some(&plan.identity.uid) {
             return Err(taken("Secret", &plan.identity.keys()));
         }
-        let (credentials, expires) = kubeconfig::mint(&keys, Timestamp::now(), plan.lifetime)?;
-        let written = self.put(&plan.identity, &kubeconfig_secret(plan, &credentials), "write the Secret with the kubeconfig").await;
+        let (credentials, expires) = kubeconfig::mint(&keys, &plan.bearer, Timestamp::now(), plan.lifetime)?;
+        let secret = kubeconfig_secret(plan, &credentials);
+        let written = self.put(&plan.identity, &secret, owns_labels(plan), "write the Secret with the kubeconfig").await;
         written.map(|()| expires).map_err(|error| match error.trouble() {
             Trouble::TestFailed => StepError::Problem(Problem::new(Reason::KubeconfigSecretConflict, anothers(&plan.secret, &plan.identity))),
             // A Secret that went meanwhile, or the namespace, and soon the object.
@@ -375,12 +380,25 @@ impl Actor {
         })
     }
 
+    /// Publishes further credentials. What refuses them is said and holds nothing up, unless it may be over soon.
+    async fn publish_further(&self, seen: &Observed, plan: &KubeconfigPlan, outcome: &mut Outcome) -> Result<(), StepError> {
+        match self.publish(seen, plan).await {
+            Ok(ends) => drop(outcome.credentials_end.insert(plan.secret.clone(), ends)),
+            Err(StepError::Problem(problem)) if problem.reason != Reason::HostUnavailable => {
+                info!(secret = plan.secret, %problem, "not written");
+                outcome.refused.insert(plan.secret.clone(), problem);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
     /// Writes the logs of a failed attempt down. What keeps them from being written is said and holds nothing up, unless it may be over soon.
     async fn keep_logs(&self, plan: &LogsPlan) -> Result<Option<Problem>, StepError> {
         let key = Key { namespace: plan.identity.namespace.clone(), name: plan.identity.name.clone() };
         let archive = self.logs.archive(&key, plan.attempt).ok_or(STALE)?;
         let secret = logs_secret(plan, archive.to_vec());
-        let Err(error) = self.put(&plan.identity, &secret, "write the Secret with logs").await else { return Ok(None) };
+        let Err(error) = self.put(&plan.identity, &secret, false, "write the Secret with logs").await else { return Ok(None) };
         match error.trouble() {
             Trouble::TestFailed => Ok(Some(Problem::new(Reason::HostRefused, anothers(&plan.secret, &plan.identity)))),
             Trouble::Refused(problem) => Ok(Some(problem)),
@@ -390,14 +408,14 @@ impl Actor {
     }
 
     /// Writes a Secret in the user's namespace, where we may not read any. One of that name that is not ours is left as it is: [`Trouble::TestFailed`].
-    async fn put(&self, identity: &Identity, secret: &Secret, what: &'static str) -> Result<(), CallError> {
+    async fn put(&self, identity: &Identity, secret: &Secret, owns_labels: bool, what: &'static str) -> Result<(), CallError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &identity.namespace);
         match call(what, api.create(&params(), secret)).await {
             Ok(_) => return Ok(()),
             Err(error) if error.trouble() == Trouble::Conflict => {}
             Err(error) => return Err(error),
         }
-        let patch = patches::republish(&identity.uid, secret);
+        let patch = patches::republish(&identity.uid, secret, owns_labels);
         call(what, api.patch_metadata(&secret.name_any(), &PatchParams::default(), &patch)).await.map(|_| ())
     }
 
@@ -461,6 +479,7 @@ mod tests {
     use std::future::Future;
 
     use nestling_core::plan::certificates::KUBECONFIG_LIFE;
+    use nestling_core::plan::credentials::Bearer;
     use nestling_core::plan::decide::Plan;
     use serde_json::Value;
     use tokio::time::{Duration, Instant};
@@ -551,6 +570,7 @@ mod tests {
         Step::PublishKubeconfig(Box::new(KubeconfigPlan {
             identity: seen(&[]).identity,
             secret: "crane-kubeconfig".into(),
+            bearer: Bearer::Admin,
             internal: "https://c.clusters.svc:6443".into(),
             external: None,
             lifetime: KUBECONFIG_LIFE,
@@ -604,7 +624,7 @@ mod tests {
         for (create, patch) in [(written(), None), (exists(), Some(written()))] {
             let acted = publish(create, patch).await;
             assert_eq!(acted.outcome.done.len(), 1);
-            let days = acted.outcome.kubeconfig_expires.unwrap().duration_since(Timestamp::now()).as_hours() / 24;
+            let days = acted.outcome.credentials_end["crane-kubeconfig"].duration_since(Timestamp::now()).as_hours() / 24;
             assert!((364..=365).contains(&days), "{days}");
         }
     }
@@ -614,7 +634,7 @@ mod tests {
         let acted = publish(exists(), Some(Answer::failed_test())).await;
         let (step, problem) = acted.outcome.failed.unwrap();
         assert_eq!((step.name(), problem.reason), ("PublishKubeconfig", Reason::KubeconfigSecretConflict));
-        assert_eq!(acted.outcome.kubeconfig_expires, None);
+        assert!(acted.outcome.credentials_end.is_empty());
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! The promise of the core, tried on a model of the host cluster: for any history of stale reads, failed writes, killed operators, lost pods and
 //! edited specs and restores from a backup, repeated passes converge; no cluster ever has two pods at work; the finalizer goes last.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -18,7 +19,9 @@ use super::wire::{AgentReport, NodeReport, Orders, OrdersReport, Stage};
 use super::{names::Identity, testing};
 use crate::api::conditions::{self, READY, STALLED, SUSPENDED};
 use crate::api::reasons::Reason;
-use crate::api::{FINALIZER, KindCluster, KindClusterStatus, LocalReference, PodLossPolicy, PowerState, Registry, StorageType, annotations};
+use crate::api::{
+    ArgoCd, FINALIZER, KindCluster, KindClusterStatus, Kubeconfig, KubeconfigUser, LocalReference, PodLossPolicy, PowerState, Registry, StorageType, annotations,
+};
 
 /// How the next pods turn out.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +61,8 @@ enum Happening {
     Power(PowerState),
     /// The user names the API server otherwise, or not.
     Names(bool),
+    /// The user lets somebody else and Argo CD in, or nobody.
+    Users(bool),
     /// The user asks for a new cluster in the place of this one.
     Recreate(u8),
     /// The user pauses or resumes.
@@ -87,6 +92,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => prop::option::of(1..6000_u64).prop_map(Happening::Ttl),
         2 => prop_oneof![Just(PowerState::Running), Just(PowerState::Frozen), Just(PowerState::Stopped)].prop_map(Happening::Power),
         1 => any::<bool>().prop_map(Happening::Names),
+        2 => any::<bool>().prop_map(Happening::Users),
         1 => (0..3_u8).prop_map(Happening::Recreate),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
@@ -110,6 +116,8 @@ struct World {
     identity: Identity,
     /// The pod whose agent got orders, these, and when.
     orders: Option<(String, Orders, Timestamp)>,
+    /// The further Secrets with credentials that are there.
+    published: BTreeSet<String>,
     /// Nested UID of the whole cluster on the volume.
     on_volume: Option<String>,
     /// The object was restored: what it says of a cluster on a volume is another object's.
@@ -137,6 +145,7 @@ impl World {
             next_uid: 0,
             identity,
             orders: None,
+            published: BTreeSet::new(),
             on_volume: None,
             restored: false,
         }
@@ -265,6 +274,7 @@ impl World {
             }
             Step::RemoveFinalizer => {
                 assert!(self.children.is_empty(), "the finalizer goes last: {:?}", self.children);
+                assert!(self.published.is_empty(), "credentials of a cluster that is gone: {:?}", self.published);
                 assert!(self.cluster.as_ref().is_none_or(|cluster| cluster.metadata.deletion_timestamp.is_some()));
                 self.cluster = None;
             }
@@ -309,7 +319,17 @@ impl World {
                 pod.status = Some(running());
                 self.children.pods.push(pod);
             }
-            Step::PublishKubeconfig(_) | Step::RetractKubeconfig { .. } | Step::DropLogs { .. } => {}
+            Step::PublishKubeconfig(_) | Step::DropLogs { .. } => {}
+            Step::PublishFurther(plan) => {
+                // From a state of the object before one's own last write, which an operator does not go back to (`own_writes.rs`).
+                if !self.status().further_secret_refs.iter().any(|have| have.name == plan.secret) {
+                    return Err(conflict());
+                }
+                self.published.insert(plan.secret.clone());
+            }
+            Step::RetractKubeconfig { secret } => {
+                self.published.remove(secret);
+            }
             Step::Order(orders) => {
                 let pod = self.children.current_pod().and_then(|pod| pod.metadata.uid.clone()).ok_or_else(conflict)?;
                 self.orders = Some((pod, orders.clone(), self.now));
@@ -432,6 +452,7 @@ impl World {
             Happening::Names(some) => self.edit(|cluster| {
                 cluster.spec.access.get_or_insert_default().cert_sans = if some { vec!["a.example".to_owned()] } else { vec![] };
             }),
+            Happening::Users(some) => self.edit(|cluster| cluster.spec.kubeconfig = some.then(kubeconfig)),
             Happening::Recreate(value) => {
                 if let Some(cluster) = &mut self.cluster {
                     cluster.metadata.annotations.get_or_insert_default().insert(annotations::RECREATE.to_owned(), value.to_string());
@@ -465,6 +486,8 @@ impl World {
         cluster.status = cluster.status.filter(|_| status);
         self.identity = testing::identity(&cluster);
         self.children = Children::default();
+        // Their owner is gone.
+        self.published.clear();
         (self.on_volume, self.restored) = (None, true);
         // Of another object, which no cache mixes up with this one.
         self.history.clear();
@@ -525,6 +548,11 @@ fn losses() -> impl Strategy<Value = Happening> {
         3 => Just(Happening::LosePod),
         2 => Just(Happening::EvictPod),
     ]
+}
+
+fn kubeconfig() -> Kubeconfig {
+    let users = vec![KubeconfigUser { name: "ci".into(), cluster_role: Some("view".into()), ..KubeconfigUser::default() }];
+    Kubeconfig { users, argo_cd: Some(ArgoCd::default()), ..Kubeconfig::default() }
 }
 
 fn registry() -> Registry {
@@ -603,6 +631,10 @@ proptest! {
                 prop_assert!([ready, stalled, suspended].into_iter().filter(|holds| *holds).count() == 1, "neither ready nor suspended nor given up: {status:#?}");
                 prop_assert_eq!(status.conditions.len(), conditions::ALL.len());
                 let asked = cluster.spec.power_state.unwrap_or_default();
+                if ready {
+                    let names = if cluster.spec.kubeconfig.is_some() { vec!["crane-argocd", "crane-kubeconfig-ci"] } else { vec![] };
+                    prop_assert_eq!(world.published.iter().map(String::as_str).collect::<Vec<_>>(), names);
+                }
                 if !stalled {
                     prop_assert_eq!(status.power_state, Some(asked));
                     prop_assert_eq!(suspended, asked != PowerState::Running);

@@ -8,6 +8,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::certificates::{self, KUBECONFIG_LIFE};
+use super::credentials::{self, Bearer};
 use super::desired::{Desired, short_digest};
 use super::evidence::{self, Fate, LogsPlan};
 use super::expiry::{expiry, is_recorded};
@@ -19,6 +20,7 @@ use super::orders;
 use super::power;
 use super::registries::{self, RegistriesPlan};
 use super::serving_names;
+use super::users;
 use super::settings::CleanupPolicy;
 use super::situation::{Situation, later, situation};
 use super::wire::Orders;
@@ -65,6 +67,8 @@ pub enum Step {
     CreatePod(Box<Pod>),
     /// The kubeconfig in the user's namespace.
     PublishKubeconfig(Box<KubeconfigPlan>),
+    /// A further Secret with credentials in the user's namespace. What refuses it holds nothing else up.
+    PublishFurther(Box<KubeconfigPlan>),
     /// Takes a published kubeconfig away, if it is ours.
     RetractKubeconfig {
         /// Name of the Secret.
@@ -89,7 +93,7 @@ pub enum Step {
 
 impl Step {
     /// Every kind of step, for tests that stop the operator behind each.
-    pub const NAMES: [&'static str; 16] = [
+    pub const NAMES: [&'static str; 17] = [
         "AddFinalizer",
         "CreateKeys",
         "RenewChannel",
@@ -99,6 +103,7 @@ impl Step {
         "ApplyVolumeClaim",
         "CreatePod",
         "PublishKubeconfig",
+        "PublishFurther",
         "RetractKubeconfig",
         "Order",
         "KeepLogs",
@@ -120,6 +125,7 @@ impl Step {
             Self::ApplyVolumeClaim(_) => "ApplyVolumeClaim",
             Self::CreatePod(_) => "CreatePod",
             Self::PublishKubeconfig(_) => "PublishKubeconfig",
+            Self::PublishFurther(_) => "PublishFurther",
             Self::RetractKubeconfig { .. } => "RetractKubeconfig",
             Self::Order(_) => "Order",
             Self::KeepLogs(_) => "KeepLogs",
@@ -164,6 +170,8 @@ pub struct KubeconfigPlan {
     pub identity: Identity,
     /// Name of the Secret.
     pub secret: String,
+    /// Who proves itself with it.
+    pub bearer: Bearer,
     /// URL for clients inside the host cluster.
     pub internal: String,
     /// URL for others.
@@ -233,11 +241,13 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
             steps.extend(orders::due(seen).map(Step::Order));
             if let Ok(desired) = &desired {
                 steps.extend(publication(now, seen, desired));
+                steps.extend(credentials::steps(now, seen, desired));
                 // Last: a Secret of the user's that has gone is to stop nothing else.
                 steps.extend(registries(now, seen, desired, Some(pod)));
             }
             let renewal = certificates::kubeconfig_renewal(seen).filter(|at| *at > now);
-            Plan { steps, wake_at: rest.into_iter().chain(renewal).chain(host_loss::given_up_at(seen)).min() }
+            let further = desired.as_ref().ok().and_then(|desired| credentials::next_look(now, seen, desired));
+            Plan { steps, wake_at: rest.into_iter().chain(renewal).chain(further).chain(host_loss::given_up_at(seen)).min() }
         }
     }
 }
@@ -347,6 +357,7 @@ pub fn kubeconfig(seen: &Observed, desired: &Desired) -> Option<KubeconfigPlan> 
     Some(KubeconfigPlan {
         identity: desired.identity.clone(),
         secret: desired.kubeconfig_secret.clone(),
+        bearer: Bearer::Admin,
         internal,
         external,
         tls_server_name,
@@ -394,7 +405,7 @@ fn said_unverified(seen: &Observed) -> bool {
 }
 
 fn deletion(now: Timestamp, seen: &Observed) -> Vec<Step> {
-    let mut steps = Vec::new();
+    let mut steps = credentials::retraction(seen);
     if let Some(published) = seen.status().kubeconfig_secret_ref {
         steps.push(Step::RetractKubeconfig { secret: published.name });
     }
@@ -432,7 +443,7 @@ fn delete(kind: ChildKind, meta: &ObjectMeta) -> Option<Step> {
 /// Whether a cluster's agent should be listened to: while something moves, or when nothing has been heard of it yet.
 pub fn is_moving(status: &KindClusterStatus, seen_report: bool) -> bool {
     let at_rest = conditions::is_true(&status.conditions, conditions::READY) || power::rests(status);
-    !seen_report || !at_rest || serving_names::is_changing(status)
+    !seen_report || !at_rest || serving_names::is_changing(status) || users::is_changing(status)
 }
 
 /// Whether a pod takes one of the slots for clusters under creation.

@@ -4,6 +4,7 @@ pub mod certificates;
 pub mod changes;
 pub mod cidr;
 pub mod classify;
+pub mod credentials;
 pub mod decide;
 pub mod desired;
 pub mod egress;
@@ -30,6 +31,7 @@ pub mod serving_names;
 pub mod settings;
 pub mod settle;
 pub mod situation;
+pub mod users;
 mod volume;
 pub mod wire;
 

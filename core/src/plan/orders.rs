@@ -4,13 +4,14 @@
 use super::observed::Observed;
 use super::power;
 use super::serving_names;
+use super::users;
 use super::wire::Orders;
 use crate::api::{PodLossPolicy, StorageType};
 
 /// What the agent of the current pod is to be told; `None` where it takes no orders, or has not been heard yet.
 pub fn wanted(seen: &Observed) -> Option<Orders> {
     seen.report.as_ref()?.orders.as_ref()?;
-    Some(Orders { power: power::wanted(seen), keep: keep(seen), cert_sans: serving_names::wanted(seen) })
+    Some(Orders { power: power::wanted(seen), keep: keep(seen), cert_sans: serving_names::wanted(seen), users: users::bound(seen) })
 }
 
 /// What the agent is to be told now: `None` if it knows all.

@@ -9,7 +9,7 @@ mod service;
 mod volume_claim;
 
 pub use doctor_pod::{DOCTOR_LABEL, Examination, doctor_pod};
-pub use kubeconfig::{Credentials, kubeconfig_secret};
+pub use kubeconfig::{Credentials, kubeconfig_secret, owns_labels};
 pub use logs::{LOGS_KEY, logs_secret};
 pub use network_policy::network_policy;
 pub use pod::{attempt_of, changed_since, digests_of, pod, resumes};
