@@ -2,6 +2,8 @@
 //! just so, kills behind each step, storms – and what is left in the API afterwards.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
+#[path = "reconcile/clients.rs"]
+mod clients;
 #[path = "reconcile/leader.rs"]
 mod leader;
 #[path = "reconcile/restore.rs"]
@@ -784,7 +786,8 @@ async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, k
     if fails_first {
         stage.host.set_luck(name, Luck::Fails(Reason::KindFailed, "no".into()));
     }
-    stage.create(name, json!({"kubeconfig": {"secretName": foreign_name}, "registries": registries("login"), "storage": {"type": "Persistent"}})).await;
+    let users = json!([{"name": "ci", "clusterRole": "view"}]);
+    stage.create(name, json!({"kubeconfig": {"secretName": foreign_name, "users": users}, "registries": registries("login"), "storage": {"type": "Persistent"}})).await;
     let life = async {
         if fails_first {
             condition(&stage.clusters, name, READY, "False", Some("KindFailed"), SOON).await;
@@ -817,7 +820,7 @@ async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, k
     assert_eq!(stage.children().await, Vec::<String>::new(), "{die_after:?} {kill_at:?}");
     let started = stage.host.started.lock().unwrap().get(name).copied();
     assert_eq!(started, Some(if fails_first { 2 } else { 1 }), "{die_after:?} {kill_at:?}: pods were duplicated");
-    for secret in ["new", "logs"] {
+    for secret in ["new", "logs", "kubeconfig-ci"] {
         gone(&stage.secrets(), &format!("{name}-{secret}"), SOON).await;
     }
 }

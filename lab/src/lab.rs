@@ -34,6 +34,8 @@ pub enum LabPart {
     Vm,
     /// The node image of a newer release of Kubernetes, for nested clusters.
     Newer,
+    /// The code of the tools that read published Secrets.
+    Consumers,
 }
 
 impl LabPart {
@@ -54,6 +56,7 @@ impl LabPart {
             ],
             Self::Vm => &[Part::NodeImage, Part::VmDisk],
             Self::Newer => &[Part::NodeImageNewer],
+            Self::Consumers => &[Part::Consumers, Part::ArgoCdConsumer],
         }
     }
 }

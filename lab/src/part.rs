@@ -75,6 +75,10 @@ pub enum Part {
     NodeServerNewer,
     /// The newer release's node image.
     NodeImageNewer,
+    /// The code with which Flux and Cluster API open clusters.
+    Consumers,
+    /// The code with which Argo CD opens clusters and judges their health.
+    ArgoCdConsumer,
 }
 
 /// How a part is made.
@@ -105,7 +109,7 @@ const MINIMAL_SYSTEM: &str = r#"cd "$1" && mkdir -p etc/ssl/certs tmp && chmod 1
 
 impl Part {
     /// Every part, each after what it needs.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 34] = [
         Self::KubernetesApi,
         Self::KubernetesNode,
         Self::Etcd,
@@ -138,6 +142,8 @@ impl Part {
         Self::KubernetesNewer,
         Self::NodeServerNewer,
         Self::NodeImageNewer,
+        Self::Consumers,
+        Self::ArgoCdConsumer,
     ];
 
     /// The name, as in the cache and in `lab status`.
@@ -175,6 +181,8 @@ impl Part {
             Self::KubernetesNewer => "kubernetes-newer",
             Self::NodeServerNewer => "node-server-newer",
             Self::NodeImageNewer => "node-image-newer",
+            Self::Consumers => "consumers",
+            Self::ArgoCdConsumer => "argocd-consumer",
         }
     }
 
@@ -324,6 +332,8 @@ impl Part {
                 ..PLAIN_GO
             },
             Self::Registry => GoPrograms { module: "registry", programs: &[("github.com/distribution/distribution/v3/cmd/registry", "registry")], ..PLAIN_GO },
+            Self::Consumers => GoPrograms { module: "consumers", programs: &[("./consumers", "consumers")], sources: &["consumers"], ..PLAIN_GO },
+            Self::ArgoCdConsumer => GoPrograms { module: "argocd", programs: &[("./consumer", "argocd-consumer")], sources: &["consumer"], ..PLAIN_GO },
             // The parts that are no Go programs have recipes of their own.
             _ => PLAIN_GO,
         }

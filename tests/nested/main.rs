@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
 mod changes;
+mod clients;
 mod cluster;
 mod failures;
 mod high_availability;

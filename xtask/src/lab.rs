@@ -71,12 +71,14 @@ pub enum Goal {
     ControlPlane,
     /// A host cluster.
     Host,
-    /// Everything but the virtual machine and the newer release.
+    /// Everything but the parts below.
     All,
     /// The virtual machine.
     Vm,
     /// The node image of a newer release of Kubernetes.
     Newer,
+    /// The code of the tools that read published Secrets.
+    Consumers,
 }
 
 /// Does it.
@@ -118,6 +120,7 @@ fn build(lab: &Lab, goal: Goal) -> Result<()> {
         Goal::All => LabPart::All,
         Goal::Vm => LabPart::Vm,
         Goal::Newer => LabPart::Newer,
+        Goal::Consumers => LabPart::Consumers,
     };
     announce(lab, goal);
     lab.build(goal)?;
