@@ -787,7 +787,9 @@ async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, k
         stage.host.set_luck(name, Luck::Fails(Reason::KindFailed, "no".into()));
     }
     let users = json!([{"name": "ci", "clusterRole": "view"}]);
-    stage.create(name, json!({"kubeconfig": {"secretName": foreign_name, "users": users}, "registries": registries("login"), "storage": {"type": "Persistent"}})).await;
+    stage
+        .create(name, json!({"kubeconfig": {"secretName": foreign_name, "users": users}, "registries": registries("login"), "storage": {"type": "Persistent"}}))
+        .await;
     let life = async {
         if fails_first {
             condition(&stage.clusters, name, READY, "False", Some("KindFailed"), SOON).await;

@@ -567,17 +567,21 @@ mod tests {
     }
 
     fn plan() -> Step {
-        Step::PublishKubeconfig(Box::new(KubeconfigPlan {
+        Step::PublishKubeconfig(Box::new(kubeconfig_plan(Bearer::Admin)))
+    }
+
+    fn kubeconfig_plan(bearer: Bearer) -> KubeconfigPlan {
+        KubeconfigPlan {
             identity: seen(&[]).identity,
             secret: "crane-kubeconfig".into(),
-            bearer: Bearer::Admin,
+            bearer,
             internal: "https://c.clusters.svc:6443".into(),
             external: None,
             lifetime: KUBECONFIG_LIFE,
             tls_server_name: "c.clusters.svc".into(),
             digest: "d".into(),
             install: "reed".into(),
-        }))
+        }
     }
 
     /// The Secret with the keys, as the API server has it.
@@ -593,8 +597,12 @@ mod tests {
     }
 
     async fn publish(create: Answer, patch: Option<Answer>) -> Acted {
+        publish_by(plan(), create, patch).await
+    }
+
+    async fn publish_by(step: Step, create: Answer, patch: Option<Answer>) -> Acted {
         let keys_path = format!("/api/v1/namespaces/clusters/secrets/{}", seen(&[]).identity.keys());
-        act(&seen(&[]), plan(), async move |mut mock: Mock| {
+        act(&seen(&[]), step, async move |mut mock: Mock| {
             mock.expect("GET", &keys_path, Answer::ok(keys())).await;
             let sent = mock.expect("POST", PUBLISHED, create).await;
             assert_eq!((sent["metadata"]["name"].as_str(), sent["metadata"]["ownerReferences"][0]["uid"].as_str()), (Some("crane-kubeconfig"), Some(UID)));
@@ -627,6 +635,24 @@ mod tests {
             let days = acted.outcome.credentials_end["crane-kubeconfig"].duration_since(Timestamp::now()).as_hours() / 24;
             assert!((364..=365).contains(&days), "{days}");
         }
+    }
+
+    #[tokio::test]
+    async fn further_credentials_that_are_refused_are_said_and_hold_nothing_up() {
+        let step = || Step::PublishFurther(Box::new(kubeconfig_plan(Bearer::User { name: "ci".into(), groups: vec![] })));
+        let forbidden = Answer::refused(403, "Forbidden", "secrets is forbidden");
+        for (create, patch, reason) in
+            [(exists(), Some(Answer::failed_test()), Reason::KubeconfigSecretConflict), (forbidden, None, Reason::KubeconfigWriteFailed)]
+        {
+            let acted = publish_by(step(), create, patch).await;
+            assert_eq!((acted.outcome.done.len(), acted.outcome.failed.is_none()), (1, true));
+            assert_eq!(acted.outcome.refused["crane-kubeconfig"].reason, reason);
+            assert!(acted.outcome.credentials_end.is_empty());
+        }
+        let acted = publish_by(step(), Answer::refused(503, "ServiceUnavailable", "later"), None).await;
+        assert_eq!(acted.outcome.failed.unwrap().1.reason, Reason::HostUnavailable, "what may be over soon is tried again");
+        let acted = publish_by(step(), written(), None).await;
+        assert!(acted.outcome.credentials_end.contains_key("crane-kubeconfig") && acted.outcome.refused.is_empty());
     }
 
     #[tokio::test]

@@ -211,10 +211,12 @@ fn health_is_judged(paths: &LabPaths, cluster: &nestling_core::api::KindCluster)
     object["metadata"]["generation"] = json!(generation + 1);
     assert_eq!(judge(&object), "Progressing: the operator has not seen the newest change yet");
     object["metadata"]["generation"] = json!(generation);
-    let judged = |conditions: Value| judge(&json!({
-        "apiVersion": "nestling.dev/v1alpha1", "kind": "KindCluster", "metadata": {"name": NAME, "generation": 1},
-        "status": {"observedGeneration": 1, "conditions": conditions},
-    }));
+    let judged = |conditions: Value| {
+        judge(&json!({
+            "apiVersion": "nestling.dev/v1alpha1", "kind": "KindCluster", "metadata": {"name": NAME, "generation": 1},
+            "status": {"observedGeneration": 1, "conditions": conditions},
+        }))
+    };
     for (conditions, verdict) in [
         (json!([]), "Progressing: waiting for the operator"),
         (json!([{"type": "Ready", "status": "False", "reason": "InstallingCNI", "message": "m"}]), "Progressing: InstallingCNI: m"),

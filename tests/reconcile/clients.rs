@@ -133,8 +133,7 @@ async fn argo_cd_finds_a_cluster_by_its_labels() {
     let find = ListParams::default().labels("argocd.argoproj.io/secret-type=cluster,env=dev");
     let found = stage.secrets().list(&find).await.unwrap().items;
     assert_eq!(found.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), ["crane-argocd"]);
-    let texts: BTreeMap<String, String> =
-        found[0].data.clone().unwrap().into_iter().map(|(key, value)| (key, String::from_utf8(value.0).unwrap())).collect();
+    let texts: BTreeMap<String, String> = found[0].data.clone().unwrap().into_iter().map(|(key, value)| (key, String::from_utf8(value.0).unwrap())).collect();
     let endpoint = stage.status_of("crane").await.endpoints[0].url.clone();
     assert_eq!((texts["name"].as_str(), texts["server"].as_str()), ("crane", endpoint.as_str()));
     let config: Value = serde_json::from_str(&texts["config"]).unwrap();

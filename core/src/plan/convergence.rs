@@ -20,7 +20,8 @@ use super::{names::Identity, testing};
 use crate::api::conditions::{self, READY, STALLED, SUSPENDED};
 use crate::api::reasons::Reason;
 use crate::api::{
-    ArgoCd, FINALIZER, KindCluster, KindClusterStatus, Kubeconfig, KubeconfigUser, LocalReference, PodLossPolicy, PowerState, Registry, StorageType, annotations,
+    ArgoCd, FINALIZER, KindCluster, KindClusterStatus, Kubeconfig, KubeconfigUser, LocalReference, PodLossPolicy, PowerState, Registry, StorageType,
+    annotations,
 };
 
 /// How the next pods turn out.

@@ -71,7 +71,9 @@ pub fn check(cluster: &KindCluster, identity: &Identity) -> Result<(), Problem> 
     let Some(kubeconfig) = &cluster.spec.kubeconfig else { return Ok(()) };
     let names = kubeconfig.users.iter().map(|user| identity.user_secret(&user.name)).chain(kubeconfig.argo_cd.iter().map(|_| identity.argo_cd_secret()));
     match names.into_iter().find(|name| kubeconfig.secret_name.as_ref() == Some(name)) {
-        Some(name) => Err(Problem::new(Reason::KubeconfigSecretConflict, format!("kubeconfig.secretName is {name}, which is the name of another of its Secrets"))),
+        Some(name) => {
+            Err(Problem::new(Reason::KubeconfigSecretConflict, format!("kubeconfig.secretName is {name}, which is the name of another of its Secrets")))
+        }
         None => Ok(()),
     }
 }
@@ -89,9 +91,10 @@ fn wanted(seen: &Observed, desired: &Desired) -> Vec<KubeconfigPlan> {
         let bearer = Bearer::User { name: user.name.clone(), groups: user.groups.clone() };
         plan(identity.user_secret(&user.name), bearer, user.lifetime.map_or(USER_LIFE, Duration::from), "")
     };
-    let argo_cd = spec.argo_cd.iter().map(|argo_cd| {
-        plan(identity.argo_cd_secret(), Bearer::ArgoCd { labels: argo_cd.labels.clone() }, admin.lifetime, &format!("{:?}", argo_cd.labels))
-    });
+    let argo_cd = spec
+        .argo_cd
+        .iter()
+        .map(|argo_cd| plan(identity.argo_cd_secret(), Bearer::ArgoCd { labels: argo_cd.labels.clone() }, admin.lifetime, &format!("{:?}", argo_cd.labels)));
     spec.users.iter().map(of_user).chain(argo_cd).collect()
 }
 

@@ -18,8 +18,8 @@ use super::power;
 use super::problem::Problem;
 use super::recreation;
 use super::serving_names;
-use super::users;
 use super::situation::{MESSAGE_LIMIT, Situation, is_resuming, progress, readable, situation};
+use super::users;
 use super::wire::{AgentReport, DeadContainer, PolicyProbe, StoragePressure};
 use crate::api::conditions::{self, Claim, clip};
 use crate::api::reasons::Reason;
@@ -683,7 +683,8 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
         Reason::parse(&condition.reason).filter(|reason| *reason != Reason::PublishingKubeconfig)
     };
     // One that keeps the cluster from being ready is told below.
-    if let Some(reason) = unpublished(after).filter(|reason| unpublished(before) != Some(*reason) && conditions::is_true(&after.conditions, conditions::READY)) {
+    if let Some(reason) = unpublished(after).filter(|reason| unpublished(before) != Some(*reason) && conditions::is_true(&after.conditions, conditions::READY))
+    {
         note(true, reason.as_str(), message_of(conditions::KUBECONFIG_PUBLISHED));
     }
     let said = |status: &KindClusterStatus| {
