@@ -240,14 +240,15 @@ mod tests {
         /// One pass, in which everything is written but what is refused. Returns what was done.
         fn pass(&mut self) -> Vec<String> {
             let steps = self.plan().steps;
-            let mut outcome = Outcome { refused: self.refused.clone(), ..Outcome::default() };
+            let mut outcome = Outcome::default();
             let mut said = Vec::new();
             for step in steps {
                 match &step {
                     Step::PublishKubeconfig(plan) | Step::PublishFurther(plan) => {
                         said.push(format!("+{}", plan.secret));
-                        if !self.refused.contains_key(&plan.secret) {
-                            outcome.credentials_end.insert(plan.secret.clone(), later(self.now(), plan.lifetime));
+                        match self.refused.get(&plan.secret) {
+                            Some(problem) => drop(outcome.refused.insert(plan.secret.clone(), problem.clone())),
+                            None => drop(outcome.credentials_end.insert(plan.secret.clone(), later(self.now(), plan.lifetime))),
                         }
                     }
                     Step::RetractKubeconfig { secret } => said.push(format!("-{secret}")),
