@@ -263,6 +263,23 @@ impl World {
         }
     }
 
+    fn expire(&mut self) -> Option<()> {
+        let cluster = self.cluster.as_ref()?;
+        let ttl = cluster.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.ttl).expect("ended without an expiry");
+        let age = self.now.duration_since(cluster.metadata.creation_timestamp.as_ref().unwrap().0);
+        assert!(age >= std::time::Duration::from(ttl).try_into().unwrap(), "ended before its time");
+        assert!(!cluster.spec.paused, "ended while paused");
+        self.happen(&Happening::Delete);
+        Some(())
+    }
+
+    /// `None` from a state of the object before one's own last write, which an operator does not go back to (`own_writes.rs`).
+    fn publish_further(&mut self, secret: &str) -> Option<()> {
+        self.status().further_secret_refs.iter().find(|have| have.name == secret)?;
+        self.published.insert(secret.to_owned());
+        Some(())
+    }
+
     fn act(&mut self, step: &Step) -> Result<(), Problem> {
         let conflict = || Problem::new(Reason::HostUnavailable, "conflict");
         match step {
@@ -321,16 +338,8 @@ impl World {
                 self.children.pods.push(pod);
             }
             Step::PublishKubeconfig(_) | Step::DropLogs { .. } => {}
-            Step::PublishFurther(plan) => {
-                // From a state of the object before one's own last write, which an operator does not go back to (`own_writes.rs`).
-                if !self.status().further_secret_refs.iter().any(|have| have.name == plan.secret) {
-                    return Err(conflict());
-                }
-                self.published.insert(plan.secret.clone());
-            }
-            Step::RetractKubeconfig { secret } => {
-                self.published.remove(secret);
-            }
+            Step::PublishFurther(plan) => self.publish_further(&plan.secret).ok_or_else(conflict)?,
+            Step::RetractKubeconfig { secret } => drop(self.published.take(secret)),
             Step::Order(orders) => {
                 let pod = self.children.current_pod().and_then(|pod| pod.metadata.uid.clone()).ok_or_else(conflict)?;
                 self.orders = Some((pod, orders.clone(), self.now));
@@ -339,14 +348,7 @@ impl World {
                 let failed = self.status().last_failure.expect("logs of no failure");
                 assert_eq!(failed.attempt, plan.attempt, "logs of another attempt");
             }
-            Step::Expire => {
-                let cluster = self.cluster.as_ref().ok_or_else(conflict)?;
-                let ttl = cluster.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.ttl).expect("ended without an expiry");
-                let age = self.now.duration_since(cluster.metadata.creation_timestamp.as_ref().unwrap().0);
-                assert!(age >= std::time::Duration::from(ttl).try_into().unwrap(), "ended before its time");
-                assert!(!cluster.spec.paused, "ended while paused");
-                self.happen(&Happening::Delete);
-            }
+            Step::Expire => self.expire().ok_or_else(conflict)?,
             Step::Delete(child) => {
                 let is = |meta: &ObjectMeta| meta.uid.as_deref() == Some(child.uid.as_str());
                 match child.kind {

@@ -188,13 +188,11 @@ pub fn claim(admin: Claim, was_ready: bool, seen: &Observed, desired: Option<&De
     if !missing.is_empty() {
         return (Claim::no(Reason::PublishingKubeconfig, format!("about to be published: {}", missing.join(", "))), !was_ready);
     }
-    match plans.len() {
-        0 => (admin, false),
-        _ => {
-            let further = plans.iter().map(|plan| plan.secret.as_str()).collect::<Vec<_>>().join(", ");
-            (Claim { message: format!("{}; further ones in {further}", admin.message), ..admin }, false)
-        }
+    if plans.is_empty() {
+        return (admin, false);
     }
+    let further = plans.iter().map(|plan| plan.secret.as_str()).collect::<Vec<_>>().join(", ");
+    (Claim { message: format!("{}; further ones in {further}", admin.message), ..admin }, false)
 }
 
 #[cfg(test)]
