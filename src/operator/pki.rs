@@ -173,7 +173,7 @@ fn with_organizations(certificate: &[u8], common_name: &str, organizations: &[St
     const COMMON_NAME: &[u64] = &[2, 5, 4, 3];
     /// Place of the subject in the part of a certificate that is signed (RFC 5280, 4.1), after the version.
     const SUBJECT: usize = 5;
-    let parts = |der: &[u8]| yasna::parse_der(der, |reader| reader.collect_sequence_of(|part| part.read_der()));
+    let parts = |der: &[u8]| yasna::parse_der(der, |reader| reader.collect_sequence_of(yasna::BERReader::read_der));
     let unreadable = |_| PkiError::Unreadable("a certificate that was just made");
     let outer = parts(certificate).map_err(unreadable)?;
     let [signed, algorithm, _] = &outer[..] else { return Err(PkiError::Unreadable("a certificate that was just made")) };
