@@ -223,6 +223,49 @@ fn table_of_ports() -> Vec<(&'static str, Value, Option<&'static str>)> {
     ]
 }
 
+/// As [`table`], of `kubeconfig.users` and `kubeconfig.argoCD`.
+fn table_of_users() -> Vec<(&'static str, Value, Option<&'static str>)> {
+    let with = |more: Value| {
+        let mut user = json!({"name": "ci"});
+        user.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"kubeconfig": {"users": [user]}})
+    };
+    let many = |count: usize| json!({"kubeconfig": {"users": (0..count).map(|i| json!({"name": format!("u{i}"), "clusterRole": "view"})).collect::<Vec<_>>()}});
+    vec![
+        ("users: a role", with(json!({"clusterRole": "view"})), None),
+        ("users: a role of the system", with(json!({"clusterRole": "system:node-reader", "lifetime": "10m"})), None),
+        ("users: groups", with(json!({"groups": ["developers", "nestling:cluster-admins"], "lifetime": "8760h"})), None),
+        ("users: nothing said", with(json!({})), Some("a user needs either clusterRole or groups")),
+        ("users: no groups", with(json!({"groups": []})), Some("a user needs either clusterRole or groups")),
+        ("users: both", with(json!({"clusterRole": "view", "groups": ["a"]})), Some("a user needs either clusterRole or groups")),
+        ("users: masters", with(json!({"groups": ["a", "system:masters"]})), Some("groups must not begin with system:")),
+        ("users: nodes", with(json!({"groups": ["system:nodes"]})), Some("groups must not begin with system:")),
+        ("users: a group twice", with(json!({"groups": ["a", "a"]})), Some("Duplicate value")),
+        ("users: an empty group", with(json!({"groups": [""]})), Some("groups")),
+        ("users: a long group", with(json!({"groups": ["a".repeat(65)]})), Some("groups")),
+        ("users: too many groups", with(json!({"groups": (0..9).map(|i| format!("g{i}")).collect::<Vec<_>>()})), Some("groups")),
+        ("users: no name of a role", with(json!({"clusterRole": "a/b"})), Some("clusterRole must be the name of a ClusterRole")),
+        ("users: no role", with(json!({"clusterRole": ""})), Some("clusterRole")),
+        ("users: a short life", with(json!({"clusterRole": "view", "lifetime": "9m59s"})), Some("between 10m and 8760h")),
+        ("users: a long life", with(json!({"clusterRole": "view", "lifetime": "8761h"})), Some("between 10m and 8760h")),
+        ("users: no name", json!({"kubeconfig": {"users": [{"clusterRole": "view"}]}}), Some("name")),
+        ("users: a name in capitals", json!({"kubeconfig": {"users": [{"name": "CI", "clusterRole": "view"}]}}), Some("must be a DNS label such as ci")),
+        ("users: a name with dots", json!({"kubeconfig": {"users": [{"name": "a.b", "clusterRole": "view"}]}}), Some("must be a DNS label such as ci")),
+        ("users: a long name", json!({"kubeconfig": {"users": [{"name": "a".repeat(64), "clusterRole": "view"}]}}), Some("name")),
+        (
+            "users: a name twice",
+            json!({"kubeconfig": {"users": [{"name": "ci", "clusterRole": "view"}, {"name": "ci", "groups": ["a"]}]}}),
+            Some("Duplicate value"),
+        ),
+        ("users: sixteen", many(16), None),
+        ("users: too many", many(17), Some("users")),
+        ("Argo CD", json!({"kubeconfig": {"argoCD": {}}}), None),
+        ("Argo CD: labels", json!({"kubeconfig": {"argoCD": {"labels": {"env": "dev", "argocd.argoproj.io/auto-label-cluster-info": "true"}}}}), None),
+        ("Argo CD: our labels", json!({"kubeconfig": {"argoCD": {"labels": {"nestling.dev/cluster-uid": "x"}}}}), Some("are the operator's")),
+        ("Argo CD: its own label", json!({"kubeconfig": {"argoCD": {"labels": {"argocd.argoproj.io/secret-type": "repository"}}}}), Some("are the operator's")),
+    ]
+}
+
 /// As [`table`], of `registries`.
 fn table_of_registries() -> Vec<(&'static str, Value, Option<&'static str>)> {
     vec![
@@ -363,6 +406,7 @@ async fn every_rule_of_the_crd_refuses_and_allows_what_it_should() {
             .chain(table_of_sleep_and_survival())
             .chain(table_of_access())
             .chain(table_of_ports())
+            .chain(table_of_users())
             .chain(table_of_registries())
             .chain(table_of_preload())
             .chain(table_of_contents())

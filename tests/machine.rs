@@ -155,7 +155,8 @@ fn write_keys(directory: &Path, identity: &Identity) {
     let operator = pki::operator_certificate(&agents, now).unwrap();
     let text = |key: &str| String::from_utf8(made[key].0.clone()).unwrap();
     let cluster = Authority { certificate: text("ca.crt"), key: Private::new(text("ca.key")), before: None };
-    let subject = Subject { common_name: "tester", organization: Some(ADMIN_GROUP), dns_names: &[], usage: ExtendedKeyUsagePurpose::ClientAuth };
+    let groups = [ADMIN_GROUP.to_owned()];
+    let subject = Subject { common_name: "tester", organizations: &groups, dns_names: &[], usage: ExtendedKeyUsagePurpose::ClientAuth };
     let admin = cluster.issue(&subject, now, Duration::from_hours(24)).unwrap();
     for (name, issued) in [("operator", operator), ("admin", admin)] {
         write(&format!("client/{name}.crt"), issued.certificate.as_bytes());

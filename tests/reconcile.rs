@@ -4,6 +4,8 @@
 
 #[path = "reconcile/access.rs"]
 mod access;
+#[path = "reconcile/clients.rs"]
+mod clients;
 #[path = "reconcile/contents.rs"]
 mod contents;
 #[path = "reconcile/leader.rs"]
@@ -788,7 +790,10 @@ async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, k
     if fails_first {
         stage.host.set_luck(name, Luck::Fails(Reason::KindFailed, "no".into()));
     }
-    stage.create(name, json!({"kubeconfig": {"secretName": foreign_name}, "registries": registries("login"), "storage": {"type": "Persistent"}})).await;
+    let users = json!([{"name": "ci", "clusterRole": "view"}]);
+    stage
+        .create(name, json!({"kubeconfig": {"secretName": foreign_name, "users": users}, "registries": registries("login"), "storage": {"type": "Persistent"}}))
+        .await;
     let life = async {
         if fails_first {
             condition(&stage.clusters, name, READY, "False", Some("KindFailed"), SOON).await;
@@ -821,7 +826,7 @@ async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, k
     assert_eq!(stage.children().await, Vec::<String>::new(), "{die_after:?} {kill_at:?}");
     let started = stage.host.started.lock().unwrap().get(name).copied();
     assert_eq!(started, Some(if fails_first { 2 } else { 1 }), "{die_after:?} {kill_at:?}: pods were duplicated");
-    for secret in ["new", "logs"] {
+    for secret in ["new", "logs", "kubeconfig-ci"] {
         gone(&stage.secrets(), &format!("{name}-{secret}"), SOON).await;
     }
 }

@@ -27,6 +27,8 @@ pub enum Need {
     Ext4,
     /// qemu, for the virtual machine.
     Qemu,
+    /// The Python client of Kubernetes, which reads published kubeconfigs.
+    PythonClient,
 }
 
 impl Need {
@@ -45,6 +47,8 @@ impl Need {
             Self::Jq => ("command -v jq", &["jq"]),
             Self::Ext4 => ("command -v mkfs.ext4", &["e2fsprogs"]),
             Self::Qemu => ("command -v qemu-system-x86_64", &["qemu-system-x86"]),
+            // By Debian's own interpreter, whichever others there are.
+            Self::PythonClient => ("/usr/bin/python3 -c 'import kubernetes'", &["python3-kubernetes"]),
         }
     }
 

@@ -36,6 +36,8 @@ pub enum LabPart {
     Newer,
     /// A load balancer and an Ingress controller, for host and nested clusters.
     Balancers,
+    /// The code of the tools that read published Secrets.
+    Consumers,
 }
 
 impl LabPart {
@@ -57,6 +59,7 @@ impl LabPart {
             Self::Vm => &[Part::NodeImage, Part::VmDisk],
             Self::Newer => &[Part::NodeImageNewer],
             Self::Balancers => &[Part::MetallbController, Part::MetallbSpeaker, Part::TraefikImage],
+            Self::Consumers => &[Part::Consumers, Part::ArgoCdConsumer],
         }
     }
 }

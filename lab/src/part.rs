@@ -85,6 +85,10 @@ pub enum Part {
     Traefik,
     /// Traefik's image.
     TraefikImage,
+    /// The code with which Flux and Cluster API open clusters.
+    Consumers,
+    /// The code with which Argo CD opens clusters and judges their health.
+    ArgoCdConsumer,
 }
 
 /// How a part is made.
@@ -115,7 +119,7 @@ const MINIMAL_SYSTEM: &str = r#"cd "$1" && mkdir -p etc/ssl/certs tmp && chmod 1
 
 impl Part {
     /// Every part, each after what it needs.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 39] = [
         Self::KubernetesApi,
         Self::KubernetesNode,
         Self::Etcd,
@@ -153,6 +157,8 @@ impl Part {
         Self::MetallbSpeaker,
         Self::Traefik,
         Self::TraefikImage,
+        Self::Consumers,
+        Self::ArgoCdConsumer,
     ];
 
     /// The name, as in the cache and in `lab status`.
@@ -195,6 +201,8 @@ impl Part {
             Self::MetallbSpeaker => "metallb-speaker-image",
             Self::Traefik => "traefik",
             Self::TraefikImage => "traefik-image",
+            Self::Consumers => "consumers",
+            Self::ArgoCdConsumer => "argocd-consumer",
         }
     }
 
@@ -363,6 +371,8 @@ impl Part {
                 stamp: Stamp::Symbol { symbol: "github.com/traefik/traefik/v3/pkg/version.Version", module: "github.com/traefik/traefik/v3" },
                 ..PLAIN_GO
             },
+            Self::Consumers => GoPrograms { module: "consumers", programs: &[("./consumers", "consumers")], sources: &["consumers"], ..PLAIN_GO },
+            Self::ArgoCdConsumer => GoPrograms { module: "argocd", programs: &[("./consumer", "argocd-consumer")], sources: &["consumer"], ..PLAIN_GO },
             // The parts that are no Go programs have recipes of their own.
             _ => PLAIN_GO,
         }

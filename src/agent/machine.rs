@@ -47,8 +47,7 @@ use super::server::{self, Health};
 use super::wait::OFTEN;
 use super::{
     RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, ports, preflight, preload,
-    serving_names,
-    storage, store, teardown,
+    serving_names, storage, store, teardown, users,
 };
 
 /// How long a failed agent stays to be asked, in the end nobody came.
@@ -614,6 +613,7 @@ impl Machine {
                 never = self.probe(nested) => match never {},
                 never = forget_tokens(nested) => match never {},
                 never = Box::pin(self.contents.follow(&inside)) => match never {},
+                never = users::follow(nested, &self.report) => match never {},
                 () = Box::pin(certificates::keep(place, &self.report)) => {}
             }
             // The earlier ones hold for a while yet.

@@ -55,6 +55,7 @@ mod serving_names;
 mod storage;
 mod store;
 mod teardown;
+mod users;
 mod wait;
 
 /// Directory of everything that the agent writes and that must not outlive the pod; a tmpfs.

@@ -12,9 +12,9 @@ use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::config::{AuthInfo, Cluster, Context, KubeConfigOptions, Kubeconfig, KubeconfigError, NamedAuthInfo, NamedCluster, NamedContext};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
-use kube::{Client, Config};
+use kube::{Client, Config, ResourceExt};
 use nestling_core::plan::kind_config::KIND_API_PORT;
-use nestling_core::plan::wire::{ADMIN_GROUP, NodeReport, is_control_plane};
+use nestling_core::plan::wire::{ADMIN_GROUP, NodeReport, USER_PREFIX, is_control_plane};
 use tokio::time::timeout;
 
 use super::node_files;
@@ -114,6 +114,14 @@ async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, 
     Ok(timeout(LIMIT, request).await.map_err(|_| Error::TimedOut)?.map_err(Box::new)?)
 }
 
+/// An answer of this code is as good as success.
+fn unless(code: u16, done: Result<(), Error>) -> Result<(), Error> {
+    match done {
+        Err(Error::Api(error)) if matches!(&*error, kube::Error::Api(status) if status.code == code) => Ok(()),
+        done => done,
+    }
+}
+
 impl Nested {
     async fn connect(admin_conf: &str) -> Result<Self, Error> {
         let options = KubeConfigOptions::default();
@@ -151,11 +159,36 @@ impl Nested {
                 namespace: None,
             }]),
         };
-        let bindings: Api<ClusterRoleBinding> = Api::all(self.client.clone());
-        match within(bindings.create(&PostParams::default(), &binding)).await {
-            Err(Error::Api(error)) if matches!(&*error, kube::Error::Api(status) if status.code == 409) => Ok(()),
-            done => done.map(drop),
-        }
+        self.bind(&binding).await
+    }
+
+    /// Makes a binding.
+    ///
+    /// # Errors
+    /// The API server's; a binding of that name that is there already is none.
+    pub async fn bind(&self, binding: &ClusterRoleBinding) -> Result<(), Error> {
+        unless(409, within(self.bindings().create(&PostParams::default(), binding)).await.map(drop))
+    }
+
+    /// Takes a binding away.
+    ///
+    /// # Errors
+    /// The API server's; a binding that is not there is none.
+    pub async fn unbind(&self, name: &str) -> Result<(), Error> {
+        unless(404, within(self.bindings().delete(name, &DeleteParams::default())).await.map(drop))
+    }
+
+    /// The bindings whose names are those of further users, whoever made them.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn user_bindings(&self) -> Result<Vec<ClusterRoleBinding>, Error> {
+        let all = within(self.bindings().list(&ListParams::default())).await?;
+        Ok(all.into_iter().filter(|binding| binding.name_any().starts_with(USER_PREFIX)).collect())
+    }
+
+    fn bindings(&self) -> Api<ClusterRoleBinding> {
+        Api::all(self.client.clone())
     }
 
     /// What the cluster says of itself.

@@ -18,7 +18,7 @@ use nestling_core::plan::contents::{self, ContentsPlan, Origin, Source};
 use nestling_core::plan::decide::{Child, ChildKind, KubeconfigPlan, Step};
 use nestling_core::plan::evidence::LogsPlan;
 use nestling_core::plan::names::Identity;
-use nestling_core::plan::objects::{kubeconfig_secret, logs_secret};
+use nestling_core::plan::objects::{kubeconfig_secret, logs_secret, owns_labels};
 use nestling_core::plan::observed::Observed;
 use nestling_core::plan::problem::Problem;
 use nestling_core::plan::references::References;
@@ -180,7 +180,11 @@ impl Actor {
             Step::ApplyService(service) => self.apply::<Service>(seen, "apply the Service", service).await?,
             Step::ApplyVolumeClaim(claim) => self.apply::<PersistentVolumeClaim>(seen, "apply the claim on the cluster's volume", claim).await?,
             Step::CreatePod(pod) => return self.create_pod(seen, pod).await.map(|pod| Some(Step::CreatePod(Box::new(pod)))),
-            Step::PublishKubeconfig(plan) => acted.outcome.kubeconfig_expires = Some(self.publish(seen, plan).await?),
+            Step::PublishKubeconfig(plan) => {
+                let ends = self.publish(seen, plan).await?;
+                acted.outcome.credentials_end.insert(plan.secret.clone(), ends);
+            }
+            Step::PublishFurther(plan) => self.publish_further(seen, plan, &mut acted.outcome).await?,
             Step::RetractKubeconfig { secret } => self.retract(seen, "find the Secret with the kubeconfig", secret).await?,
             Step::Order(orders) => self.order(seen, orders).await?,
             Step::SendContents(plan) => self.send_contents(seen, plan).await?,
@@ -390,8 +394,9 @@ impl Actor {
         if owner_uid(&keys.metadata) != Some(&plan.identity.uid) {
             return Err(taken("Secret", &plan.identity.keys()));
         }
-        let (credentials, expires) = kubeconfig::mint(&keys, Timestamp::now(), plan.lifetime)?;
-        let written = self.put(&plan.identity, &kubeconfig_secret(plan, &credentials), "write the Secret with the kubeconfig").await;
+        let (credentials, expires) = kubeconfig::mint(&keys, &plan.bearer, Timestamp::now(), plan.lifetime)?;
+        let secret = kubeconfig_secret(plan, &credentials);
+        let written = self.put(&plan.identity, &secret, owns_labels(plan), "write the Secret with the kubeconfig").await;
         written.map(|()| expires).map_err(|error| match error.trouble() {
             Trouble::TestFailed => StepError::Problem(Problem::new(Reason::KubeconfigSecretConflict, anothers(&plan.secret, &plan.identity))),
             // A Secret that went meanwhile, or the namespace, and soon the object.
@@ -400,12 +405,25 @@ impl Actor {
         })
     }
 
+    /// Publishes further credentials. What refuses them is said and holds nothing up, unless it may be over soon.
+    async fn publish_further(&self, seen: &Observed, plan: &KubeconfigPlan, outcome: &mut Outcome) -> Result<(), StepError> {
+        match self.publish(seen, plan).await {
+            Ok(ends) => drop(outcome.credentials_end.insert(plan.secret.clone(), ends)),
+            Err(StepError::Problem(problem)) if problem.reason != Reason::HostUnavailable => {
+                info!(secret = plan.secret, %problem, "not written");
+                outcome.refused.insert(plan.secret.clone(), problem);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
     /// Writes the logs of a failed attempt down. What keeps them from being written is said and holds nothing up, unless it may be over soon.
     async fn keep_logs(&self, plan: &LogsPlan) -> Result<Option<Problem>, StepError> {
         let key = Key { namespace: plan.identity.namespace.clone(), name: plan.identity.name.clone() };
         let archive = self.logs.archive(&key, plan.attempt).ok_or(STALE)?;
         let secret = logs_secret(plan, archive.to_vec());
-        let Err(error) = self.put(&plan.identity, &secret, "write the Secret with logs").await else { return Ok(None) };
+        let Err(error) = self.put(&plan.identity, &secret, false, "write the Secret with logs").await else { return Ok(None) };
         match error.trouble() {
             Trouble::TestFailed => Ok(Some(Problem::new(Reason::HostRefused, anothers(&plan.secret, &plan.identity)))),
             Trouble::Refused(problem) => Ok(Some(problem)),
@@ -415,14 +433,14 @@ impl Actor {
     }
 
     /// Writes a Secret in the user's namespace, where we may not read any. One of that name that is not ours is left as it is: [`Trouble::TestFailed`].
-    async fn put(&self, identity: &Identity, secret: &Secret, what: &'static str) -> Result<(), CallError> {
+    async fn put(&self, identity: &Identity, secret: &Secret, owns_labels: bool, what: &'static str) -> Result<(), CallError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &identity.namespace);
         match call(what, api.create(&params(), secret)).await {
             Ok(_) => return Ok(()),
             Err(error) if error.trouble() == Trouble::Conflict => {}
             Err(error) => return Err(error),
         }
-        let patch = patches::republish(&identity.uid, secret);
+        let patch = patches::republish(&identity.uid, secret, owns_labels);
         call(what, api.patch_metadata(&secret.name_any(), &PatchParams::default(), &patch)).await.map(|_| ())
     }
 
@@ -486,6 +504,7 @@ mod tests {
     use std::future::Future;
 
     use nestling_core::plan::certificates::KUBECONFIG_LIFE;
+    use nestling_core::plan::credentials::Bearer;
     use nestling_core::plan::decide::Plan;
     use serde_json::Value;
     use tokio::time::{Duration, Instant};
@@ -573,16 +592,21 @@ mod tests {
     }
 
     fn plan() -> Step {
-        Step::PublishKubeconfig(Box::new(KubeconfigPlan {
+        Step::PublishKubeconfig(Box::new(kubeconfig_plan(Bearer::Admin)))
+    }
+
+    fn kubeconfig_plan(bearer: Bearer) -> KubeconfigPlan {
+        KubeconfigPlan {
             identity: seen(&[]).identity,
             secret: "crane-kubeconfig".into(),
+            bearer,
             internal: "https://c.clusters.svc:6443".into(),
             external: None,
             lifetime: KUBECONFIG_LIFE,
             tls_server_name: "c.clusters.svc".into(),
             digest: "d".into(),
             install: "reed".into(),
-        }))
+        }
     }
 
     /// The Secret with the keys, as the API server has it.
@@ -598,8 +622,12 @@ mod tests {
     }
 
     async fn publish(create: Answer, patch: Option<Answer>) -> Acted {
+        publish_by(plan(), create, patch).await
+    }
+
+    async fn publish_by(step: Step, create: Answer, patch: Option<Answer>) -> Acted {
         let keys_path = format!("/api/v1/namespaces/clusters/secrets/{}", seen(&[]).identity.keys());
-        act(&seen(&[]), plan(), async move |mut mock: Mock| {
+        act(&seen(&[]), step, async move |mut mock: Mock| {
             mock.expect("GET", &keys_path, Answer::ok(keys())).await;
             let sent = mock.expect("POST", PUBLISHED, create).await;
             assert_eq!((sent["metadata"]["name"].as_str(), sent["metadata"]["ownerReferences"][0]["uid"].as_str()), (Some("crane-kubeconfig"), Some(UID)));
@@ -629,9 +657,27 @@ mod tests {
         for (create, patch) in [(written(), None), (exists(), Some(written()))] {
             let acted = publish(create, patch).await;
             assert_eq!(acted.outcome.done.len(), 1);
-            let days = acted.outcome.kubeconfig_expires.unwrap().duration_since(Timestamp::now()).as_hours() / 24;
+            let days = acted.outcome.credentials_end["crane-kubeconfig"].duration_since(Timestamp::now()).as_hours() / 24;
             assert!((364..=365).contains(&days), "{days}");
         }
+    }
+
+    #[tokio::test]
+    async fn further_credentials_that_are_refused_are_said_and_hold_nothing_up() {
+        let step = || Step::PublishFurther(Box::new(kubeconfig_plan(Bearer::User { name: "ci".into(), groups: vec![] })));
+        let forbidden = Answer::refused(403, "Forbidden", "secrets is forbidden");
+        for (create, patch, reason) in
+            [(exists(), Some(Answer::failed_test()), Reason::KubeconfigSecretConflict), (forbidden, None, Reason::KubeconfigWriteFailed)]
+        {
+            let acted = publish_by(step(), create, patch).await;
+            assert_eq!((acted.outcome.done.len(), acted.outcome.failed.is_none()), (1, true));
+            assert_eq!(acted.outcome.refused["crane-kubeconfig"].reason, reason);
+            assert!(acted.outcome.credentials_end.is_empty());
+        }
+        let acted = publish_by(step(), Answer::refused(503, "ServiceUnavailable", "later"), None).await;
+        assert_eq!(acted.outcome.failed.unwrap().1.reason, Reason::HostUnavailable, "what may be over soon is tried again");
+        let acted = publish_by(step(), written(), None).await;
+        assert!(acted.outcome.credentials_end.contains_key("crane-kubeconfig") && acted.outcome.refused.is_empty());
     }
 
     #[tokio::test]
@@ -639,7 +685,7 @@ mod tests {
         let acted = publish(exists(), Some(Answer::failed_test())).await;
         let (step, problem) = acted.outcome.failed.unwrap();
         assert_eq!((step.name(), problem.reason), ("PublishKubeconfig", Reason::KubeconfigSecretConflict));
-        assert_eq!(acted.outcome.kubeconfig_expires, None);
+        assert!(acted.outcome.credentials_end.is_empty());
     }
 
     #[tokio::test]

@@ -33,12 +33,17 @@ pub fn only_if_ours(uid: &str) -> KubePatch<()> {
 }
 
 /// Writes a published kubeconfig anew, if the Secret is this cluster's. The Secret's type cannot change and is left out; labels that others
-/// have put on it stay.
-pub fn republish(uid: &str, secret: &Secret) -> KubePatch<()> {
+/// have put on it stay,
+/// unless `owns_labels`.
+pub fn republish(uid: &str, secret: &Secret, owns_labels: bool) -> KubePatch<()> {
     let mut operations =
         vec![test_owner(uid), add(["data"], json!(secret.data)), add(["metadata", "ownerReferences"], json!(secret.metadata.owner_references))];
-    for (label, value) in secret.metadata.labels.iter().flatten() {
-        operations.push(add(["metadata", "labels", label.as_str()], json!(value)));
+    if owns_labels {
+        operations.push(add(["metadata", "labels"], json!(secret.metadata.labels)));
+    } else {
+        for (label, value) in secret.metadata.labels.iter().flatten() {
+            operations.push(add(["metadata", "labels", label.as_str()], json!(value)));
+        }
     }
     finished(operations)
 }

@@ -12,7 +12,7 @@ use nestling_core::plan::situation::later;
 use nestling_core::plan::wire::{OPERATOR_NAME, keys};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SigningKey};
 
 use crate::x509::validity;
 
@@ -95,8 +95,8 @@ pub struct Predecessor {
 pub struct Subject<'a> {
     /// Common name.
     pub common_name: &'a str,
-    /// Organization: for the API server, the user's group.
-    pub organization: Option<&'a str>,
+    /// Organizations: for the API server, the user's groups.
+    pub organizations: &'a [String],
     /// DNS names.
     pub dns_names: &'a [String],
     /// Whether its bearer asks or answers.
@@ -149,7 +149,7 @@ impl Authority {
         let key = KeyPair::generate().map_err(failed)?;
         let mut params = CertificateParams::new(subject.dns_names.to_vec()).map_err(failed)?;
         params.distinguished_name = rcgen::DistinguishedName::new();
-        if let Some(organization) = subject.organization {
+        if let Some(organization) = subject.organizations.first() {
             params.distinguished_name.push(DnType::OrganizationName, organization);
         }
         params.distinguished_name.push(DnType::CommonName, subject.common_name);
@@ -158,8 +158,51 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         set_validity(&mut params, validity.begins, validity.ends);
         let certificate = params.signed_by(&key, &issuer).map_err(failed)?;
-        Ok(Issued { certificate: certificate.pem(), key: Private::new(key.serialize_pem()), validity })
+        let certificate = match subject.organizations {
+            [] | [_] => certificate.pem(),
+            organizations => with_organizations(certificate.der(), subject.common_name, organizations, issuer.key())?,
+        };
+        Ok(Issued { certificate, key: Private::new(key.serialize_pem()), validity })
     }
+}
+
+/// The certificate with this subject instead of its own, signed anew, PEM. rcgen knows one organization only (a map of attributes), and API servers read a
+/// group from each.
+fn with_organizations(certificate: &[u8], common_name: &str, organizations: &[String], authority: &KeyPair) -> Result<String, PkiError> {
+    const ORGANIZATION: &[u64] = &[2, 5, 4, 10];
+    const COMMON_NAME: &[u64] = &[2, 5, 4, 3];
+    /// Place of the subject in the part of a certificate that is signed (RFC 5280, 4.1), after the version.
+    const SUBJECT: usize = 5;
+    #[expect(clippy::redundant_closure_for_method_calls, reason = "the method itself is not general enough")]
+    let parts = |der: &[u8]| yasna::parse_der(der, |reader| reader.collect_sequence_of(|part| part.read_der()));
+    let unreadable = |_| PkiError::Unreadable("a certificate that was just made");
+    let outer = parts(certificate).map_err(unreadable)?;
+    let [signed, algorithm, _] = &outer[..] else { return Err(PkiError::Unreadable("a certificate that was just made")) };
+    let mut fields = parts(signed).map_err(unreadable)?;
+    let attributes = organizations.iter().map(|name| (ORGANIZATION, name.as_str())).chain([(COMMON_NAME, common_name)]);
+    let subject = yasna::construct_der(|writer| {
+        writer.write_sequence(|names| {
+            for (kind, value) in attributes {
+                names.next().write_set(|set| {
+                    set.next().write_sequence(|attribute| {
+                        attribute.next().write_oid(&yasna::models::ObjectIdentifier::from_slice(kind));
+                        attribute.next().write_utf8_string(value);
+                    });
+                });
+            }
+        });
+    });
+    let place = fields.get_mut(SUBJECT).ok_or(PkiError::Unreadable("a certificate that was just made"))?;
+    *place = subject;
+    let signed = sequence(&fields);
+    let signature = authority.sign(&signed).map_err(|source| PkiError::Certificate { what: "a certificate", source })?;
+    let signature = yasna::construct_der(|writer| writer.write_bitvec_bytes(&signature, signature.len() * 8));
+    let whole = sequence(&[signed, algorithm.clone(), signature]);
+    Ok(pem::encode_config(&pem::Pem::new("CERTIFICATE", whole), pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF)))
+}
+
+fn sequence(parts: &[Vec<u8>]) -> Vec<u8> {
+    yasna::construct_der(|writer| writer.write_sequence(|sequence| parts.iter().for_each(|part| sequence.next().write_der(part))))
 }
 
 fn no_authority(source: rcgen::Error) -> PkiError {
@@ -187,7 +230,7 @@ fn set_validity(params: &mut CertificateParams, begins: Timestamp, ends: Timesta
 /// The operator's own certificate towards agents. It lives in memory only.
 pub fn operator_certificate(agents: &Authority, now: Timestamp) -> Result<Issued, PkiError> {
     let names = [OPERATOR_NAME.to_owned()];
-    let subject = Subject { common_name: OPERATOR_NAME, organization: None, dns_names: &names, usage: ExtendedKeyUsagePurpose::ClientAuth };
+    let subject = Subject { common_name: OPERATOR_NAME, organizations: &[], dns_names: &names, usage: ExtendedKeyUsagePurpose::ClientAuth };
     agents.issue(&subject, now, CHANNEL_LIFE)
 }
 
@@ -216,7 +259,7 @@ pub fn cluster_keys(identity: &Identity, agents: &Authority, now: Timestamp) -> 
 /// The part of the keys Secret that is about the channel to the agent, and that is made anew from time to time.
 pub fn channel_keys(identity: &Identity, agents: &Authority, now: Timestamp) -> Result<BTreeMap<String, ByteString>, PkiError> {
     let names = [identity.agent_server_name()];
-    let subject = Subject { common_name: "agent.nestling", organization: None, dns_names: &names, usage: ExtendedKeyUsagePurpose::ServerAuth };
+    let subject = Subject { common_name: "agent.nestling", organizations: &[], dns_names: &names, usage: ExtendedKeyUsagePurpose::ServerAuth };
     let agent = agents.issue(&subject, now, CHANNEL_LIFE)?;
     let all = [(keys::AGENT_CERTIFICATE, agent.certificate), (keys::AGENT_KEY, agent.key.0), (keys::AGENT_AUTHORITY, agents.believed())];
     Ok(all.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect())

@@ -4,6 +4,7 @@
 
 mod balancers;
 mod changes;
+mod clients;
 mod cluster;
 mod contents;
 mod failures;

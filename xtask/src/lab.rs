@@ -79,6 +79,8 @@ pub enum Goal {
     Newer,
     /// A load balancer and an Ingress controller.
     Balancers,
+    /// The code of the tools that read published Secrets.
+    Consumers,
 }
 
 /// Does it.
@@ -121,6 +123,7 @@ fn build(lab: &Lab, goal: Goal) -> Result<()> {
         Goal::Vm => LabPart::Vm,
         Goal::Newer => LabPart::Newer,
         Goal::Balancers => LabPart::Balancers,
+        Goal::Consumers => LabPart::Consumers,
     };
     announce(lab, goal);
     lab.build(goal)?;

@@ -5,7 +5,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
 /// Modules of `tests/nested/` whose tests take minutes each and look at one feature from beginning to end.
-const LONG: &[&str] = &["balancers", "changes", "failures", "high_availability", "power", "resume", "storage"];
+const LONG: &[&str] = &["balancers", "changes", "clients", "failures", "high_availability", "power", "resume", "storage"];
 
 /// So many of them are in every run; all are in those of the soak tier.
 const TAKEN: usize = 3;

@@ -128,7 +128,7 @@ fn findings() -> PathBuf {
 fn announcement(arguments: &Arguments) -> String {
     let what = "This tests Nestling. It keeps what it builds in the user's cache directory (about 6 GB) and in target/ (about 4 GB).\n";
     let fast = "It builds the programs of a Kubernetes control plane from source (cold about 8 minutes, warm none) and runs them on loopback; no container is started.";
-    let whole = "It installs Debian packages that are missing (docker.io, mmdebstrap and what building needs), starts dockerd if none answers, raises\n\
+    let whole = "It installs Debian packages that are missing (docker.io, mmdebstrap, python3-kubernetes and what building needs), starts dockerd if none answers, raises\n\
                  fs.inotify.max_user_instances, builds Kubernetes and the images from source where no registry answers, and runs real kind clusters.\n\
                  Cold about 50 minutes, warm about 30. At its end all of that is undone but packages and caches.";
     format!("{what}{}", if arguments.fast { fast } else { whole })

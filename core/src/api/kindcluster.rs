@@ -424,6 +424,68 @@ pub struct Kubeconfig {
     #[x_kube(validation = Rule::new("duration(self) >= duration('1h') && duration(self) <= duration('87600h')")
         .message("lifetime must be a duration between 1h and 87600h"))]
     pub lifetime: Option<Duration>,
+
+    /// Further users, each with a kubeconfig of its own in the Secret `<name of this object>-kubeconfig-<user>`. With `clusterRole: view` one that can only
+    /// read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub users: Vec<KubeconfigUser>,
+
+    /// If set, also the Secret `<name of this object>-argocd`, in which Argo CD finds the cluster. Argo CD looks in its own namespace only, so this object
+    /// has to live there. It is taken away before a deleted cluster goes.
+    #[serde(default, rename = "argoCD", skip_serializing_if = "Option::is_none")]
+    pub argo_cd: Option<ArgoCd>,
+}
+
+/// A further user of the cluster, known by a client certificate with the common name `nestling:user:<name>`.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("has(self.clusterRole) != (has(self.groups) && size(self.groups) > 0)").message("a user needs either clusterRole or groups"),
+)]
+pub struct KubeconfigUser {
+    /// Its name.
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("the name of a user must be a DNS label such as ci"))]
+    pub name: String,
+
+    /// A ClusterRole of the cluster, such as `view`, `edit` or `cluster-admin`. Nestling binds it to the user in all namespaces, and takes the binding away
+    /// with the user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[^/%]+$') && self != '.' && self != '..'").message("clusterRole must be the name of a ClusterRole"))]
+    pub cluster_role: Option<String>,
+
+    /// Groups that the user is in, instead of a ClusterRole. Nestling binds nothing to them: what they may do is up to the cluster. A certificate says for
+    /// itself which groups its bearer is in, until it ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "set"), inner(length(min = 1, max = 64)))]
+    #[x_kube(validation = Rule::new("self.all(g, !g.startsWith('system:'))")
+        .message("groups must not begin with system: as such a right could never be taken away"))]
+    pub groups: Vec<String>,
+
+    /// How long its credentials hold, between `10m` and `8760h`. They are written anew when a third of that is left; until then and beyond, the earlier ones
+    /// hold to their end. Default: `24h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('10m') && duration(self) <= duration('8760h')")
+        .message("the lifetime of a user must be a duration between 10m and 8760h"))]
+    pub lifetime: Option<Duration>,
+}
+
+/// The Secret in which Argo CD finds the cluster.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct ArgoCd {
+    /// Further labels of the Secret, by which the cluster generator of an ApplicationSet chooses clusters.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    #[x_kube(validation = Rule::new(
+        "self.all(k, !k.startsWith('nestling.dev/') && !k.startsWith('cluster.x-k8s.io/') && k != 'argocd.argoproj.io/secret-type' && k != 'app.kubernetes.io/managed-by')"
+    ).message("labels under nestling.dev/ and cluster.x-k8s.io/, argocd.argoproj.io/secret-type and app.kubernetes.io/managed-by are the operator's"))]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Bounds in time and what follows a failure.

@@ -42,8 +42,12 @@ pub mod labels {
     pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
     /// Value of [`MANAGED_BY`].
     pub const MANAGED_BY_NESTLING: &str = "nestling";
+    /// The user of `spec.kubeconfig.users` whose credentials a Secret holds; the user that a ClusterRoleBinding inside of a cluster is for.
+    pub const USER: &str = "nestling.dev/user";
     /// Cluster API's label on a kubeconfig Secret.
     pub const CAPI_CLUSTER_NAME: &str = "cluster.x-k8s.io/cluster-name";
+    /// Argo CD's label on the Secrets that it knows clusters from.
+    pub const ARGO_CD_SECRET_TYPE: &str = "argocd.argoproj.io/secret-type";
 }
 
 /// Annotations on the objects that Nestling creates, and one that it reads.

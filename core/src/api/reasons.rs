@@ -340,6 +340,8 @@ reasons! {
     CertificateExpiring => "See the message and the agent's log; the agent tries again every hour. A new cluster (annotation nestling.dev/recreate) has new certificates.",
     /// The API server's certificate does not hold the names of `access.certSANs` yet.
     ChangingCertificate => "Nothing to do: the agent is at it; see the message if it stays.",
+    /// The ClusterRoles of `kubeconfig.users` are not bound as the spec says yet.
+    BindingUsers => "Nothing to do: the agent is at it; see the message if it stays. An agent of an earlier release cannot, then a new cluster can (annotation nestling.dev/recreate).",
     /// The Secret's name is taken by an object that is not ours.
     KubeconfigSecretConflict => "Delete or rename that Secret, or set kubeconfig.secretName.",
     /// The kubeconfig could not be written.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::observed::{Observed, created_at};
 use super::situation::later;
+use crate::api::KubeconfigSecretRef;
 use crate::api::conditions::Claim;
 use crate::api::reasons::Reason;
 
@@ -24,6 +25,9 @@ pub const CHANNEL_LIFE: Duration = Duration::from_hours(365 * 24);
 
 /// Life of a published kubeconfig, where the spec says nothing.
 pub const KUBECONFIG_LIFE: Duration = Duration::from_hours(365 * 24);
+
+/// Life of the credentials of a further user, where the spec says nothing.
+pub const USER_LIFE: Duration = Duration::from_hours(24);
 
 /// A node's certificate that has less than this left although it should have been renewed is told of.
 const NODE_NOTICE: Duration = Duration::from_hours(30 * 24);
@@ -97,14 +101,18 @@ pub fn authorities_are_old(now: Timestamp, seen: &Observed) -> bool {
 
 /// When the published kubeconfig is to be written anew; `None` if there is none, or if no later one could be had.
 pub fn kubeconfig_renewal(seen: &Observed) -> Option<Timestamp> {
-    let published = seen.status().kubeconfig_secret_ref?;
-    let ends = published.expiration_time?.0;
+    renewal(seen, seen.status().kubeconfig_secret_ref.as_ref()?)
+}
+
+/// The same of any published Secret.
+pub fn renewal(seen: &Observed, published: &KubeconfigSecretRef) -> Option<Timestamp> {
+    let ends = published.expiration_time.as_ref()?.0;
     // A certificate ends with its authority: what ends a day before that or later would not gain by it.
     if authorities_end(seen).is_some_and(|end| ends >= earlier(end, DAY)) {
         return None;
     }
     // Earlier operators have not said when; theirs hold for a year.
-    Some(published.renewal_time.map_or_else(|| earlier(ends, KUBECONFIG_LIFE / 3), |time| time.0))
+    Some(published.renewal_time.as_ref().map_or_else(|| earlier(ends, KUBECONFIG_LIFE / 3), |time| time.0))
 }
 
 /// When the keys of the channel in a cluster's Secret are made anew, given what stands on it.

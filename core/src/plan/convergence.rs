@@ -1,6 +1,7 @@
 //! The promise of the core, tried on a model of the host cluster: for any history of stale reads, failed writes, killed operators, lost pods and
 //! edited specs and restores from a backup, repeated passes converge; no cluster ever has two pods at work; the finalizer goes last.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -20,7 +21,8 @@ use super::{names::Identity, testing};
 use crate::api::conditions::{self, READY, STALLED, SUSPENDED};
 use crate::api::reasons::Reason;
 use crate::api::{
-    FINALIZER, KindCluster, KindClusterStatus, LocalReference, Manifest, PodLossPolicy, PowerState, PublishedPort, Readiness, Registry, StorageType,
+    ArgoCd, FINALIZER, KindCluster, KindClusterStatus, Kubeconfig, KubeconfigUser, LocalReference, Manifest, PodLossPolicy, PowerState, PublishedPort,
+    Readiness, Registry, StorageType,
     annotations,
 };
 
@@ -68,6 +70,8 @@ enum Happening {
     Ports(bool),
     /// The user lists a manifest, another one or none.
     Manifests(u8),
+    /// The user lets somebody else and Argo CD in, or nobody.
+    Users(bool),
     /// The user asks for a new cluster in the place of this one.
     Recreate(u8),
     /// The user pauses or resumes.
@@ -100,6 +104,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Preload),
         1 => any::<bool>().prop_map(Happening::Ports),
         1 => (0..3_u8).prop_map(Happening::Manifests),
+        2 => any::<bool>().prop_map(Happening::Users),
         1 => (0..3_u8).prop_map(Happening::Recreate),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
@@ -131,6 +136,8 @@ struct World {
     orders: Option<(String, Orders, Timestamp)>,
     /// The pod whose agent got contents, these, and when.
     contents: Option<(String, ContentsReport, Timestamp)>,
+    /// The further Secrets with credentials that are there.
+    published: BTreeSet<String>,
     /// Nested UID of the whole cluster on the volume.
     on_volume: Option<String>,
     /// The object was restored: what it says of a cluster on a volume is another object's.
@@ -159,6 +166,7 @@ impl World {
             identity,
             orders: None,
             contents: None,
+            published: BTreeSet::new(),
             on_volume: None,
             restored: false,
         }
@@ -292,6 +300,23 @@ impl World {
         }
     }
 
+    fn expire(&mut self) -> Option<()> {
+        let cluster = self.cluster.as_ref()?;
+        let ttl = cluster.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.ttl).expect("ended without an expiry");
+        let age = self.now.duration_since(cluster.metadata.creation_timestamp.as_ref().unwrap().0);
+        assert!(age >= std::time::Duration::from(ttl).try_into().unwrap(), "ended before its time");
+        assert!(!cluster.spec.paused, "ended while paused");
+        self.happen(&Happening::Delete);
+        Some(())
+    }
+
+    /// `None` from a state of the object before one's own last write, which an operator does not go back to (`own_writes.rs`).
+    fn publish_further(&mut self, secret: &str) -> Option<()> {
+        self.status().further_secret_refs.iter().find(|have| have.name == secret)?;
+        self.published.insert(secret.to_owned());
+        Some(())
+    }
+
     fn act(&mut self, step: &Step) -> Result<(), Problem> {
         let conflict = || Problem::new(Reason::HostUnavailable, "conflict");
         match step {
@@ -304,6 +329,7 @@ impl World {
             }
             Step::RemoveFinalizer => {
                 assert!(self.children.is_empty(), "the finalizer goes last: {:?}", self.children);
+                assert!(self.published.is_empty(), "credentials of a cluster that is gone: {:?}", self.published);
                 assert!(self.cluster.as_ref().is_none_or(|cluster| cluster.metadata.deletion_timestamp.is_some()));
                 self.cluster = None;
             }
@@ -348,7 +374,9 @@ impl World {
                 pod.status = Some(running());
                 self.children.pods.push(pod);
             }
-            Step::PublishKubeconfig(_) | Step::RetractKubeconfig { .. } | Step::DropLogs { .. } => {}
+            Step::PublishKubeconfig(_) | Step::DropLogs { .. } => {}
+            Step::PublishFurther(plan) => self.publish_further(&plan.secret).ok_or_else(conflict)?,
+            Step::RetractKubeconfig { secret } => drop(self.published.take(secret)),
             Step::Order(orders) => {
                 let pod = self.children.current_pod().and_then(|pod| pod.metadata.uid.clone()).ok_or_else(conflict)?;
                 self.orders = Some((pod, orders.clone(), self.now));
@@ -358,14 +386,7 @@ impl World {
                 let failed = self.status().last_failure.expect("logs of no failure");
                 assert_eq!(failed.attempt, plan.attempt, "logs of another attempt");
             }
-            Step::Expire => {
-                let cluster = self.cluster.as_ref().ok_or_else(conflict)?;
-                let ttl = cluster.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.ttl).expect("ended without an expiry");
-                let age = self.now.duration_since(cluster.metadata.creation_timestamp.as_ref().unwrap().0);
-                assert!(age >= std::time::Duration::from(ttl).try_into().unwrap(), "ended before its time");
-                assert!(!cluster.spec.paused, "ended while paused");
-                self.happen(&Happening::Delete);
-            }
+            Step::Expire => self.expire().ok_or_else(conflict)?,
             Step::Delete(child) => self.delete(child),
         }
         self.changed();
@@ -503,6 +524,7 @@ impl World {
                 cluster.spec.manifests = ["a", "b"].map(manifest).into_iter().take(which.into()).collect();
                 cluster.spec.readiness = Some(Readiness { dns: which > 0, ..Readiness::default() });
             }),
+            Happening::Users(some) => self.edit(|cluster| cluster.spec.kubeconfig = some.then(kubeconfig)),
             Happening::Recreate(value) => {
                 if let Some(cluster) = &mut self.cluster {
                     cluster.metadata.annotations.get_or_insert_default().insert(annotations::RECREATE.to_owned(), value.to_string());
@@ -536,6 +558,8 @@ impl World {
         cluster.status = cluster.status.filter(|_| status);
         self.identity = testing::identity(&cluster);
         self.children = Children::default();
+        // Their owner is gone.
+        self.published.clear();
         (self.on_volume, self.restored) = (None, true);
         // Of another object, which no cache mixes up with this one.
         self.history.clear();
@@ -596,6 +620,11 @@ fn losses() -> impl Strategy<Value = Happening> {
         3 => Just(Happening::LosePod),
         2 => Just(Happening::EvictPod),
     ]
+}
+
+fn kubeconfig() -> Kubeconfig {
+    let users = vec![KubeconfigUser { name: "ci".into(), cluster_role: Some("view".into()), ..KubeconfigUser::default() }];
+    Kubeconfig { users, argo_cd: Some(ArgoCd::default()), ..Kubeconfig::default() }
 }
 
 fn registry() -> Registry {
@@ -674,6 +703,10 @@ proptest! {
                 prop_assert!([ready, stalled, suspended].into_iter().filter(|holds| *holds).count() == 1, "neither ready nor suspended nor given up: {status:#?}");
                 prop_assert_eq!(status.conditions.len(), conditions::ALL.len());
                 let asked = cluster.spec.power_state.unwrap_or_default();
+                if ready {
+                    let names = if cluster.spec.kubeconfig.is_some() { vec!["crane-argocd", "crane-kubeconfig-ci"] } else { vec![] };
+                    prop_assert_eq!(world.published.iter().map(String::as_str).collect::<Vec<_>>(), names);
+                }
                 if !stalled {
                     prop_assert_eq!(status.power_state, Some(asked));
                     prop_assert_eq!(suspended, asked != PowerState::Running);

@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::certificates::{self, KUBECONFIG_LIFE};
 use super::contents::{self, ContentsPlan};
+use super::credentials::{self, Bearer};
 use super::desired::{Desired, short_digest};
 use super::evidence::{self, Fate, LogsPlan};
 use super::expiry::{expiry, is_recorded};
@@ -24,6 +25,7 @@ use super::registries::{self, RegistriesPlan};
 use super::serving_names;
 use super::settings::CleanupPolicy;
 use super::situation::{Situation, later, situation};
+use super::users;
 use super::wire::Orders;
 use crate::api::KindClusterStatus;
 use crate::api::conditions;
@@ -68,6 +70,8 @@ pub enum Step {
     CreatePod(Box<Pod>),
     /// The kubeconfig in the user's namespace.
     PublishKubeconfig(Box<KubeconfigPlan>),
+    /// A further Secret with credentials in the user's namespace. What refuses it holds nothing else up.
+    PublishFurther(Box<KubeconfigPlan>),
     /// Takes a published kubeconfig away, if it is ours.
     RetractKubeconfig {
         /// Name of the Secret.
@@ -104,6 +108,7 @@ impl Step {
         "ApplyVolumeClaim",
         "CreatePod",
         "PublishKubeconfig",
+        "PublishFurther",
         "RetractKubeconfig",
         "Order",
         "SendContents",
@@ -126,6 +131,7 @@ impl Step {
             Self::ApplyVolumeClaim(_) => "ApplyVolumeClaim",
             Self::CreatePod(_) => "CreatePod",
             Self::PublishKubeconfig(_) => "PublishKubeconfig",
+            Self::PublishFurther(_) => "PublishFurther",
             Self::RetractKubeconfig { .. } => "RetractKubeconfig",
             Self::Order(_) => "Order",
             Self::SendContents(_) => "SendContents",
@@ -171,6 +177,8 @@ pub struct KubeconfigPlan {
     pub identity: Identity,
     /// Name of the Secret.
     pub secret: String,
+    /// Who proves itself with it.
+    pub bearer: Bearer,
     /// URL for clients inside the host cluster.
     pub internal: String,
     /// URL for others.
@@ -244,12 +252,15 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
             steps.extend(service(seen, attempt_of(pod)));
             if let Ok(desired) = &desired {
                 steps.extend(publication(now, seen, desired));
+                steps.extend(credentials::steps(now, seen, desired));
                 // Last: a Secret of the user's that has gone is to stop nothing else.
                 steps.extend(registries(now, seen, desired, Some(pod)));
             }
             steps.extend(contents::due(now, seen).map(|plan| Step::SendContents(Box::new(plan))));
             let renewal = certificates::kubeconfig_renewal(seen).filter(|at| *at > now);
-            Plan { steps, wake_at: rest.into_iter().chain(renewal).chain(host_loss::given_up_at(seen)).chain(exposure::next_change(now, seen)).min() }
+            let further = desired.as_ref().ok().and_then(|desired| credentials::next_look(now, seen, desired));
+            let wakes = [renewal, further, host_loss::given_up_at(seen), exposure::next_change(now, seen)];
+            Plan { steps, wake_at: rest.into_iter().chain(wakes.into_iter().flatten()).min() }
         }
     }
 }
@@ -366,6 +377,7 @@ pub fn kubeconfig(seen: &Observed, desired: &Desired) -> Option<KubeconfigPlan> 
     Some(KubeconfigPlan {
         identity: desired.identity.clone(),
         secret: desired.kubeconfig_secret.clone(),
+        bearer: Bearer::Admin,
         internal,
         external,
         tls_server_name,
@@ -397,7 +409,7 @@ fn said_unverified(seen: &Observed) -> bool {
 }
 
 fn deletion(now: Timestamp, seen: &Observed) -> Vec<Step> {
-    let mut steps = Vec::new();
+    let mut steps = credentials::retraction(seen);
     if let Some(published) = seen.status().kubeconfig_secret_ref {
         steps.push(Step::RetractKubeconfig { secret: published.name });
     }
@@ -435,8 +447,8 @@ fn delete(kind: ChildKind, meta: &ObjectMeta) -> Option<Step> {
 /// Whether a cluster's agent should be listened to: while something moves, or when nothing has been heard of it yet.
 pub fn is_moving(status: &KindClusterStatus, seen_report: bool) -> bool {
     let at_rest = conditions::is_true(&status.conditions, conditions::READY) || power::rests(status);
-    let changing = serving_names::is_changing(status) || preload::is_under_way(status) || exposure::is_changing(status) || contents::is_changing(status);
-    !seen_report || !at_rest || changing
+    let changes = [serving_names::is_changing, preload::is_under_way, exposure::is_changing, contents::is_changing, users::is_changing];
+    !seen_report || !at_rest || changes.iter().any(|changing| changing(status))
 }
 
 /// Whether a pod takes one of the slots for clusters under creation.

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::certificates::KUBECONFIG_LIFE;
 use super::cidr;
 use super::contents;
+use super::credentials;
 use super::kind_config;
 use super::names::Identity;
 use super::observed::created_at;
@@ -100,6 +101,7 @@ pub fn desire(cluster: &KindCluster, identity: &Identity, settings: &Settings) -
         kind_config::check(config)?;
     }
     registries::check(&spec.registries, spec.config.as_ref())?;
+    credentials::check(cluster, identity)?;
     let (version, image) = image(cluster, settings)?;
     let counts = spec.nodes.clone().unwrap_or_default();
     let nodes = kind_config::nodes(spec.config.as_ref(), counts.control_planes, counts.workers);

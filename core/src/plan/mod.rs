@@ -5,6 +5,7 @@ pub mod changes;
 pub mod cidr;
 pub mod classify;
 pub mod contents;
+pub mod credentials;
 pub mod decide;
 pub mod desired;
 pub mod egress;
@@ -35,6 +36,7 @@ pub mod serving_names;
 pub mod settings;
 pub mod settle;
 pub mod situation;
+pub mod users;
 mod volume;
 pub mod wire;
 

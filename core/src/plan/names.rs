@@ -55,6 +55,16 @@ impl Identity {
         format!("{}-kubeconfig", self.name)
     }
 
+    /// The published Secret of a further user.
+    pub fn user_secret(&self, user: &str) -> String {
+        format!("{}-{user}", self.default_kubeconfig_secret())
+    }
+
+    /// The Secret in which Argo CD finds the cluster.
+    pub fn argo_cd_secret(&self) -> String {
+        format!("{}-argocd", self.name)
+    }
+
     /// The Secret with the logs of a failed attempt, in the user's namespace.
     pub fn logs_secret(&self) -> String {
         format!("{}-logs", self.name)

@@ -8,6 +8,7 @@ use super::observed::Observed;
 use super::power;
 use super::preload;
 use super::serving_names;
+use super::users;
 use super::wire::Orders;
 use crate::api::{PodLossPolicy, StorageType};
 
@@ -15,9 +16,15 @@ use crate::api::{PodLossPolicy, StorageType};
 pub fn wanted(seen: &Observed) -> Option<Orders> {
     let report = seen.report.as_ref()?;
     report.orders.as_ref()?;
-    // An agent that knows nothing of ports would not say that it has received any.
-    let ports = if report.open_ports.is_some() { exposure::relayed(&seen.cluster) } else { BTreeSet::new() };
-    Some(Orders { power: power::wanted(seen), keep: keep(seen), cert_sans: serving_names::wanted(seen), preload: preload::wanted(seen), ports })
+    Some(Orders {
+        power: power::wanted(seen),
+        keep: keep(seen),
+        cert_sans: serving_names::wanted(seen),
+        preload: preload::wanted(seen),
+        // An agent that knows nothing of ports would not say that it has received any.
+        ports: if report.open_ports.is_some() { exposure::relayed(&seen.cluster) } else { BTreeSet::new() },
+        users: users::bound(seen),
+    })
 }
 
 /// What the agent is to be told now: `None` if it knows all.

@@ -1,12 +1,15 @@
 //! What is to be said: the status after a pass, and the events that its changes are worth.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::certificates::{self, Validity};
 use super::contents;
-use super::decide::{Step, is_overdue, kubeconfig};
+use super::credentials;
+use super::decide::{KubeconfigPlan, Step, is_overdue, kubeconfig};
 use super::desired::{Desired, desire};
 use super::expiry;
 use super::exposure;
@@ -19,6 +22,7 @@ use super::problem::Problem;
 use super::recreation;
 use super::serving_names;
 use super::situation::{MESSAGE_LIMIT, Situation, is_resuming, progress, readable, situation};
+use super::users;
 use super::wire::{AgentReport, DeadContainer, PolicyProbe, StoragePressure};
 use crate::api::conditions::{self, Claim, clip};
 use crate::api::reasons::Reason;
@@ -31,8 +35,10 @@ pub struct Outcome {
     pub done: Vec<Step>,
     /// The step that failed, and why.
     pub failed: Option<(Step, Problem)>,
-    /// When the credentials that were published in this pass end.
-    pub kubeconfig_expires: Option<Timestamp>,
+    /// When the credentials that were published in this pass end, by the name of the Secret.
+    pub credentials_end: BTreeMap<String, Timestamp>,
+    /// Why further Secrets with credentials were not written though their step is done, by name: they are not worth a failure of their own.
+    pub refused: BTreeMap<String, Problem>,
     /// Why the logs of a failed attempt were not kept though their step is done: they are not worth a failure of their own.
     pub logs_refused: Option<Problem>,
 }
@@ -147,7 +153,7 @@ pub fn settle(now: Timestamp, seen: &Observed, done: &Outcome) -> KindClusterSta
         Situation::Recreate(_) | Situation::Replaced(_) => Claims::idle(Reason::Recreating, &Reason::Recreating.explain("")),
         Situation::Outdated(_) => Claims::idle(Reason::Progressing, "the spec has changed; the attempt starts anew"),
         Situation::Creating { pod, desired, .. } => creating(now, seen, pod, desired.as_deref()),
-        Situation::Running { pod, desired } => running(now, seen, pod, desired.as_deref(), &status),
+        Situation::Running { pod, desired } => running(now, seen, pod, desired.as_deref(), &status, done),
     };
     if claims.ready.status == Some(true) {
         status.ready_time.get_or_insert(Time(now));
@@ -262,20 +268,24 @@ fn record_facts(now: Timestamp, seen: &Observed, done: &Outcome, stands: &Situat
     status.endpoints = exposure::endpoints(seen);
     status.ports = exposure::ports(seen);
     status.relay_image = Some(seen.settings.relay_image.clone()).filter(|image| !image.is_empty());
+    if let Situation::Running { desired, .. } = stands {
+        credentials::record(seen, desired.as_deref().ok(), status);
+    }
     for step in &done.done {
         match step {
             Step::CreatePod(pod) => record_pod(pod, None, status),
             Step::Delete(child) if status.pod_ref.as_ref().is_some_and(|pod| pod.name == child.name) => status.pod_ref = None,
             Step::PublishKubeconfig(plan) => {
-                status.kubeconfig_secret_ref = Some(KubeconfigSecretRef {
-                    name: plan.secret.clone(),
-                    digest: Some(plan.digest.clone()),
-                    expiration_time: done.kubeconfig_expires.map(Time),
-                    renewal_time: done.kubeconfig_expires.map(|ends| Time(Validity { begins: now, ends }.renew_at())),
-                });
+                status.kubeconfig_secret_ref = Some(published(now, plan, done));
             }
-            Step::RetractKubeconfig { secret } if status.kubeconfig_secret_ref.as_ref().is_some_and(|published| published.name == *secret) => {
-                status.kubeconfig_secret_ref = None;
+            Step::PublishFurther(plan) if !done.refused.contains_key(&plan.secret) => {
+                if let Some(have) = status.further_secret_refs.iter_mut().find(|have| have.name == plan.secret) {
+                    *have = published(now, plan, done);
+                }
+            }
+            Step::RetractKubeconfig { secret } => {
+                status.kubeconfig_secret_ref.take_if(|published| published.name == *secret);
+                status.further_secret_refs.retain(|published| published.name != *secret);
             }
             Step::KeepLogs(plan) => {
                 if let Some(failure) = status.last_failure.as_mut().filter(|failure| failure.attempt == plan.attempt) {
@@ -295,6 +305,17 @@ fn record_facts(now: Timestamp, seen: &Observed, done: &Outcome, stands: &Situat
             }
             _ => {}
         }
+    }
+}
+
+/// What was published in this pass.
+fn published(now: Timestamp, plan: &KubeconfigPlan, done: &Outcome) -> KubeconfigSecretRef {
+    let ends = done.credentials_end.get(&plan.secret).copied();
+    KubeconfigSecretRef {
+        name: plan.secret.clone(),
+        digest: Some(plan.digest.clone()),
+        expiration_time: ends.map(Time),
+        renewal_time: ends.map(|ends| Time(Validity { begins: now, ends }.renew_at())),
     }
 }
 
@@ -411,7 +432,7 @@ fn in_sync() -> Claim {
     Claim::yes(Reason::InSync, "")
 }
 
-fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, status: &KindClusterStatus) -> Claims {
+fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired, &Problem>, status: &KindClusterStatus, done: &Outcome) -> Claims {
     let up_to_date = up_to_date(now, seen, pod, desired);
     // What the agent said last may be long past.
     let node = host_loss::claim(seen);
@@ -460,6 +481,8 @@ fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired,
         }
         _ => Claim::no(Reason::PublishingKubeconfig, "the kubeconfig is about to be published"),
     };
+    let was_ready = conditions::is_true(&status.conditions, conditions::READY);
+    let (kubeconfig, hinders) = credentials::claim(kubeconfig, was_ready, seen, desired.ok(), status, done);
     let manifests = contents::claim(seen, report);
     // What is to be in the cluster is waited for only once. Manifests come before nodes: among them may be the CNI that these wait for.
     let first = status.ready_time.is_none();
@@ -469,7 +492,7 @@ fn running(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desired,
         Some(&control_plane),
         Some(&manifests).filter(|_| first),
         Some(&nodes),
-        Some(&kubeconfig),
+        Some(&kubeconfig).filter(|_| hinders),
         gates.as_ref(),
     ];
     let hindrance = all.into_iter().flatten().find(|claim| claim.status != Some(true)).cloned();
@@ -563,7 +586,7 @@ fn up_to_date(now: Timestamp, seen: &Observed, pod: &Pod, desired: Result<&Desir
             }
             if !changed.is_empty() {
                 required(&format!("changed since the cluster was made: {}", changed.join(", ")))
-            } else if let Some(claim) = serving_names::claim(seen).or_else(|| preload::claim(seen)) {
+            } else if let Some(claim) = serving_names::claim(seen).or_else(|| preload::claim(seen)).or_else(|| users::claim(seen)) {
                 claim
             } else if let Some(end) = certificates::authorities_end(seen).filter(|_| certificates::authorities_are_old(now, seen)) {
                 required(&format!("the cluster's authorities end at {end}, and all that they have signed with them"))
@@ -700,6 +723,15 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     }
     if became(conditions::READY, "True") {
         note(false, "Ready", "the cluster is ready".to_owned());
+    }
+    let unpublished = |status: &KindClusterStatus| {
+        let condition = conditions::get(&status.conditions, conditions::KUBECONFIG_PUBLISHED).filter(|condition| condition.status == "False")?;
+        Reason::parse(&condition.reason).filter(|reason| *reason != Reason::PublishingKubeconfig)
+    };
+    // One that keeps the cluster from being ready is told below.
+    if let Some(reason) = unpublished(after).filter(|reason| unpublished(before) != Some(*reason) && conditions::is_true(&after.conditions, conditions::READY))
+    {
+        note(true, reason.as_str(), message_of(conditions::KUBECONFIG_PUBLISHED));
     }
     let said = |status: &KindClusterStatus| {
         conditions::get(&status.conditions, conditions::SUSPENDED).and_then(|have| Some((have.status.clone(), Reason::parse(&have.reason)?)))
@@ -1031,7 +1063,11 @@ mod tests {
         let status = settle(
             now(),
             &seen,
-            &Outcome { done: plan.steps, kubeconfig_expires: Some(Timestamp::from_second(NOW + 31_536_000).unwrap()), ..Outcome::default() },
+            &Outcome {
+                done: plan.steps,
+                credentials_end: [("crane-kubeconfig".to_owned(), Timestamp::from_second(NOW + 31_536_000).unwrap())].into(),
+                ..Outcome::default()
+            },
         );
         assert_eq!(claim(&status, conditions::CONTROL_PLANE_READY), "True ApiServerReady");
         assert_eq!(claim(&status, conditions::KUBECONFIG_PUBLISHED), "True Published");

@@ -176,8 +176,9 @@ fn record_this_release() {
         for said in [None, Some(&report), Some(&report)] {
             seen.report = said.cloned();
             let steps = decide(now(), &seen).steps;
-            let expires = steps.iter().any(|step| matches!(step, Step::PublishKubeconfig(_))).then(|| Timestamp::from_second(NOW + 30_000_000).unwrap());
-            let outcome = Outcome { done: steps, kubeconfig_expires: expires, ..Outcome::default() };
+            let published = |step: &Step| if let Step::PublishKubeconfig(plan) = step { Some(plan.secret.clone()) } else { None };
+            let credentials_end = steps.iter().filter_map(published).map(|secret| (secret, Timestamp::from_second(NOW + 30_000_000).unwrap())).collect();
+            let outcome = Outcome { done: steps, credentials_end, ..Outcome::default() };
             seen.cluster.status = Some(settle(now(), &seen, &outcome));
         }
         let all = json!({"cluster": seen.cluster, "pod": seen.children.pods[0], "report": report});

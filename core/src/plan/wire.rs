@@ -78,6 +78,9 @@ pub const TERMINATION_LOG: &str = "/dev/termination-log";
 /// `system:masters` the binding can be taken away.
 pub const ADMIN_GROUP: &str = "nestling:cluster-admins";
 
+/// What the common names of further users begin with, and the bindings of their ClusterRoles inside of the cluster.
+pub const USER_PREFIX: &str = "nestling:user:";
+
 /// Common name that the operator's client certificate must have.
 pub const OPERATOR_NAME: &str = "operator.nestling";
 
@@ -241,6 +244,19 @@ pub struct Orders {
     /// NodePorts of the cluster that the pod relays, at ports of its own under the same numbers. While the cluster is suspended none of them is open.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub ports: BTreeSet<u16>,
+    /// Further users and the ClusterRoles that are to be bound to them. What is bound to others under [`USER_PREFIX`] goes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<BoundUser>,
+}
+
+/// A further user and its ClusterRole.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BoundUser {
+    /// Name in `spec.kubeconfig.users`, without [`USER_PREFIX`].
+    pub name: String,
+    /// The ClusterRole.
+    pub cluster_role: String,
 }
 
 /// What has become of the orders.

@@ -1,13 +1,15 @@
 //! `examples/`, made from the API's own types so that they cannot rot.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use nestling_core::api::kind_config::{KindConfig, KindNetworking, KindNode, KindRole};
 use nestling_core::api::{
-    Access, AccessService, DeploymentReference, KindCluster, KindClusterSpec, Lifecycle, LocalReference, Manifest, Nodes, PodLossPolicy, PowerState, Preload,
-    PublishedPort, Readiness, Registry, ServiceType, Storage, StorageType,
+    Access, AccessService, DeploymentReference, KindCluster, KindClusterSpec, Kubeconfig, KubeconfigUser, Lifecycle, LocalReference, Manifest, Nodes,
+    PodLossPolicy, PowerState, Preload, PublishedPort, Readiness, Registry, ServiceType, Storage, StorageType,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -61,6 +63,14 @@ pub fn all() -> Result<Vec<(&'static str, String)>> {
                 persistent(),
             )?,
         ),
+        (
+            "users",
+            one(
+                "Further users with kubeconfigs of their own: one that only looks, one for CI whose credentials are short-lived, and one in a group.",
+                "users",
+                users(),
+            )?,
+        ),
         ("stopped", one("Becomes ready, then stops and keeps its disks until powerState is Running.", "stopped", stopped())?),
         ("job-owned", job_owned()?),
     ])
@@ -72,6 +82,17 @@ fn spec() -> KindClusterSpec {
 
 fn three_nodes() -> KindClusterSpec {
     KindClusterSpec { nodes: Some(Nodes { control_planes: 1, workers: 2 }), ..spec() }
+}
+
+fn users() -> KindClusterSpec {
+    let user =
+        |name: &str, role: Option<&str>| KubeconfigUser { name: name.to_owned(), cluster_role: role.map(ToOwned::to_owned), ..KubeconfigUser::default() };
+    let users = vec![
+        user("viewer", Some("view")),
+        KubeconfigUser { lifetime: Some(Duration::from_mins(10).into()), ..user("ci", Some("edit")) },
+        KubeconfigUser { groups: vec!["developers".to_owned()], ..user("dev", None) },
+    ];
+    KindClusterSpec { kubeconfig: Some(Kubeconfig { users, ..Kubeconfig::default() }), ..spec() }
 }
 
 fn stopped() -> KindClusterSpec {

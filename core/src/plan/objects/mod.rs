@@ -11,7 +11,7 @@ mod service;
 mod volume_claim;
 
 pub use doctor_pod::{DOCTOR_LABEL, Examination, doctor_pod};
-pub use kubeconfig::{Credentials, kubeconfig_secret};
+pub use kubeconfig::{Credentials, kubeconfig_secret, owns_labels};
 pub use logs::{LOGS_KEY, logs_secret};
 pub use network_policy::network_policy;
 pub use node_pod::{NODE_POD_LABEL, NODE_POD_NAMESPACE, image_on, in_node, node_pod};
