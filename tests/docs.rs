@@ -48,8 +48,9 @@ mod installation {
     use super::typist;
 
     pages! {
+        // In this order: the first one installs.
+        installed_by_the_readme: "README.md",
         operations: "docs/operations.md",
-        readme: "README.md",
     }
 
     /// For the list of all.

@@ -12,7 +12,8 @@ const MARK: &str = "<!-- test";
 /// Makes a page's commands and manifests one script for bash. In order:
 ///
 /// - the commands of each `sh` block, and of each `run` of a GitHub workflow and `script` of a Tekton task in a `yaml` block;
-/// - for each other `yaml` block with an object of Kubernetes, or with its `spec` alone, the question whether the host's API server would take it;
+/// - for each other `yaml` block with an object of Kubernetes, or with the `spec` of a KindCluster, the question whether the host's API server would
+///   take it, and for any other YAML, whether the chart takes it for values;
 /// - what a comment says: `<!-- test` and then lines of a script that readers need not see, or `<!-- test: skip` and why the next block is not for
 ///   this test.
 ///
@@ -103,13 +104,13 @@ fn manifest(code: &str) -> Result<String, String> {
             object["metadata"]["name"] = "only-asked".into();
             commands.push(ask(&object));
         } else {
-            return Err("this YAML is no object of Kubernetes, no `spec` of one, and no workflow".into());
+            commands.push(format!("helm template nestling charts/nestling --values - > /dev/null <<'VALUES'\n{document}\nVALUES"));
         }
     }
     Ok(commands.join("\n"))
 }
 
-/// Asks the host's API server. JSON is YAML, and holds no line that could end the here-document.
+/// Asks the host's API server. JSON is YAML, and one line, which cannot be the end of the here-document.
 fn ask(object: &Value) -> String {
     format!("kubectl create --dry-run=server --validate=strict -f - <<'OBJECT'\n{object}\nOBJECT")
 }
@@ -156,7 +157,7 @@ output
 
     #[test]
     fn what_cannot_be_tried_is_refused() {
-        for page in ["```\nx\n```", "```yaml\na: 1\n```", "<!-- test: skip -->\n```sh\nx\n```", "<!-- test: skip it is gone -->\n", "<!-- test: hop -->\n"] {
+        for page in ["```\nx\n```", "```yaml\na: {\n```", "<!-- test: skip -->\n```sh\nx\n```", "<!-- test: skip it is gone -->\n", "<!-- test: hop -->\n"] {
             assert!(script("p.md", page).is_err(), "{page}");
         }
     }

@@ -1,20 +1,55 @@
-//! Which of the long tests on real clusters a run takes.
+//! Which of the long tests on real clusters a run takes. Those of the soak tier take all.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
+/// Tests of which a run takes some at random.
+pub struct Suite {
+    /// Beginnings of their names.
+    names: &'static [&'static str],
+    /// So many are in every run.
+    taken: usize,
+}
+
 /// Modules of `tests/nested/` whose tests take minutes each and look at one feature from beginning to end.
-const LONG: &[&str] = &["changes", "failures", "high_availability", "power", "resume", "storage"];
+pub const NESTED: Suite = Suite { names: &["changes::", "failures::", "high_availability::", "power::", "resume::", "storage::"], taken: 3 };
 
-/// So many of them are in every run; all are in those of the soak tier.
-const TAKEN: usize = 3;
+/// Tests of `tests/solo.rs` that do one thing many times.
+pub const SOLO: Suite = Suite {
+    names: &[
+        "a_storm_waits_its_turn_and_none_fails",
+        "an_operator_killed_at_random_is_survived",
+        "ends_by_force_leave_nothing_behind",
+        "a_narrow_network_is_narrow_inside",
+        "an_unfit_host_is_named_before_harm_and_recovers",
+    ],
+    taken: 3,
+};
 
-/// The modules that a run with this seed leaves out.
-pub fn left_out(seed: u64) -> Vec<&'static str> {
-    let mut modules = LONG.to_vec();
-    modules.shuffle(&mut StdRng::seed_from_u64(seed));
-    modules.split_off(TAKEN)
+/// Pages of `tests/docs.rs`.
+pub const PAGES: Suite = Suite {
+    names: &[
+        "pages::air_gapped",
+        "pages::certificates",
+        "pages::ci",
+        "pages::classroom",
+        "pages::first_cluster",
+        "pages::gitops",
+        "pages::lifecycle",
+        "pages::migrating_from_kind",
+        "pages::policy",
+    ],
+    taken: 3,
+};
+
+impl Suite {
+    /// What a run with this seed leaves out.
+    pub fn left_out(&self, seed: u64) -> Vec<&'static str> {
+        let mut names = self.names.to_vec();
+        names.shuffle(&mut StdRng::seed_from_u64(seed));
+        names.split_off(self.taken)
+    }
 }
 
 #[cfg(test)]
@@ -23,15 +58,25 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn each_module_is_taken_by_some_seed_and_exists() {
-        let tests = std::fs::read_to_string(crate::root().join("tests/nested/main.rs")).unwrap();
-        for module in LONG {
-            assert!(tests.contains(&format!("mod {module};")), "{module}");
+    fn each_is_taken_by_some_seed() {
+        for suite in [NESTED, SOLO, PAGES] {
+            let out: Vec<BTreeSet<&str>> = (0..100).map(|seed| suite.left_out(seed).into_iter().collect()).collect();
+            assert!(out.iter().all(|out| out.len() == suite.names.len() - suite.taken));
+            for name in suite.names {
+                assert!(out.iter().any(|out| out.contains(name)) && out.iter().any(|out| !out.contains(name)), "{name}");
+            }
         }
-        let out: Vec<BTreeSet<&str>> = (0..100).map(|seed| left_out(seed).into_iter().collect()).collect();
-        assert!(out.iter().all(|out| out.len() == LONG.len() - TAKEN));
-        for module in LONG {
-            assert!(out.iter().any(|out| out.contains(module)) && out.iter().any(|out| !out.contains(module)), "{module}");
+    }
+
+    /// A name that nothing bears would silently leave nothing out.
+    #[test]
+    fn each_exists() {
+        let file = |path: &str| std::fs::read_to_string(crate::root().join(path)).unwrap();
+        for (suite, path, form) in [(NESTED, "tests/nested/main.rs", "mod {};"), (SOLO, "tests/solo.rs", "fn {}("), (PAGES, "tests/docs.rs", " {}: \"")] {
+            for name in suite.names {
+                let bare = name.trim_start_matches("pages::").trim_end_matches("::");
+                assert!(file(path).contains(&form.replace("{}", bare)), "{name}");
+            }
         }
     }
 }
