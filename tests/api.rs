@@ -400,16 +400,15 @@ async fn every_rule_of_the_crd_refuses_and_allows_what_it_should() {
     let plane = Plane::start().await;
     let api: Api<DynamicObject> = Api::default_namespaced_with(plane.client.clone(), &kube::api::ApiResource::erase::<KindCluster>(&()));
     let mut wrong = Vec::new();
-    for (what, spec, refusal) in
-        table()
-            .into_iter()
-            .chain(table_of_sleep_and_survival())
-            .chain(table_of_access())
-            .chain(table_of_ports())
-            .chain(table_of_users())
-            .chain(table_of_registries())
-            .chain(table_of_preload())
-            .chain(table_of_contents())
+    for (what, spec, refusal) in table()
+        .into_iter()
+        .chain(table_of_sleep_and_survival())
+        .chain(table_of_access())
+        .chain(table_of_ports())
+        .chain(table_of_users())
+        .chain(table_of_registries())
+        .chain(table_of_preload())
+        .chain(table_of_contents())
     {
         let made = api.create(&PostParams::default(), &object("probe", &spec)).await;
         match (made, refusal) {

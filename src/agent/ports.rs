@@ -75,7 +75,9 @@ pub async fn follow<R: Resolve>(taken: &BTreeSet<u16>, target: impl Fn(u16) -> R
             let opened = if taken.contains(port) {
                 Err(format!("port {port} of the pod belongs to an entry of config.nodes[].extraPortMappings"))
             } else {
-                Relay::open((Ipv4Addr::UNSPECIFIED, *port).into(), target(*port), places.clone()).await.map_err(|error| format!("port {port} of the pod: {error}"))
+                Relay::open((Ipv4Addr::UNSPECIFIED, *port).into(), target(*port), places.clone())
+                    .await
+                    .map_err(|error| format!("port {port} of the pod: {error}"))
             };
             match opened {
                 Ok(relay) => {

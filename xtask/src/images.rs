@@ -20,7 +20,12 @@ pub struct Images {
 
 /// Builds the program and both images; what has not changed is not built again.
 pub fn build(paths: &LabPaths, docker: &Docker) -> Result<Images> {
-    pack(paths, docker, &program()?, &crate::root().join("Dockerfile"))
+    pack(paths, docker, &program(&[], "debug")?, &crate::root().join("Dockerfile"))
+}
+
+/// The same, with a program that is optimised.
+pub fn build_release(paths: &LabPaths, docker: &Docker) -> Result<Images> {
+    pack(paths, docker, &program(&["--release"], "release")?, &crate::root().join("Dockerfile"))
 }
 
 /// Both images with this program.
@@ -62,11 +67,11 @@ pub fn pack(paths: &LabPaths, docker: &Docker, program: &Path, dockerfile: &Path
     Ok(images)
 }
 
-/// Builds `nestling` as the tests know it, without the hooks for faults.
-fn program() -> Result<PathBuf> {
+/// Builds `nestling` without the hooks for faults. `directory` is where cargo puts what it builds with these arguments.
+fn program(arguments: &[&str], directory: &str) -> Result<PathBuf> {
     note("building nestling");
-    run(crate::cargo().args(["build", "--locked", "--package", "nestling", "--bin", "nestling"]))?;
-    Ok(crate::target().join("debug/nestling"))
+    run(crate::cargo().args(["build", "--locked", "--package", "nestling", "--bin", "nestling"]).args(arguments))?;
+    Ok(crate::target().join(directory).join("nestling"))
 }
 
 /// Runs a command that says by itself what it does.

@@ -8,6 +8,7 @@ mod images;
 mod install;
 mod lab;
 mod previous;
+mod publish;
 mod reliability;
 mod slice;
 mod test;
@@ -31,6 +32,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Test everything, as CI does.
     Test(test::Arguments),
+    /// Build both images and push them to a registry.
+    Images(publish::Arguments),
     /// Measure how long clusters take, beside bare kind.
     Bench(bench::Arguments),
     /// Write the generated files: CRD, chart, reference, examples.
@@ -50,6 +53,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Images(arguments) => publish::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Gen { check } => generate::run(check),
         Task::Reliability(arguments) => reliability::run(&arguments),

@@ -179,6 +179,7 @@ fn fast(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Res
         lab.build(LabPart::ControlPlane)
     })?;
     let helm = paths.bin("helm")?;
+    stages.run("pages can be typed", || status(&mut cargo_test(arguments, seed, &["--test", "docs"], &["--skip", "pages::", "--skip", "installation::"])))?;
     stages.run("API and chart on a bare control plane", || {
         let binaries =
             ["--features", "fault-injection", "--test", "api", "--test", "cli", "--test", "reconcile", "--test", "rbac", "--test", "policy", "--test", "chart"];
@@ -198,7 +199,7 @@ fn whole(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Re
             lab.build(LabPart::Newer)
         })?;
     }
-    if slice::takes("balancers", seed, arguments.only.as_deref(), arguments.soak) {
+    if slice::NESTED.takes("balancers::", seed, arguments.only.as_deref(), arguments.soak) {
         stages.run("lab: load balancer and Ingress controller", || {
             announce(lab, LabPart::Balancers);
             lab.build(LabPart::Balancers)
@@ -253,11 +254,7 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
     stages.run("nested clusters", || {
         let mut command = cargo_test(arguments, seed, &["--features", "fault-injection", "--test", "nested"], &["--test-threads", "3", "--nocapture"]);
         environment(&mut command);
-        if arguments.only.is_none() && !arguments.soak {
-            let out = slice::left_out(seed);
-            println!("left out with this seed: {}", out.join(", "));
-            command.args(out.into_iter().flat_map(|module| ["--skip".to_owned(), format!("{module}::")]));
-        }
+        leave_out(arguments, seed, &slice::NESTED, &mut command);
         status(&mut command)
     })?;
     stages.run("faults on real clusters", || {
@@ -266,6 +263,12 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
         if arguments.only.is_none() {
             command.env("NESTLING_TEST_WARM", "1");
         }
+        status(&mut command)
+    })?;
+    stages.run("commands of the pages", || {
+        let mut command = cargo_test(arguments, seed, &["--test", "docs"], &["--test-threads", "2", "--nocapture", "--skip", "installation::"]);
+        environment(&mut command);
+        leave_out(arguments, seed, &slice::PAGES, &mut command);
         status(&mut command)
     })?;
     let before = if arguments.soak { Some(stages.run("the commit before this one", || previous::build(paths, docker))?) } else { None };
@@ -280,6 +283,21 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
         if let Some((chart, values)) = &before {
             command.env("NESTLING_TEST_PREVIOUS_CHART", chart).env("NESTLING_TEST_PREVIOUS_VALUES", values);
         }
+        leave_out(arguments, seed, &slice::SOLO, &mut command);
+        status(&mut command)
+    })?;
+    stages.run("commands of the pages about the installation", || {
+        let mut command = cargo_test(arguments, seed, &["--test", "docs"], &["--test-threads", "1", "--nocapture", "--skip", "pages::"]);
+        environment(&mut command);
         status(&mut command)
     })
+}
+
+/// Has a run that is not of the soak tier leave out what its seed says, and prints it.
+fn leave_out(arguments: &Arguments, seed: u64, suite: &slice::Suite, command: &mut Command) {
+    if arguments.only.is_none() && !arguments.soak {
+        let out = suite.left_out(seed);
+        println!("left out with this seed: {}", out.join(", "));
+        command.args(out.into_iter().flat_map(|name| ["--skip", name]));
+    }
 }

@@ -22,8 +22,7 @@ use crate::api::conditions::{self, READY, STALLED, SUSPENDED};
 use crate::api::reasons::Reason;
 use crate::api::{
     ArgoCd, FINALIZER, KindCluster, KindClusterStatus, Kubeconfig, KubeconfigUser, LocalReference, Manifest, PodLossPolicy, PowerState, PublishedPort,
-    Readiness, Registry, StorageType,
-    annotations,
+    Readiness, Registry, StorageType, annotations,
 };
 
 /// How the next pods turn out.
