@@ -98,7 +98,7 @@ pub enum Step {
 
 impl Step {
     /// Every kind of step, for tests that stop the operator behind each.
-    pub const NAMES: [&'static str; 17] = [
+    pub const NAMES: [&'static str; 18] = [
         "AddFinalizer",
         "CreateKeys",
         "RenewChannel",

@@ -200,7 +200,7 @@ fn paused(now: Timestamp, seen: &Observed, mut status: KindClusterStatus) -> Kin
 
 fn write(now: Timestamp, status: &mut KindClusterStatus, generation: Option<i64>, claims: &Claims) {
     let pending = Claim::unknown(Reason::Pending, "");
-    let all: [(&str, Option<&Claim>); 12] = [
+    let all: [(&str, Option<&Claim>); 13] = [
         (conditions::READY, Some(&claims.ready)),
         (conditions::RECONCILING, Some(&claims.reconciling)),
         (conditions::STALLED, Some(&claims.stalled)),
