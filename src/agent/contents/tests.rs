@@ -106,13 +106,13 @@ async fn what_is_there_is_not_applied_again_but_what_differs_is() {
     work(&store, &cluster, 5).await;
     assert_eq!(cluster.applied(), ["other"]);
     // What left the list is forgotten, so that it is applied when it comes back.
-    store.take(contents(&[a.clone()]));
+    store.take(contents(std::slice::from_ref(&a)));
     work(&store, &cluster, 5).await;
     store.take(contents(&[a.clone(), changed]));
     work(&store, &cluster, 5).await;
     assert_eq!(cluster.applied(), ["other"]);
     // On request, and in a cluster that is new, all of it.
-    store.take(Contents { reapply: "monday".into(), ..contents(&[a.clone()]) });
+    store.take(Contents { reapply: "monday".into(), ..contents(std::slice::from_ref(&a)) });
     work(&store, &cluster, 5).await;
     assert_eq!(cluster.applied(), ["x", "y"]);
     let new = Fake::default();
