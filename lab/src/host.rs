@@ -149,7 +149,12 @@ impl HostCluster {
     /// Pushes an image of the Docker daemon to the local registry; only layers that it lacks are transferred. Returns
     /// the reference under which pods of this cluster can use it.
     pub fn push(&self, image: &str) -> Result<String> {
-        self.registry.push(&self.docker, image)
+        self.push_as(image, image)
+    }
+
+    /// The same, under the name of another image. Who has the registry for a mirror of that image's own registry gets this one instead.
+    pub fn push_as(&self, image: &str, name: &str) -> Result<String> {
+        self.registry.push(&self.docker, image, name)
     }
 
     /// Removes the cluster, the registry, the network and the kernel setting that `up` made or changed, and ends the

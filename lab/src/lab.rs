@@ -34,6 +34,8 @@ pub enum LabPart {
     Vm,
     /// The node image of a newer release of Kubernetes, for nested clusters.
     Newer,
+    /// A load balancer and an Ingress controller, for host and nested clusters.
+    Balancers,
 }
 
 impl LabPart {
@@ -54,6 +56,7 @@ impl LabPart {
             ],
             Self::Vm => &[Part::NodeImage, Part::VmDisk],
             Self::Newer => &[Part::NodeImageNewer],
+            Self::Balancers => &[Part::MetallbController, Part::MetallbSpeaker, Part::TraefikImage],
         }
     }
 }

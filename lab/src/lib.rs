@@ -6,6 +6,7 @@
 pub mod accounting;
 pub mod apt;
 pub mod archive;
+pub mod balancers;
 pub mod cache;
 pub mod command;
 pub mod control_plane;

@@ -6,7 +6,7 @@ use crate::apt::Need;
 use crate::debian::DebianRoot;
 use crate::go::{GoPrograms, Stamp};
 use crate::workshop::Workshop;
-use crate::{images, load_balancer, node_image, node_store, release, vm_disk};
+use crate::{balancers, images, load_balancer, node_image, node_store, release, vm_disk};
 
 /// One thing that is built once and kept.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -75,6 +75,16 @@ pub enum Part {
     NodeServerNewer,
     /// The newer release's node image.
     NodeImageNewer,
+    /// MetalLB's two programs.
+    Metallb,
+    /// The image of MetalLB's controller, with what installs MetalLB.
+    MetallbController,
+    /// The image of MetalLB's speaker.
+    MetallbSpeaker,
+    /// Traefik.
+    Traefik,
+    /// Traefik's image.
+    TraefikImage,
 }
 
 /// How a part is made.
@@ -105,7 +115,7 @@ const MINIMAL_SYSTEM: &str = r#"cd "$1" && mkdir -p etc/ssl/certs tmp && chmod 1
 
 impl Part {
     /// Every part, each after what it needs.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 37] = [
         Self::KubernetesApi,
         Self::KubernetesNode,
         Self::Etcd,
@@ -138,6 +148,11 @@ impl Part {
         Self::KubernetesNewer,
         Self::NodeServerNewer,
         Self::NodeImageNewer,
+        Self::Metallb,
+        Self::MetallbController,
+        Self::MetallbSpeaker,
+        Self::Traefik,
+        Self::TraefikImage,
     ];
 
     /// The name, as in the cache and in `lab status`.
@@ -175,6 +190,11 @@ impl Part {
             Self::KubernetesNewer => "kubernetes-newer",
             Self::NodeServerNewer => "node-server-newer",
             Self::NodeImageNewer => "node-image-newer",
+            Self::Metallb => "metallb",
+            Self::MetallbController => "metallb-controller-image",
+            Self::MetallbSpeaker => "metallb-speaker-image",
+            Self::Traefik => "traefik",
+            Self::TraefikImage => "traefik-image",
         }
     }
 
@@ -198,6 +218,8 @@ impl Part {
             Self::NodeServerNewer => &[Self::KubernetesNewer, Self::Etcd, Self::Coredns, Self::Provisioner, Self::Kindnetd, Self::Pause, Self::ToolsRoot],
             Self::NodeImageNewer if pulling => &[Self::ToolsRoot, Self::KubernetesNewer],
             Self::NodeImageNewer => &[Self::Kind, Self::NodeBase, Self::NodeServerNewer],
+            Self::MetallbController | Self::MetallbSpeaker => &[Self::Metallb],
+            Self::TraefikImage => &[Self::Traefik],
             _ => &[],
         }
     }
@@ -224,6 +246,9 @@ impl Part {
             Self::LoadBalancer => Some("nestling-lab/load-balancer"),
             // One image, which has a tag for each release.
             Self::NodeImage | Self::NodeImageNewer => Some("nestling-lab/node"),
+            Self::MetallbController => Some("nestling-lab/metallb-controller"),
+            Self::MetallbSpeaker => Some("nestling-lab/metallb-speaker"),
+            Self::TraefikImage => Some("nestling-lab/traefik"),
             _ => None,
         }
     }
@@ -241,6 +266,9 @@ impl Part {
             Self::NodeImage => node_steps(node_image::make),
             Self::NodeServerNewer => newer_steps(release::make_newer_server),
             Self::NodeImageNewer => newer_steps(release::make_newer_image),
+            Self::MetallbController => balancer_steps(balancers::make_metallb_controller),
+            Self::MetallbSpeaker => balancer_steps(balancers::make_metallb_speaker),
+            Self::TraefikImage => balancer_steps(balancers::make_traefik),
             Self::NodeStore => Recipe::Steps { make: node_store::make, source: include_str!("node_store.rs") },
             Self::VmDisk => Recipe::Steps { make: vm_disk::make, source: VM_DISK_SOURCE },
             Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot | Self::LoadBalancerRoot | Self::VmRoot => Recipe::Root(self.root()),
@@ -324,6 +352,17 @@ impl Part {
                 ..PLAIN_GO
             },
             Self::Registry => GoPrograms { module: "registry", programs: &[("github.com/distribution/distribution/v3/cmd/registry", "registry")], ..PLAIN_GO },
+            Self::Metallb => GoPrograms {
+                module: "metallb",
+                programs: &[("go.universe.tf/metallb/controller", "controller"), ("go.universe.tf/metallb/speaker", "speaker")],
+                ..PLAIN_GO
+            },
+            Self::Traefik => GoPrograms {
+                module: "traefik",
+                programs: &[("github.com/traefik/traefik/v3/cmd/traefik", "traefik")],
+                stamp: Stamp::Symbol { symbol: "github.com/traefik/traefik/v3/pkg/version.Version", module: "github.com/traefik/traefik/v3" },
+                ..PLAIN_GO
+            },
             // The parts that are no Go programs have recipes of their own.
             _ => PLAIN_GO,
         }
@@ -429,6 +468,10 @@ fn node_steps(make: fn(&Workshop) -> Result<()>) -> Recipe {
 
 fn newer_steps(make: fn(&Workshop) -> Result<()>) -> Recipe {
     Recipe::Steps { make, source: concat!(include_str!("node_image.rs"), include_str!("release.rs")) }
+}
+
+fn balancer_steps(make: fn(&Workshop) -> Result<()>) -> Recipe {
+    Recipe::Steps { make, source: include_str!("balancers.rs") }
 }
 
 #[cfg(test)]

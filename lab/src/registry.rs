@@ -72,9 +72,9 @@ impl Registry {
         })
     }
 
-    /// Pushes an image of the Docker daemon, and returns the reference under which pods can use it.
-    pub fn push(&self, docker: &Docker, image: &str) -> Result<String> {
-        let reference = format!("{}/{}", self.host(), repository(image));
+    /// Pushes an image of the Docker daemon under a name, less the registry in that, and returns the reference under which pods can use it.
+    pub fn push(&self, docker: &Docker, image: &str, name: &str) -> Result<String> {
+        let reference = format!("{}/{}", self.host(), repository(name));
         docker.run(&["tag", image, &reference])?;
         docker.run(&["push", "-q", &reference])?;
         Ok(reference)

@@ -19,6 +19,7 @@ use bollard::query_parameters::{
 use futures::{Stream, StreamExt, TryStreamExt};
 use ipnet::Ipv4Net;
 use nestling_core::api::conditions::clip_start;
+use nestling_core::plan::cidr;
 use nestling_core::plan::registries::{Login, host_of};
 use tokio::time::timeout;
 
@@ -117,17 +118,19 @@ impl Docker {
         timeout(Duration::from_secs(5), self.short.ping()).await.is_ok_and(|answer| answer.is_ok())
     }
 
-    /// Makes kind's network with a range of our choice, as kind would make it otherwise (`createNetwork` in its Docker provider). One that is there and is not
-    /// so is made anew, which Docker refuses while a container is in it.
+    /// Makes kind's network with a range of our choice, as kind would make it otherwise (`createNetwork` in its Docker provider), and leaves a part of it to
+    /// load balancers ([`cidr::for_load_balancers`]). One that is there and is not so is made anew, which Docker refuses while a container is in it.
     ///
     /// # Errors
     /// Docker's.
     pub async fn ensure_network(&self, subnet: Ipv4Net, mtu: u32) -> Result<(), Error> {
+        let range = IpamConfig { subnet: Some(subnet.to_string()), ip_range: Some(cidr::for_nodes(subnet).to_string()), ..IpamConfig::default() };
         match self.short.inspect_network(NETWORK, None).await {
             Ok(network) => {
                 let subnets = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
                 let has_mtu = network.options.unwrap_or_default().get(MTU_OPTION) == Some(&mtu.to_string());
-                if has_mtu && subnets.iter().any(|have| have.subnet.as_deref() == Some(&subnet.to_string())) {
+                let is_range = |have: &IpamConfig| have.subnet == range.subnet && have.ip_range == range.ip_range;
+                if has_mtu && subnets.iter().any(is_range) {
                     return Ok(());
                 }
                 self.short.remove_network(NETWORK).await?;
@@ -136,7 +139,6 @@ impl Docker {
             Err(error) => return Err(error.into()),
         }
         let options = [("com.docker.network.bridge.enable_ip_masquerade", "true".to_owned()), (MTU_OPTION, mtu.to_string())];
-        let range = IpamConfig { subnet: Some(subnet.to_string()), ..IpamConfig::default() };
         let request = NetworkCreateRequest {
             name: NETWORK.to_owned(),
             driver: Some("bridge".to_owned()),

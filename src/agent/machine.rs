@@ -13,6 +13,7 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use nestling_core::api::kind_config::{KindConfig, KindNode};
 use nestling_core::api::reasons::Reason;
+use nestling_core::plan::cidr;
 use nestling_core::plan::classify::classify;
 use nestling_core::plan::egress::Guard;
 use nestling_core::plan::kind_config::{self, NodeHost};
@@ -365,7 +366,7 @@ impl Machine {
         if let Some(nested) = self.come_back(docker, ground).await? {
             return self.serve(docker, nested, ground, since).await;
         }
-        let (created, ()) = tokio::join!(self.create(docker, ground), self.tell_kind_version());
+        let (created, ()) = tokio::join!(self.create(docker, ground), self.tell_facts());
         let nested = created?;
         self.note_whole(docker, ground).await;
         self.serve(docker, nested, ground, since).await
@@ -402,7 +403,7 @@ impl Machine {
         }
         nodes::bring_back(docker, &self.settings.cluster_name, &self.landing(ground, made)).await?;
         let nested = self.open(docker, RETURN_LIMIT).await?;
-        self.tell_kind_version().await;
+        self.tell_facts().await;
         Ok(nested)
     }
 
@@ -421,9 +422,13 @@ impl Machine {
         evident(reason, format!("the cluster does not come back: {}", failed.message), log)
     }
 
-    async fn tell_kind_version(&self) {
+    /// What is known of a cluster before it serves.
+    async fn tell_facts(&self) {
         let version = Kind::version().await;
-        self.report.update(|report| report.kind_version = version);
+        self.report.update(|report| {
+            report.kind_version = version;
+            report.load_balancer_cidr = cidr::for_load_balancers(self.settings.network.nodes);
+        });
     }
 
     /// Notes that the cluster is whole, beside its data, and how it can be brought back.

@@ -2,6 +2,7 @@
 //! on the machine is in `solo.rs`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
 
+mod balancers;
 mod changes;
 mod cluster;
 mod failures;

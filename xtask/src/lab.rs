@@ -71,12 +71,14 @@ pub enum Goal {
     ControlPlane,
     /// A host cluster.
     Host,
-    /// Everything but the virtual machine and the newer release.
+    /// Everything but what is named below.
     All,
     /// The virtual machine.
     Vm,
     /// The node image of a newer release of Kubernetes.
     Newer,
+    /// A load balancer and an Ingress controller.
+    Balancers,
 }
 
 /// Does it.
@@ -118,6 +120,7 @@ fn build(lab: &Lab, goal: Goal) -> Result<()> {
         Goal::All => LabPart::All,
         Goal::Vm => LabPart::Vm,
         Goal::Newer => LabPart::Newer,
+        Goal::Balancers => LabPart::Balancers,
     };
     announce(lab, goal);
     lab.build(goal)?;

@@ -5,7 +5,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
 /// Modules of `tests/nested/` whose tests take minutes each and look at one feature from beginning to end.
-const LONG: &[&str] = &["changes", "failures", "high_availability", "power", "resume", "storage"];
+const LONG: &[&str] = &["balancers", "changes", "failures", "high_availability", "power", "resume", "storage"];
 
 /// So many of them are in every run; all are in those of the soak tier.
 const TAKEN: usize = 3;
@@ -17,10 +17,22 @@ pub fn left_out(seed: u64) -> Vec<&'static str> {
     modules.split_off(TAKEN)
 }
 
+/// Whether a run with this seed has any of a module's tests; `only` is what the names of tests must contain.
+pub fn takes(module: &str, seed: u64, only: Option<&str>, all: bool) -> bool {
+    only.map_or_else(|| all || !left_out(seed).contains(&module), |only| only.contains(module))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn a_module_is_prepared_for_when_it_runs() {
+        let seed = (0..100).find(|seed| left_out(*seed).contains(&"power")).unwrap();
+        assert!(!takes("power", seed, None, false) && takes("power", seed, None, true));
+        assert!(takes("power", seed, Some("power::a_cluster"), false) && !takes("power", seed, Some("resume"), true));
+    }
 
     #[test]
     fn each_module_is_taken_by_some_seed_and_exists() {

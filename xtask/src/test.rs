@@ -197,6 +197,12 @@ fn whole(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Re
             lab.build(LabPart::Newer)
         })?;
     }
+    if slice::takes("balancers", seed, arguments.only.as_deref(), arguments.soak) {
+        stages.run("lab: load balancer and Ingress controller", || {
+            announce(lab, LabPart::Balancers);
+            lab.build(LabPart::Balancers)
+        })?;
+    }
     stages.run("unit tests of the stand-in CNI", || {
         status(Command::new("go").args(["test", "./kindnetd"]).current_dir(crate::root().join("lab/modules/kubernetes")))
     })?;

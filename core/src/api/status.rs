@@ -86,6 +86,11 @@ pub struct KindClusterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes_ready: Option<String>,
 
+    /// Addresses that load balancers inside the cluster, such as MetalLB, may give to Services: in the network of the nodes, and no node gets one of them.
+    #[serde(default, rename = "loadBalancerCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub load_balancer_cidrs: Vec<String>,
+
     /// How the time to ready was spent, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]

@@ -50,6 +50,22 @@ pub fn choose(wish: Wish, host: &[Ipv4Net]) -> Result<NetworkPlan, Problem> {
     Ok(NetworkPlan { pods, services, nodes, bridge, host: host.to_vec() })
 }
 
+/// The half of the nodes' range from which Docker takes addresses; all of it, where it is too small to be divided.
+pub fn for_nodes(nodes: Ipv4Net) -> Ipv4Net {
+    part(nodes, 1, 0).unwrap_or(nodes)
+}
+
+/// The quarter of the nodes' range that Docker gives nobody: load balancers inside the cluster may. It holds neither the first nor the last address of the
+/// range, so that all of its own can be used. `None` where the range is too small to be divided.
+pub fn for_load_balancers(nodes: Ipv4Net) -> Option<Ipv4Net> {
+    part(nodes, 2, 2)
+}
+
+/// One of the parts of a range that is halved so many times.
+fn part(net: Ipv4Net, halvings: u8, index: usize) -> Option<Ipv4Net> {
+    net.subnets(net.prefix_len().checked_add(halvings)?).ok()?.nth(index)
+}
+
 /// All `10.x.0.0/16`, beginning with `first`.
 fn wide(first: u8) -> impl Iterator<Item = Ipv4Net> {
     (first..=255).chain(1..first).filter_map(|second| Ipv4Net::new([10, second, 0, 0].into(), 16).ok())
@@ -92,7 +108,27 @@ mod tests {
         assert_eq!(choose(Wish::default(), &[net("0.0.0.0/0")]).unwrap_err().reason, Reason::CIDRExhausted);
     }
 
+    #[test]
+    fn docker_and_load_balancers_share_the_nodes_range() {
+        let nodes = net("172.31.255.0/24");
+        assert_eq!((for_nodes(nodes), for_load_balancers(nodes)), (net("172.31.255.0/25"), Some(net("172.31.255.128/26"))));
+    }
+
+    #[test]
+    fn a_range_that_is_too_small_is_dockers_alone() {
+        let nodes = net("10.0.0.1/32");
+        assert_eq!((for_nodes(nodes), for_load_balancers(nodes)), (nodes, None));
+    }
+
     proptest! {
+        #[test]
+        fn no_address_is_anybody_elses(address in any::<u32>(), length in 8_u8..=28) {
+            let nodes = Ipv4Net::new(address.into(), length).unwrap().trunc();
+            let (docker, balancers) = (for_nodes(nodes), for_load_balancers(nodes).unwrap());
+            prop_assert!(!overlap(&docker, &balancers) && nodes.contains(&docker) && nodes.contains(&balancers));
+            prop_assert!(!balancers.contains(&nodes.network()) && !balancers.contains(&nodes.broadcast()));
+        }
+
         #[test]
         fn whatever_is_chosen_is_disjoint(host in prop::collection::vec((any::<u32>(), 8_u8..=28), 0..6)) {
             let host: Vec<Ipv4Net> = host.into_iter().map(|(address, length)| Ipv4Net::new(address.into(), length).unwrap().trunc()).collect();

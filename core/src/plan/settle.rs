@@ -306,6 +306,7 @@ fn record_pod(pod: &Pod, report: Option<&AgentReport>, status: &mut KindClusterS
         status.power_state = None;
         status.control_planes = None;
         status.workers = None;
+        status.load_balancer_cidrs.clear();
         status.stages.clear();
     }
     record_beginning(pod, status);
@@ -320,6 +321,7 @@ fn record_pod(pod: &Pod, report: Option<&AgentReport>, status: &mut KindClusterS
     if report.kind_version.is_some() {
         status.kind_version.clone_from(&report.kind_version);
     }
+    status.load_balancer_cidrs = report.load_balancer_cidr.iter().map(ToString::to_string).collect();
     let count = |control_plane: bool| {
         let of_role = report.nodes.iter().filter(|node| node.control_plane == control_plane);
         let (total, ready) = of_role.fold((0, 0), |(total, ready), node| (total + 1, ready + i32::from(node.ready)));
@@ -752,6 +754,7 @@ mod tests {
             stage,
             stages: vec![StageDuration { stage: Stage::Preflight, milliseconds: 12 }],
             kind_version: Some("v0.33.0".into()),
+            load_balancer_cidr: Some("172.31.255.128/26".parse().unwrap()),
             ..AgentReport::default()
         }
     }
@@ -974,6 +977,7 @@ mod tests {
         let status = settled(&seen);
         assert_eq!((claim(&status, conditions::READY), claim(&status, conditions::HOST_READY)), ("False StartingControlPlane".into(), "True HostFit".into()));
         assert_eq!((status.attempt, status.stages.len(), status.kind_version.as_deref()), (Some(1), 1, Some("v0.33.0")));
+        assert_eq!(status.load_balancer_cidrs, ["172.31.255.128/26"]);
     }
 
     #[test]

@@ -293,6 +293,9 @@ pub struct AgentReport {
     /// Version of kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind_version: Option<String>,
+    /// Addresses of kind's network that load balancers inside the cluster may give to Services; `None` where Docker might give them to nodes.
+    #[serde(default, rename = "loadBalancerCIDR", skip_serializing_if = "Option::is_none")]
+    pub load_balancer_cidr: Option<Ipv4Net>,
     /// Set while the volume is about to be full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_pressure: Option<StoragePressure>,
