@@ -6,7 +6,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 use nestling_core::api::KindCluster;
 use nestling_core::api::conditions::clip;
-use nestling_core::plan::settle::Note;
+use nestling_core::plan::notes::Note;
 use tokio::time::timeout;
 use tracing::warn;
 

@@ -79,11 +79,6 @@ impl Suite {
     }
 }
 
-/// Whether a run with this seed has any of a module's tests; `only` is what the names of tests must contain.
-pub fn takes(module: &str, seed: u64, only: Option<&str>, all: bool) -> bool {
-    only.map_or_else(|| all || !left_out(seed).contains(&module), |only| only.contains(module))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

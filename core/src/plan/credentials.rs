@@ -200,7 +200,8 @@ mod tests {
     use super::*;
     use crate::api::conditions::{self, KUBECONFIG_PUBLISHED, READY, UP_TO_DATE};
     use crate::plan::decide::{Plan, decide, is_moving};
-    use crate::plan::settle::{notes, settle};
+    use crate::plan::notes::notes;
+    use crate::plan::settle::settle;
     use crate::plan::testing::{self, NOW};
     use crate::plan::wire::{AgentReport, NodeReport, OrdersReport, Stage};
     use rstest::rstest;

@@ -89,8 +89,9 @@ mod tests {
     use crate::api::reasons::Reason;
     use crate::api::{BundleRef, KindClusterStatus, KubeconfigSecretRef, LastFailure};
     use crate::plan::decide::{Step, decide};
+    use crate::plan::notes::notes;
     use crate::plan::problem::Problem;
-    use crate::plan::settle::{Outcome, notes, settle};
+    use crate::plan::settle::{Outcome, settle};
     use crate::plan::testing::{self, NOW};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use rstest::rstest;

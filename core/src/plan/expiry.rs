@@ -101,9 +101,10 @@ mod tests {
 
     use super::*;
     use crate::plan::decide::{Step, decide};
+    use crate::plan::notes::notes;
     use crate::plan::policy::Policy;
     use crate::plan::settings::Settings;
-    use crate::plan::settle::{Outcome, notes, settle};
+    use crate::plan::settle::{Outcome, settle};
     use crate::plan::testing::{self, NOW};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use rstest::rstest;

@@ -201,7 +201,8 @@ pub fn is_changing(status: &KindClusterStatus) -> bool {
 mod tests {
     use super::*;
     use crate::plan::decide::{Step, decide, is_moving};
-    use crate::plan::settle::{Note, Outcome, notes, settle};
+    use crate::plan::notes::{Note, notes};
+    use crate::plan::settle::{Outcome, settle};
     use crate::plan::testing::{self, NOW};
     use crate::plan::wire::{AgentFailure, AgentReport, NodeReport, Orders, OrdersReport, Stage};
     use rstest::rstest;

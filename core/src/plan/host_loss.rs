@@ -73,8 +73,9 @@ mod tests {
     use crate::api::conditions::{self, HOST_READY, READY};
     use crate::api::{KindClusterStatus, PowerState, labels};
     use crate::plan::decide::{Step, decide};
+    use crate::plan::notes::notes;
     use crate::plan::objects::resumes;
-    use crate::plan::settle::{Outcome, notes, settle};
+    use crate::plan::settle::{Outcome, settle};
     use crate::plan::testing::{self, NOW};
     use crate::plan::wire::AgentReport;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

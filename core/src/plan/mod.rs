@@ -19,6 +19,7 @@ pub mod kubelet_config;
 pub mod milestones;
 pub mod mounts;
 pub mod names;
+pub mod notes;
 pub mod objects;
 pub mod observed;
 pub mod orders;

@@ -137,8 +137,9 @@ mod tests {
     use super::*;
     use crate::api::KindCluster;
     use crate::plan::decide::{Step, decide, is_moving};
+    use crate::plan::notes::notes;
     use crate::plan::settings::Settings;
-    use crate::plan::settle::{Outcome, notes, settle};
+    use crate::plan::settle::{Outcome, settle};
     use crate::plan::testing::{self, NOW};
     use crate::plan::wire::{AgentFailure, AgentReport, NodeReport, Orders, Stage};
     use jiff::Timestamp;

@@ -33,8 +33,9 @@ mod tests {
     use crate::api::reasons::Reason;
     use crate::api::{KindClusterStatus, LastFailure, PodRef};
     use crate::plan::decide::{Step, decide};
+    use crate::plan::notes::notes;
     use crate::plan::observed::Children;
-    use crate::plan::settle::{Outcome, notes, settle};
+    use crate::plan::settle::{Outcome, settle};
     use crate::plan::testing::{self, NOW};
     use crate::plan::wire::{AgentReport, NodeReport, Stage};
     use jiff::Timestamp;

@@ -22,7 +22,7 @@ fn serving(spec: &str, contents: Option<ContentsReport>) -> Observed {
         Some(AgentReport { stage: Stage::Serving, control_plane_ready: true, nested_uid: Some("n".into()), nodes, contents, ..AgentReport::default() });
     // The kubeconfig is published first.
     let steps = decide(at(NOW), &seen).steps.into_iter().filter(|step| !matches!(step, Step::SendContents(_))).collect();
-    let published = Outcome { done: steps, kubeconfig_expires: Some(at(NOW + 30_000_000)), ..Outcome::default() };
+    let published = Outcome { done: steps, credentials_end: [("crane-kubeconfig".to_owned(), at(NOW + 30_000_000))].into(), ..Outcome::default() };
     seen.cluster.status = Some(settle(at(NOW), &seen, &published));
     if let Some(status) = &mut seen.cluster.status {
         status.ready_time = None;
