@@ -145,6 +145,7 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
     let live = async {
         let failed = tokio::select! {
             failure = machine.work() => {
+                ports::closed(&machine.report);
                 remember(&failure);
                 machine.report.fail(failure);
                 tokio::select! {
@@ -157,6 +158,7 @@ async fn operate() -> Result<ExitCode, AgentFailure> {
         };
         machine.report.enter(Stage::Terminating);
         machine.report.update(|report| report.control_plane_ready = false);
+        ports::closed(&machine.report);
         if let Some(dockerd) = machine.dockerd.get() {
             teardown::run(&machine.kind, &machine.settings.cluster_name, machine.keeps(), dockerd).await;
         }

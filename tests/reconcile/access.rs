@@ -48,7 +48,7 @@ impl Stage {
 /// The names that are ordered for the API server's certificate.
 async fn names(stage: &Stage) -> Vec<String> {
     let mut names = None;
-    stage.host.change("crane", true, |report| names = report.orders.as_ref().unwrap().carried_out.cert_sans.clone()).await;
+    stage.host.change("crane", true, |report| names.clone_from(&report.orders.as_ref().unwrap().carried_out.cert_sans)).await;
     names.unwrap_or_default()
 }
 
