@@ -127,7 +127,14 @@ impl Store {
             }
             sleep(PAUSES.1).await;
         };
+        let noted = record.len();
         record.retain(|name, _| contents.manifests.iter().any(|manifest| manifest.name == *name));
+        // What has left the list is applied when it comes back.
+        if record.len() < noted
+            && let Err(error) = cluster.note(&record).await
+        {
+            tracing::warn!("cannot note which manifests are applied: {error}");
+        }
         self.remember(&record);
         self.tell(contents, true);
         let wanted = |manifest: &&ManifestText| record.get(&manifest.name) != Some(&digest(contents, manifest));
