@@ -20,26 +20,27 @@ use super::{DeleteArgs, HostArgs, Selection, kubeconfig, progress};
 pub async fn run(args: HostArgs, verb: DeleteArgs) -> Result<()> {
     let deadline = Instant::now() + verb.timeout;
     let host = connect(args.clone()).await?;
-    let clusters = selected(&host, &verb).await?;
-    for cluster in &clusters {
-        delete(&host, cluster).await?;
-        if !verb.wait {
-            writeln!(std::io::stdout(), "{}", told(cluster))?;
+    let (mut deleted, mut failure) = (Vec::new(), None);
+    for cluster in selected(&host, &verb).await? {
+        match delete(&host, &cluster).await {
+            Ok(()) => deleted.push(cluster),
+            // The others go all the same.
+            Err(error) => failure = failure.or(Some(error)),
         }
     }
     // Also where nobody waits: what is being deleted comes to no other end.
-    for context in kubeconfig::forget(&args, &host, &clusters).await? {
+    for context in kubeconfig::forget(&args, &host, &deleted).await? {
         eprintln!("context {context} is removed from your kubeconfig");
     }
-    if !verb.wait {
-        return Ok(());
+    let (host, wait) = (&host, verb.wait);
+    let ends = join_all(deleted.iter().map(|cluster| async move { if wait { gone(host, cluster, deadline).await } else { Ok(()) } })).await;
+    for (cluster, end) in deleted.iter().zip(ends) {
+        match end {
+            Ok(()) => writeln!(std::io::stdout(), "{}", told(cluster))?,
+            Err(error) => failure = failure.or(Some(error)),
+        }
     }
-    let gone = join_all(clusters.iter().map(|cluster| gone(&host, cluster, deadline))).await;
-    for (cluster, gone) in clusters.iter().zip(gone) {
-        gone?;
-        writeln!(std::io::stdout(), "{}", told(cluster))?;
-    }
-    Ok(())
+    failure.map_or(Ok(()), Err)
 }
 
 /// What is to go. Where nothing is, that is no error if it was not named.

@@ -266,7 +266,8 @@ mod tests {
     #[case::healthy(json!({}), "none has")]
     #[case::none_could_be_had(json!({"lastFailure": {"reason": "PodLost", "message": "The pod is gone.", "time": null}}), "PodLost")]
     fn without_logs_it_says_why(#[case] status: Value, #[case] why: &str) {
-        let object = json!({"apiVersion": "nestling.dev/v1alpha1", "kind": "KindCluster", "metadata": {"name": "crane"}, "spec": {}, "status": status});
+        let mut object = json!({"apiVersion": "nestling.dev/v1alpha1", "kind": "KindCluster", "metadata": {"name": "crane"}, "spec": {}});
+        object["status"] = status;
         let failure = bundle(&serde_json::from_value(object).unwrap(), "crane").unwrap_err();
         assert!(failure.to_string().contains(why) && failure.code() == GONE, "{failure}");
     }

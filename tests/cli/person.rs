@@ -18,7 +18,7 @@ use crate::support::plane::{Plane, lab};
 use crate::support::wait::until;
 
 /// No call may take longer.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 pub struct Person<'a> {
     pub plane: &'a Plane,

@@ -28,7 +28,7 @@ pub async fn create_get_describe(plane: &Plane) {
     std::fs::write(&path, "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\nnodes:\n- role: control-plane\n- role: worker\n").unwrap();
     let path = path.display().to_string();
     ada.call_with(&["create", "owl", "--image", "kindest/node:v1.34.4", "--config", &path]).await.good();
-    assert_eq!(ada.clusters().get("owl").await.unwrap().spec.config.unwrap().nodes.len(), 2);
+    assert_eq!(ada.clusters().get("owl").await.unwrap().spec.config.unwrap().nodes.unwrap().len(), 2);
 
     // Tried only.
     let tried: Value = serde_saphyr::from_str(&ada.call("create heron --dry-run=client -o yaml").await.good()).unwrap();

@@ -25,8 +25,8 @@ pub async fn run(args: HostArgs, verb: KubeconfigArgs) -> Result<()> {
     let host = connect(args.clone()).await?;
     let clusters = select(&host, &verb.selection).await?;
     let from = From::chosen(verb.external, verb.internal);
-    if clusters.len() > 1 && (verb.stdout || verb.context_name.is_some()) {
-        let flag = if verb.stdout { "--stdout" } else { "--context-name" };
+    let for_one = [(verb.stdout, "--stdout"), (verb.context_name.is_some(), "--context-name"), (verb.set_current, "--set-current")];
+    if let Some((_, flag)) = for_one.into_iter().find(|(given, _)| *given && clusters.len() > 1) {
         return Err(Failure::new(format!("{flag} is for one cluster, and {} are selected", clusters.len()), "Name one, or give --out-dir.").into());
     }
     let mut out = std::io::stdout();

@@ -269,19 +269,21 @@ mod tests {
     #[case::pulling(json!({"phase": "Pending", "containerStatuses": [waiting("ContainerCreating", "")]}), State::Waits("ContainerCreating".into()))]
     #[case::first_try(json!({"phase": "Pending", "containerStatuses": [waiting("ErrImagePull", "no such tag")]}), State::Waits("ErrImagePull: no such tag".into()))]
     #[case::no_image(json!({"phase": "Pending", "containerStatuses": [waiting("ImagePullBackOff", "no such tag")]}), State::Never("ImagePullBackOff: no such tag".into()))]
-    #[case::runs(json!({"phase": "Running", "containerStatuses": [container(json!({"running": {}}))]}), State::Runs)]
-    #[case::idle(json!({"phase": "Succeeded", "containerStatuses": [container(json!({"terminated": {"exitCode": 0, "reason": "Completed"}}))]}), State::Never("Completed".into()))]
+    #[case::runs(json!({"phase": "Running", "containerStatuses": [container(&json!({"running": {}}))]}), State::Runs)]
+    #[case::idle(json!({"phase": "Succeeded", "containerStatuses": [container(&json!({"terminated": {"exitCode": 0, "reason": "Completed"}}))]}), State::Never("Completed".into()))]
     #[case::evicted(json!({"phase": "Failed", "reason": "Evicted", "message": "disk"}), State::Never("Evicted: disk".into()))]
     fn states(#[case] status: Value, #[case] expected: State) {
-        assert_eq!(state(&serde_json::from_value(json!({"metadata": {}, "status": status})).unwrap()), expected);
+        let mut pod = json!({"metadata": {}});
+        pod["status"] = status;
+        assert_eq!(state(&serde_json::from_value(pod).unwrap()), expected);
     }
 
-    fn container(state: Value) -> Value {
+    fn container(state: &Value) -> Value {
         json!({"name": "relay", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state})
     }
 
     fn waiting(reason: &str, message: &str) -> Value {
-        container(json!({"waiting": {"reason": reason, "message": message}}))
+        container(&json!({"waiting": {"reason": reason, "message": message}}))
     }
 
     #[rstest]

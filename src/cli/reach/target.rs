@@ -137,8 +137,8 @@ mod tests {
             .map(|(type_, status, message)| json!({"type": type_, "status": status, "reason": "R", "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"}))
             .collect();
         let metadata = json!({"name": "crane", "namespace": "marsh", "uid": "u"});
-        let object =
-            json!({"apiVersion": "nestling.dev/v1alpha1", "kind": "KindCluster", "metadata": metadata, "spec": spec, "status": {"conditions": conditions}});
+        let mut object = json!({"apiVersion": "nestling.dev/v1alpha1", "kind": "KindCluster", "metadata": metadata, "status": {"conditions": conditions}});
+        object["spec"] = spec;
         serde_json::from_value(object).unwrap()
     }
 
