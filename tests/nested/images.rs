@@ -55,7 +55,8 @@ impl Images<'_> {
         let mut files: Vec<(String, Vec<u8>)> = vec![("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec())];
         let mut manifests = Vec::new();
         for architecture in [other, go_architecture()] {
-            let layer = LayerBuilder::default().file("/pause", &program, 0o755).text("/name", format!("{name} {architecture}"), 0o644);
+            let mut layer = LayerBuilder::default();
+            layer.file("/pause", &program, 0o755).text("/name", format!("{name} {architecture}"), 0o644);
             let layer = std::fs::read(layer.write(self.path("layout.layer")).unwrap().path).unwrap();
             let config = json!({"architecture": architecture, "os": "linux", "config": {"Entrypoint": ["/pause"]},
                 "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]}});
