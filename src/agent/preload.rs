@@ -11,7 +11,7 @@ use futures::future::{join_all, try_join_all};
 use futures::{StreamExt, TryStreamExt, stream};
 use nestling_core::api::reasons::Reason;
 use nestling_core::plan::classify::classify;
-use nestling_core::plan::reference::name_in_nodes;
+use nestling_core::plan::image_reference::name_in_nodes;
 use nestling_core::plan::wire::{AgentFailure, AgentReport, AgentSettings};
 use tokio::time::{sleep, timeout};
 

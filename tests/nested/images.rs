@@ -11,7 +11,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use kube::config::{AuthInfo, Kubeconfig};
 use nestling_core::api::conditions::{STALLED, UP_TO_DATE};
-use nestling_core::plan::registries::READER_ROLE;
+use nestling_core::plan::references::READER_ROLE;
 use nestling_lab::archive::{self, Image, go_architecture};
 use nestling_lab::layer::LayerBuilder;
 use serde_json::json;

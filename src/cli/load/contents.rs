@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
-use nestling_core::plan::reference::{name_in_nodes, repository};
+use nestling_core::plan::image_reference::{name_in_nodes, repository};
 use serde::Deserialize;
 
 use crate::side_load::Naming;

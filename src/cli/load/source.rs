@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::Result;
 use flate2::bufread::MultiGzDecoder;
-use nestling_core::plan::reference::name_in_nodes;
+use nestling_core::plan::image_reference::name_in_nodes;
 use tokio::sync::mpsc;
 
 use super::contents::{self, Contents};

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use wildmatch::WildMatchPattern;
 
-use crate::plan::reference::{has_tag_or_digest, in_full};
+use crate::plan::image_reference::{has_tag_or_digest, in_full};
 
 /// `*` and nothing else is special: no character stands for one other.
 type Glob = WildMatchPattern<'*', '\0'>;
