@@ -69,8 +69,8 @@ mod tests {
     const MADE: &str = "{preload: {images: ['a:1']}}";
     const ADDED: &str = "{preload: {images: ['a:1', 'b:1']}}";
 
-    fn list(images: &[&str]) -> Option<Vec<String>> {
-        Some(images.iter().map(|&image| image.to_owned()).collect())
+    fn list(images: &[&str]) -> Vec<String> {
+        images.iter().map(|&image| image.to_owned()).collect()
     }
 
     /// A cluster that was made with one image and asks for this, with an agent that serves and says this.
@@ -86,10 +86,10 @@ mod tests {
     }
 
     #[rstest]
-    #[case::as_it_was_made(MADE, list(&["a:1"]), None, None)]
-    #[case::one_more(ADDED, list(&["a:1"]), list(&["a:1", "b:1"]), Some(Reason::PreloadingImages))]
-    #[case::one_more_is_there(ADDED, list(&["a:1", "b:1"]), list(&["a:1", "b:1"]), None)]
-    #[case::one_less("{}", list(&["a:1"]), list(&[]), None)]
+    #[case::as_it_was_made(MADE, Some(list(&["a:1"])), None, None)]
+    #[case::one_more(ADDED, Some(list(&["a:1"])), Some(list(&["a:1", "b:1"])), Some(Reason::PreloadingImages))]
+    #[case::one_more_is_there(ADDED, Some(list(&["a:1", "b:1"])), Some(list(&["a:1", "b:1"])), None)]
+    #[case::one_less("{}", Some(list(&["a:1"])), Some(list(&[])), None)]
     #[case::an_agent_that_cannot(ADDED, None, None, Some(Reason::RecreateRequired))]
     #[case::an_agent_that_need_not(MADE, None, None, None)]
     fn images_are_added(#[case] spec: &str, #[case] there: Option<Vec<String>>, #[case] ordered: Option<Vec<String>>, #[case] reason: Option<Reason>) {
@@ -105,8 +105,8 @@ mod tests {
 
     #[test]
     fn only_the_failure_of_these_orders_counts() {
-        for (received, told) in [(list(&["a:1", "b:1"]), true), (list(&["a:1", "c:1"]), false)] {
-            let mut seen = seen(ADDED, received, list(&["a:1"]), Stage::Serving);
+        for (received, told) in [(Some(list(&["a:1", "b:1"])), true), (Some(list(&["a:1", "c:1"])), false)] {
+            let mut seen = seen(ADDED, received, Some(list(&["a:1"])), Stage::Serving);
             let failure = AgentFailure { reason: Reason::PreloadingImages, message: "no such image".into(), log_tail: String::new() };
             seen.report.as_mut().unwrap().orders.as_mut().unwrap().set_failure(Reason::PreloadingImages, Some(failure));
             assert_eq!(claim(&seen).unwrap().message.starts_with("no such image. "), told);
