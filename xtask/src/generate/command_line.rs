@@ -7,7 +7,7 @@ use clap::{Command, CommandFactory};
 use super::PAGE_NOTICE;
 
 /// The user's verbs themselves. Read as files, so that this tool need not be built together with the whole program.
-#[allow(dead_code, unused_imports, clippy::struct_field_names, reason = "what only the program itself reads")]
+#[allow(dead_code, unused_imports, clippy::struct_field_names, reason = "what only the program itself reads, and names for it")]
 #[path = "../../../src/cli/args/mod.rs"]
 mod args;
 
