@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::support::real::{Host, TOOLS};
+use crate::support::real::Host;
 
 /// A page ends within this.
 const LIMIT: Duration = Duration::from_mins(12);
@@ -30,7 +30,7 @@ esac"#,
 const BEFORE: &str = r#"grep() { command grep "$@" || [ $? -eq 1 ]; }"#;
 
 /// What is said otherwise to the reader than to the lab, whose machine is small and knows no registry.
-const REPLACED: &[(&str, &str)] = &[("SEATS=30", "SEATS=2")];
+const REPLACED: &[(&str, &str)] = &[("SEATS=30", "SEATS=2"), ("for seat in 1 2 3;", "for seat in 1 2;")];
 
 /// Types the page from its beginning to its end.
 ///
@@ -49,7 +49,7 @@ pub async fn types(name: &str) {
     let desk = desk(&host, &namespace);
     let mut shell = Command::new("bash");
     shell.args(["-eu", "-o", "pipefail", "-x", "-c", &script]).current_dir(desk.path().join("checkout")).kill_on_drop(true);
-    shell.env_clear().envs(environment(&host, desk.path()));
+    shell.env_clear().envs(environment(&host, &namespace, desk.path()));
     let output = timeout(LIMIT, shell.stdin(Stdio::null()).output()).await;
     host.delete_namespace(&namespace).await;
     let output = output.unwrap_or_else(|_| panic!("{name} was not typed to its end within {LIMIT:?}")).unwrap();
@@ -67,7 +67,7 @@ fn desk(host: &Host, namespace: &str) -> TempDir {
     }
     fs::copy(host.cluster.kubeconfig(), at("home/.kube/config")).unwrap();
     fs::set_permissions(at("home/.kube/config"), Permissions::from_mode(0o600)).unwrap();
-    for shared in ["charts", "examples"] {
+    for shared in ["charts", "docs", "examples"] {
         symlink(crate::root().join(shared), at("checkout").join(shared)).unwrap();
     }
     let program = Path::new(env!("CARGO_BIN_EXE_nestling"));
@@ -89,7 +89,7 @@ fn desk(host: &Host, namespace: &str) -> TempDir {
     desk
 }
 
-fn environment(host: &Host, desk: &Path) -> Vec<(&'static str, PathBuf)> {
+fn environment(host: &Host, namespace: &str, desk: &Path) -> Vec<(&'static str, PathBuf)> {
     let path = format!("{}:{}", desk.join("bin").display(), std::env::var("PATH").unwrap());
     let mut environment = vec![
         ("PATH", path.into()),
@@ -97,7 +97,9 @@ fn environment(host: &Host, desk: &Path) -> Vec<(&'static str, PathBuf)> {
         ("TMPDIR", desk.join("tmp")),
         ("REAL_HELM", host.paths.bin("helm").unwrap()),
         ("LAB_VALUES", desk.join("values")),
-        ("TOOLS_IMAGE", TOOLS.into()),
+        ("NAMESPACE", namespace.into()),
+        // Some image that the local Docker has.
+        ("LOCAL_IMAGE", std::env::var("NESTLING_TEST_NODE_IMAGE").unwrap().replace("/node:", "/operator:").into()),
         ("SHELL", "/bin/bash".into()),
     ];
     environment.extend(std::env::var("DOCKER_HOST").ok().map(|docker| ("DOCKER_HOST", docker.into())));

@@ -266,7 +266,7 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
         status(&mut command)
     })?;
     stages.run("commands of the pages", || {
-        let mut command = cargo_test(arguments, seed, &["--test", "docs"], &["--test-threads", "2", "--nocapture", "--skip", "installation::"]);
+        let mut command = cargo_test(arguments, seed, &["--test", "docs"], &["--test-threads", "1", "--nocapture", "--skip", "installation::"]);
         environment(&mut command);
         leave_out(arguments, seed, &slice::PAGES, &mut command);
         status(&mut command)

@@ -446,9 +446,11 @@ fn delete(kind: ChildKind, meta: &ObjectMeta) -> Option<Step> {
 
 /// Whether a cluster's agent should be listened to: while something moves, or when nothing has been heard of it yet.
 pub fn is_moving(status: &KindClusterStatus, seen_report: bool) -> bool {
-    let at_rest = conditions::is_true(&status.conditions, conditions::READY) || power::rests(status);
+    // What is still to be changed in a cluster that is suspended is changed when it runs again.
+    let rests = power::rests(status);
+    let ready = conditions::is_true(&status.conditions, conditions::READY);
     let changes = [serving_names::is_changing, preload::is_under_way, exposure::is_changing, contents::is_changing, users::is_changing];
-    !seen_report || !at_rest || changes.iter().any(|changing| changing(status))
+    !seen_report || !rests && (!ready || changes.iter().any(|changing| changing(status)))
 }
 
 /// Whether a pod takes one of the slots for clusters under creation.

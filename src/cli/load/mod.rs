@@ -6,7 +6,7 @@ mod source;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use futures::future::join_all;
 use kube::Client;
 use serde_json::Value;
@@ -16,7 +16,7 @@ use contents::Contents;
 use source::{Piece, Source};
 
 use super::exit::chain;
-use super::failure::Failure;
+use super::failure::{Failure, command};
 use super::host::connect;
 use super::node_access::{NodePods, nodes, run as run_in_node, start_all};
 use super::{HostArgs, LoadArgs, reach};
@@ -128,7 +128,7 @@ async fn send(source: &Source, mut to: Sender) -> Result<Contents> {
             Piece::End(Err(error)) => return Err(no_archive(source, &error).into()),
         }
     }
-    Err(anyhow!("{} has ended early", source.name()))
+    Err(Failure::new(format!("{} has ended early", source.name()), "Give the whole archive: `tar tf FILE` reads a whole one to its end.").into())
 }
 
 fn no_archive(source: &Source, error: &std::io::Error) -> Failure {
@@ -147,14 +147,18 @@ async fn take(pods: &NodePods, target: &Target, receiver: Receiver) -> Result<St
     if taken.code == 0 {
         Ok(taken.output)
     } else {
-        Err(anyhow!("{}", if taken.complaint.is_empty() { "containerd does not take it" } else { &taken.complaint }))
+        let what = if taken.complaint.is_empty() { "containerd does not take it" } else { &taken.complaint };
+        Err(Failure::new(what, command("node-shell NAME NODE -- df -h /var shows whether the node has room for it.")).into())
     }
 }
 
 /// Whether all images are among the names that a node has.
 fn complete(contents: &Contents, listed: &str) -> Result<()> {
     match contents.images.keys().find(|name| !listed.lines().any(|line| line.trim() == **name)) {
-        Some(missing) => Err(anyhow!("containerd has taken the archive and does not have {missing}")),
+        Some(missing) => {
+            let what = format!("containerd has taken the archive and does not have {missing}");
+            Err(Failure::new(what, "Build it for the processor of the nodes.").into())
+        }
         None => Ok(()),
     }
 }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use futures::SinkExt;
 use futures::channel::mpsc::Sender;
 use k8s_openapi::api::core::v1::Pod;
@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, SimplexStrea
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::input::{Input, unframed};
+use crate::cli::failure::Failure;
 
 /// Bytes that wait in either direction.
 const BUFFER: usize = 256 << 10;
@@ -168,7 +169,10 @@ fn code(status: &Status) -> Result<u8> {
     }
     let mut causes = status.details.iter().flat_map(|details| details.causes.iter().flatten());
     let code = causes.find(|cause| cause.reason.as_deref() == Some("ExitCode")).and_then(|cause| cause.message.as_ref()?.parse().ok());
-    code.ok_or_else(|| anyhow!("the command could not be run in the node: {}", status.message.clone().unwrap_or_default()))
+    code.ok_or_else(|| {
+        let what = format!("the command could not be run in the node: {}", status.message.clone().unwrap_or_default());
+        Failure::new(what, "Check that the node is ready and has the command, then try again.").into()
+    })
 }
 
 /// The terminal gives every key on as it is, until this is dropped.

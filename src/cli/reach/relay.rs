@@ -136,13 +136,14 @@ impl Relays {
         let name = self.running().await?;
         let what = format!("open a port-forward to pod {name} in namespace {}", self.namespace);
         let Ok(opened) = timeout(FORWARD_LIMIT, self.pods.portforward(&name, &[RELAY_PORT])).await else {
-            anyhow::bail!("no answer within {} s to the request to {what}", FORWARD_LIMIT.as_secs());
+            let what = format!("no answer within {} s to the request to {what}", FORWARD_LIMIT.as_secs());
+            return Err(Failure::new(what, "Check that the host's API server and the kubelet of that pod's node answer, then try again.").into());
         };
         let mut forwarder = opened.map_err(|error| explain(error, &what))?;
         match (forwarder.take_stream(RELAY_PORT), forwarder.take_error(RELAY_PORT)) {
             (Some(stream), Some(trouble)) => Ok(Forward { stream, trouble: Box::pin(trouble) }),
             // The port was asked for.
-            _ => anyhow::bail!("cannot {what}"),
+            _ => Err(Failure::new(format!("cannot {what}"), "Try again.").into()),
         }
     }
 

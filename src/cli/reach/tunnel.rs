@@ -122,7 +122,7 @@ async fn pass(mut client: TcpStream, route: &Route) -> Result<()> {
             tokio::select! {
                 // How a connection ended is between its two ends.
                 _ = carried => Ok(()),
-                Some(trouble) = forward.trouble => anyhow::bail!("{trouble}"),
+                Some(trouble) = forward.trouble => Err(Failure::new(trouble, "Try again.").into()),
             }
         }
     }
