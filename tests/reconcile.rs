@@ -790,10 +790,13 @@ async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, k
     if fails_first {
         stage.host.set_luck(name, Luck::Fails(Reason::KindFailed, "no".into()));
     }
-    let users = json!([{"name": "ci", "clusterRole": "view"}]);
-    stage
-        .create(name, json!({"kubeconfig": {"secretName": foreign_name, "users": users}, "registries": registries("login"), "storage": {"type": "Persistent"}}))
-        .await;
+    let spec = json!({
+        "kubeconfig": {"secretName": foreign_name, "users": [{"name": "ci", "clusterRole": "view"}]},
+        "manifests": [{"name": "team", "inline": "{apiVersion: v1, kind: Namespace, metadata: {name: team}}"}],
+        "registries": registries("login"),
+        "storage": {"type": "Persistent"},
+    });
+    stage.create(name, spec).await;
     let life = async {
         if fails_first {
             condition(&stage.clusters, name, READY, "False", Some("KindFailed"), SOON).await;

@@ -50,6 +50,7 @@ impl LabPart {
                 Part::Etcd,
                 Part::Helm,
                 Part::Kind,
+                Part::Pause,
                 Part::RegistryImage,
                 Part::DindBase,
                 Part::OperatorBase,

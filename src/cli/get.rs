@@ -240,7 +240,7 @@ impl Shown {
 /// A cell as kubectl shows it.
 fn cell(value: Option<&Value>) -> String {
     match value {
-        None | Some(Value::Null) => "<none>".to_owned(),
+        None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),
     }

@@ -18,7 +18,7 @@ pub async fn create_get_describe(plane: &Plane) {
     assert_eq!(created.good(), "kindcluster.nestling.dev/crane created\n");
     let spec = serde_json::to_value(ada.clusters().get("crane").await.unwrap().spec).unwrap();
     let access = json!({"service": {"type": "NodePort"}});
-    assert_eq!(spec, json!({"version": "v1.34.4", "nodes": {"controlPlanes": 1, "workers": 2}, "lifecycle": {"ttl": "8h"}, "access": access}));
+    assert_eq!(spec, json!({"version": "v1.34.4", "nodes": {"controlPlanes": 1, "workers": 2}, "lifecycle": {"ttl": "28800s"}, "access": access}));
     ada.call("create crane").await.bad(1, "there is a KindCluster marsh/crane already");
     ada.call("create owl --version latest").await.bad(1, "version must look like v1.34.4");
     ada.call("create owl --config none.yaml").await.bad(1, "cannot read none.yaml");
