@@ -67,10 +67,10 @@ pub async fn life(plane: &Plane) {
     let gone = ada.call("delete owl").await;
     assert_eq!(gone.err, "context nest is removed from your kubeconfig\n");
     let config = ada.config();
-    assert_eq!((config["current-context"].as_str(), names(&config, "clusters")), (Some("lab"), vec!["lab".into(), "kind-crane".into(), "kind-owl".into()]));
+    assert_eq!((config["current-context"].as_str(), names(&config, "clusters")), (Some("lab"), vec!["kind-crane".into(), "kind-owl".into(), "lab".into()]));
     ada.call("delete --all").await.good();
     let config = ada.config();
-    assert_eq!((names(&config, "contexts"), names(&config, "clusters")), (vec!["lab".into()], vec!["lab".to_owned(), "kind-owl".into()]));
+    assert_eq!((names(&config, "contexts"), names(&config, "clusters")), (vec!["lab".into()], vec!["kind-owl".to_owned(), "lab".into()]));
     assert!(!std::path::PathBuf::from(format!("{}.lock", ada.kubeconfig().display())).exists());
 }
 
