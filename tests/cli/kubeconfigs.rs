@@ -31,7 +31,10 @@ pub async fn life(plane: &Plane) {
     assert_eq!(ada.kubectl("config view -o jsonpath={.clusters[?(@.name==\"kind-crane\")].cluster.server}").await.good(), "https://external.crane.example");
     ada.kubectl("config set-context kind-crane --namespace web").await.good();
     assert!(ada.call("kubeconfig crane --internal").await.good().contains("It leads to an address inside"));
-    assert_eq!(ada.kubectl("config view --context kind-crane -o jsonpath={.clusters[?(@.name==\"kind-crane\")].cluster.server}").await.good(), "https://value.crane.example");
+    assert_eq!(
+        ada.kubectl("config view --context kind-crane -o jsonpath={.clusters[?(@.name==\"kind-crane\")].cluster.server}").await.good(),
+        "https://value.crane.example"
+    );
     // kubectl has sorted them.
     assert_eq!(names(&ada.config(), "contexts"), ["kind-crane", "lab"]);
     assert_eq!(ada.config()["contexts"][0]["context"]["namespace"], "web", "kubectl's change is lost");

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{
-    Container, EmptyDirVolumeSource, LocalObjectReference, Pod, PodSpec, ResourceRequirements, SecurityContext, Toleration, Volume, VolumeMount,
-};
+use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Pod, PodSpec, ResourceRequirements, SecurityContext, Toleration, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::pull_secrets;
 use crate::plan::quantity;
 use crate::plan::wire::DATA_ROOT;
 
@@ -67,8 +66,7 @@ pub fn doctor_pod(node: &str, examination: &Examination) -> Pod {
             restart_policy: Some("Never".to_owned()),
             termination_grace_period_seconds: Some(0),
             active_deadline_seconds: Some(examination.deadline_seconds),
-            image_pull_secrets: (!examination.pull_secrets.is_empty())
-                .then(|| examination.pull_secrets.iter().map(|name| LocalObjectReference { name: name.clone() }).collect()),
+            image_pull_secrets: pull_secrets(&examination.pull_secrets),
             containers: vec![container],
             volumes: Some(vec![Volume { name: "data".to_owned(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() }]),
             ..PodSpec::default()

@@ -20,6 +20,7 @@ pub use relay_pod::{RELAY_LABEL, RELAY_PORT, RelayOrder, relay_pod};
 pub use service::{before_another_class, service};
 pub use volume_claim::volume_claim;
 
+use k8s_openapi::api::core::v1::LocalObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube_core::Resource;
 use serde::Serialize;
@@ -50,6 +51,11 @@ fn owner(identity: &Identity) -> OwnerReference {
         // Deletion in the foreground would otherwise need a right on finalizers.
         block_owner_deletion: None,
     }
+}
+
+/// The Secrets with which an image is pulled, as a pod names them.
+fn pull_secrets(names: &[String]) -> Option<Vec<LocalObjectReference>> {
+    (!names.is_empty()).then(|| names.iter().map(|name| LocalObjectReference { name: name.clone() }).collect())
 }
 
 /// Whether `seen` says all that `wanted` says. The API server fills in defaults, so it may say more; but not in lists, where an entry too many

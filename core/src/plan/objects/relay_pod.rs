@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{
-    Capabilities, Container, LocalObjectReference, Pod, PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, SecurityContext,
-};
+use k8s_openapi::api::core::v1::{Capabilities, Container, Pod, PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, SecurityContext};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::pull_secrets;
 use crate::api::{annotations, labels};
 use crate::plan::names::Identity;
 use crate::plan::quantity;
@@ -105,8 +104,7 @@ pub fn relay_pod(order: &RelayOrder) -> Pod {
                 seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
                 ..PodSecurityContext::default()
             }),
-            image_pull_secrets: (!order.pull_secrets.is_empty())
-                .then(|| order.pull_secrets.iter().map(|name| LocalObjectReference { name: name.clone() }).collect()),
+            image_pull_secrets: pull_secrets(&order.pull_secrets),
             containers: vec![container],
             ..PodSpec::default()
         }),
