@@ -11,10 +11,11 @@ use nestling_core::api::KindCluster;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+use super::args::duration;
 use super::failure::{Failure, command};
-use super::host::connect;
-use super::select::{answer, api, get};
-use super::{ExtendArgs, HostArgs};
+use super::host::{Host, connect};
+use super::select::{answer, api, get, select};
+use super::{ExtendArgs, HostArgs, Selection};
 
 /// How often a write is tried anew when the object has changed meanwhile.
 const TRIES: usize = 5;
@@ -31,25 +32,52 @@ enum More {
     Until(Timestamp),
 }
 
-/// Gives a cluster more time.
+/// Gives clusters more time.
 pub async fn run(host: HostArgs, args: ExtendArgs) -> Result<()> {
+    let (selection, more) = understand(args)?;
     let host = connect(host).await?;
-    let more = match (args.by, args.until) {
-        (_, Some(until)) => More::Until(until),
-        (by, None) => More::By(by.unwrap_or_default()),
+    let mut failure = None;
+    for cluster in select(&host, &selection).await? {
+        // The others are extended all the same.
+        if let Err(error) = extend(&host, &cluster.name_any(), more).await {
+            failure = failure.or(Some(error));
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// What is selected, and what is asked for.
+fn understand(args: ExtendArgs) -> Result<(Selection, More), Failure> {
+    let ExtendArgs { words: mut names, selector, all, until } = args;
+    let example = || format!("Such as `{}` or `{}`.", command("extend demo 2h"), command("extend -l class=monday 2h"));
+    let more = match until {
+        Some(until) => More::Until(until),
+        None => match names.pop().as_deref().map(duration) {
+            Some(Ok(by)) => More::By(by),
+            Some(Err(wrong)) => return Err(Failure::new(wrong, example())),
+            None => return Err(Failure::new("how much longer is not said", example())),
+        },
     };
-    let what = format!("change KindCluster {}/{}", host.namespace, args.name);
+    if [!names.is_empty(), selector.is_some(), all].into_iter().filter(|said| *said).count() == 1 {
+        Ok((Selection { names, selector, all }, more))
+    } else {
+        Err(Failure::new("it takes either names, or -l, or --all", example()))
+    }
+}
+
+async fn extend(host: &Host, name: &str, more: More) -> Result<()> {
+    let what = format!("change KindCluster {}/{name}", host.namespace);
     let mut tries = 0;
     loop {
         tries += 1;
-        let cluster = get(&host, &args.name).await?;
+        let cluster = get(host, name).await?;
         let (end, lifecycle) = decide(Timestamp::now(), &cluster, more)?;
         // Somebody else may extend it as well: nobody's end is brought nearer.
         let patch = json!({"metadata": {"resourceVersion": cluster.resource_version()}, "spec": {"lifecycle": lifecycle}});
-        match api(&host).patch(&args.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+        match api(host).patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
             Ok(changed) => {
-                let at = settled(&api(&host), &changed).await.filter(|at| *at < end);
-                let said = told(&args.name, at.unwrap_or(end), at.is_some());
+                let at = settled(&api(host), &changed).await.filter(|at| *at < end);
+                let said = told(name, at.unwrap_or(end), at.is_some());
                 return Ok(writeln!(std::io::stdout(), "{said}")?);
             }
             Err(kube::Error::Api(status)) if status.code == 409 && tries < TRIES => {}
@@ -179,6 +207,26 @@ mod tests {
         .map(|(lifecycle, status, more)| decide(at("09:00"), &cluster(&lifecycle, &status), more).unwrap_err().to_string());
         insta::assert_snapshot!(told.join("\n"));
         insta::assert_snapshot!([told_end(false), told_end(true)].join("\n"));
+    }
+
+    #[rstest]
+    #[case::one(&["crane", "2h"], None, false, Ok((&["crane"][..], true)))]
+    #[case::several(&["crane", "owl", "2h"], None, false, Ok((&["crane", "owl"][..], true)))]
+    #[case::by_label(&["2h"], Some("a=b"), false, Ok((&[][..], true)))]
+    #[case::all(&["2h"], None, true, Ok((&[][..], true)))]
+    #[case::no_time(&["crane"], None, false, Err("\"crane\" is not a duration"))]
+    #[case::nobody(&["2h"], None, false, Err("either names, or -l, or --all"))]
+    #[case::both(&["crane", "2h"], Some("a=b"), false, Err("either names, or -l, or --all"))]
+    fn who_and_how_much(#[case] words: &[&str], #[case] selector: Option<&str>, #[case] all: bool, #[case] meant: Result<(&[&str], bool), &str>) {
+        let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+        let understood = understand(ExtendArgs { words, selector: selector.map(str::to_owned), all, until: None });
+        match (understood, meant) {
+            (Ok((selection, more)), Ok((names, by))) => {
+                assert_eq!((selection.names, matches!(more, More::By(_))), (names.iter().map(|&name| name.to_owned()).collect(), by))
+            }
+            (Err(failure), Err(text)) => assert!(failure.to_string().contains(text), "{failure}"),
+            (understood, meant) => panic!("{understood:?} and not {meant:?}"),
+        }
     }
 
     fn told_end(is_cut: bool) -> String {

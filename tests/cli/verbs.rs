@@ -134,7 +134,7 @@ pub async fn sleep_and_time(plane: &Plane) {
     let cut = both(&format!("extend crane --until {}", in_time(9)), json!(in_time(4))).await.good();
     assert_eq!(cut, format!("crane ends at {}; the operator's owner allows no more\n", in_time(4)));
     ada.call("extend crane --until 2020-01-01T00:00:00Z").await.bad(1, "is no extension");
-    ada.call("extend crane").await.usage();
+    ada.call("extend crane").await.bad(1, "is not a duration");
     ada.call("extend heron 1h").await.bad(4, "there is no KindCluster lake/heron");
 }
 

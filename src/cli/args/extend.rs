@@ -1,24 +1,23 @@
 //! What `extend` takes.
 
-use std::time::Duration;
-
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use k8s_openapi::jiff::Timestamp;
 
-use super::duration;
-
-/// Arguments of `extend`.
+/// Arguments of `extend`. Names and the duration stand in one list, since what is selected by labels has no names before it.
 #[derive(Args, Clone, Debug)]
-#[command(group = clap::ArgGroup::new("end").required(true).args(["by", "until"]))]
+#[command(group = clap::ArgGroup::new("more").required(true).multiple(true).args(["words", "until"]))]
 pub struct ExtendArgs {
-    /// Name of the KindCluster
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    pub name: String,
-    /// How much longer it lives, such as 2h
-    #[arg(value_parser = duration, value_name = "DURATION")]
-    pub by: Option<Duration>,
-    /// When it ends, such as 2027-01-31T18:00:00Z
+    /// Names of KindClusters and, unless there is --until, how much longer they live, such as `demo 2h`
+    #[arg(value_name = "NAME… DURATION", value_parser = NonEmptyStringValueParser::new())]
+    pub words: Vec<String>,
+    /// Those with these labels, such as class=monday
+    #[arg(short = 'l', long, value_name = "LABELS", value_parser = NonEmptyStringValueParser::new(), conflicts_with = "all")]
+    pub selector: Option<String>,
+    /// All in the namespace
+    #[arg(long)]
+    pub all: bool,
+    /// When they end, such as 2027-01-31T18:00:00Z
     #[arg(long, value_parser = time, value_name = "TIME")]
     pub until: Option<Timestamp>,
 }
