@@ -104,7 +104,7 @@ fn manifest(code: &str) -> Result<String, String> {
             object["metadata"]["name"] = "only-asked".into();
             commands.push(ask(&object));
         } else {
-            commands.push(format!("helm template nestling charts/nestling --values - > /dev/null <<'VALUES'\n{document}\nVALUES"));
+            commands.push(format!("helm template nestling charts/nestling --kube-version 1.34.4 --values - > /dev/null <<'VALUES'\n{document}\nVALUES"));
         }
     }
     Ok(commands.join("\n"))
