@@ -178,12 +178,14 @@ impl Reports {
         }
     }
 
-    /// Keeps a report, if its pod is still the current one, and has the cluster looked at if it is new.
+    /// Keeps a report, if its pod is still the current one, and has the cluster looked at if it is new. Agents are listened to and told things at the
+    /// same time, so a report may arrive behind a newer one: that one stays, since nobody would be told of it again.
     fn heard(&self, key: &Key, target: &Target, report: AgentReport, new: bool) {
         {
             let mut entries = self.entries();
             let Some(entry) = entries.get_mut(key).filter(|entry| entry.pod_uid == target.pod_uid) else { return };
             match &mut entry.heard {
+                Some((known, _)) if report.revision < known.revision => return,
                 Some((_, at)) if !new => {
                     *at = Instant::now();
                     return;
@@ -231,6 +233,20 @@ mod tests {
         let address = fake_agent(&agents, body).await;
         let (triggers, keys) = Triggers::new();
         (Reports::new(client(&agents), Some(address), triggers, Arc::new(Metrics::new())), keys)
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_was_overtaken_changes_nothing() {
+        let (reports, mut keys) = reports(|_| report(7)).await;
+        reports.tend(&key(), &identity(), Some(&pod("a")), false);
+        let target = reports.target(&identity(), &pod("a")).unwrap();
+        let heard = |revision: u64| reports.heard(&key(), &target, AgentReport { revision, ..AgentReport::default() }, true);
+        heard(5);
+        assert_eq!(timeout(SOON, keys.next()).await.unwrap(), Some(key()));
+        heard(4);
+        assert_eq!(reports.newest(&key(), &pod("a")).unwrap().revision, 5);
+        heard(6);
+        assert_eq!(reports.newest(&key(), &pod("a")).unwrap().revision, 6);
     }
 
     #[tokio::test]
