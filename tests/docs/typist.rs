@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_mins(12);
 const SHIMS: &[(&str, &str)] = &[(
     "helm",
     r#"case "${1-}" in
-install | upgrade) exec xargs -d '\\n' -a "$LAB_VALUES" "$REAL_HELM" "$@" ;;
+install | upgrade) exec xargs -d '\n' -a "$LAB_VALUES" "$REAL_HELM" "$@" ;;
 *) exec "$REAL_HELM" "$@" ;;
 esac"#,
 )];
