@@ -222,7 +222,7 @@ mod tests {
         let understood = understand(ExtendArgs { words, selector: selector.map(str::to_owned), all, until: None });
         match (understood, meant) {
             (Ok((selection, more)), Ok((names, by))) => {
-                assert_eq!((selection.names, matches!(more, More::By(_))), (names.iter().map(|&name| name.to_owned()).collect(), by))
+                assert_eq!((selection.names, matches!(more, More::By(_))), (names.iter().map(|&name| name.to_owned()).collect(), by));
             }
             (Err(failure), Err(text)) => assert!(failure.to_string().contains(text), "{failure}"),
             (understood, meant) => panic!("{understood:?} and not {meant:?}"),

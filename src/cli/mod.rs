@@ -62,7 +62,7 @@ pub async fn run(host: HostArgs, verb: Verb) -> Result<()> {
         Verb::Freeze(args) => Box::pin(power::run(host, args, PowerState::Frozen)).await,
         Verb::Stop(args) => Box::pin(power::run(host, args, PowerState::Stopped)).await,
         Verb::Start(args) => Box::pin(power::run(host, args, PowerState::Running)).await,
-        Verb::Extend(args) => extend::run(host, args).await,
+        Verb::Extend(args) => Box::pin(extend::run(host, args)).await,
         Verb::Delete(args) => Box::pin(delete::run(host, args)).await,
         Verb::Doctor(args) => Box::pin(doctor::run(host, args)).await,
         Verb::Crd => crd::run(),
