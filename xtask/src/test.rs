@@ -199,11 +199,18 @@ fn whole(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Re
             lab.build(LabPart::Newer)
         })?;
     }
-    if slice::NESTED.takes("balancers::", seed, arguments.only.as_deref(), arguments.soak) {
-        stages.run("lab: load balancer and Ingress controller", || {
-            announce(lab, LabPart::Balancers);
-            lab.build(LabPart::Balancers)
-        })?;
+    // Not while other tests run: it would take their CPU.
+    let drawn = [
+        ("balancers::", "lab: load balancer and Ingress controller", LabPart::Balancers),
+        ("clients::", "lab: tools that read published Secrets", LabPart::Consumers),
+    ];
+    for (tests, stage, part) in drawn {
+        if slice::NESTED.takes(tests, seed, arguments.only.as_deref(), arguments.soak) {
+            stages.run(stage, || {
+                announce(lab, part);
+                lab.build(part)
+            })?;
+        }
     }
     stages.run("unit tests of the stand-in CNI", || {
         status(Command::new("go").args(["test", "./kindnetd"]).current_dir(crate::root().join("lab/modules/kubernetes")))
