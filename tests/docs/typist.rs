@@ -30,7 +30,7 @@ esac"#,
 const BEFORE: &str = r#"grep() { command grep "$@" || [ $? -eq 1 ]; }"#;
 
 /// What is said otherwise to the reader than to the lab, whose machine is small and knows no registry.
-const REPLACED: &[(&str, &str)] = &[("SEATS=30", "SEATS=2"), ("for seat in 1 2 3;", "for seat in 1 2;")];
+const REPLACED: &[(&str, &str)] = &[("SEATS=30", "SEATS=1"), ("for seat in 1 2 3;", "for seat in 1;")];
 
 /// Types the page from its beginning to its end.
 ///
