@@ -124,6 +124,11 @@ pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
     get(conditions, type_).is_some_and(|condition| condition.status == "True")
 }
 
+/// Whether the condition of this type has this reason.
+pub fn has_reason(conditions: &[Condition], type_: &str, reason: Reason) -> bool {
+    get(conditions, type_).is_some_and(|condition| condition.reason == reason.as_str())
+}
+
 /// The longest prefix of at most `limit` bytes that does not cut a character.
 pub fn clip(text: &str, limit: usize) -> &str {
     if text.len() <= limit {

@@ -68,9 +68,8 @@ impl Bearer {
 /// # Errors
 /// [`Reason::KubeconfigSecretConflict`].
 pub fn check(cluster: &KindCluster, identity: &Identity) -> Result<(), Problem> {
-    let Some(kubeconfig) = &cluster.spec.kubeconfig else { return Ok(()) };
-    let names = kubeconfig.users.iter().map(|user| identity.user_secret(&user.name)).chain(kubeconfig.argo_cd.iter().map(|_| identity.argo_cd_secret()));
-    match names.into_iter().find(|name| kubeconfig.secret_name.as_ref() == Some(name)) {
+    let main = cluster.spec.kubeconfig.as_ref().and_then(|kubeconfig| kubeconfig.secret_name.as_ref());
+    match names(cluster, identity).into_iter().find(|name| main == Some(name)) {
         Some(name) => {
             Err(Problem::new(Reason::KubeconfigSecretConflict, format!("kubeconfig.secretName is {name}, which is the name of another of its Secrets")))
         }
@@ -103,10 +102,10 @@ fn serves(seen: &Observed) -> bool {
 }
 
 /// The names that the spec gives rise to, whatever the cluster does.
-fn names(seen: &Observed) -> Vec<String> {
-    let spec = seen.cluster.spec.kubeconfig.as_ref();
-    let users = spec.iter().flat_map(|spec| &spec.users).map(|user| seen.identity.user_secret(&user.name));
-    users.chain(spec.and_then(|spec| spec.argo_cd.as_ref()).map(|_| seen.identity.argo_cd_secret())).collect()
+fn names(cluster: &KindCluster, identity: &Identity) -> Vec<String> {
+    let spec = cluster.spec.kubeconfig.as_ref();
+    let users = spec.iter().flat_map(|spec| &spec.users).map(|user| identity.user_secret(&user.name));
+    users.chain(spec.and_then(|spec| spec.argo_cd.as_ref()).map(|_| identity.argo_cd_secret())).collect()
 }
 
 fn recorded<'a>(status: &'a KindClusterStatus, plan: &KubeconfigPlan) -> Option<&'a KubeconfigSecretRef> {
@@ -133,7 +132,7 @@ fn is_due(now: Timestamp, seen: &Observed, status: &KindClusterStatus, plan: &Ku
 
 /// What is to be written and taken away while the cluster runs.
 pub fn steps(now: Timestamp, seen: &Observed, desired: &Desired) -> Vec<Step> {
-    let (status, names) = (seen.status(), names(seen));
+    let (status, names) = (seen.status(), names(&seen.cluster, &seen.identity));
     let gone = status.further_secret_refs.iter().filter(|have| !names.contains(&have.name)).map(|have| Step::RetractKubeconfig { secret: have.name.clone() });
     let due = wanted(seen, desired).into_iter().filter(|plan| is_due(now, seen, &status, plan)).map(|plan| Step::PublishFurther(Box::new(plan)));
     gone.chain(due).collect()

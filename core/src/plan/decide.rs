@@ -405,7 +405,7 @@ fn next_look(now: Timestamp, seen: &Observed) -> Timestamp {
 
 /// Whether it is on record that the end of the cluster could not be seen.
 fn said_unverified(seen: &Observed) -> bool {
-    conditions::get(&seen.status().conditions, conditions::DELETING).is_some_and(|condition| condition.reason == Reason::CleanupUnverified.as_str())
+    conditions::has_reason(&seen.status().conditions, conditions::DELETING, Reason::CleanupUnverified)
 }
 
 fn deletion(now: Timestamp, seen: &Observed) -> Vec<Step> {

@@ -78,7 +78,7 @@ fn whole_second(time: Timestamp) -> Timestamp {
 
 /// Whether it is on record that the cluster's time is over.
 pub fn is_recorded(seen: &Observed) -> bool {
-    conditions::get(&seen.status().conditions, conditions::EXPIRING).is_some_and(|condition| condition.reason == Reason::Expired.as_str())
+    conditions::has_reason(&seen.status().conditions, conditions::EXPIRING, Reason::Expired)
 }
 
 /// What the condition `Expiring` says.

@@ -193,8 +193,7 @@ pub const fn is_told(reason: Reason) -> bool {
 
 /// Whether ports are on their way, so that the agent's word is waited for.
 pub fn is_changing(status: &KindClusterStatus) -> bool {
-    let reason = conditions::get(&status.conditions, conditions::ENDPOINTS_READY).map(|condition| condition.reason.as_str());
-    [Reason::OpeningPorts, Reason::PortInUse].iter().any(|changing| reason == Some(changing.as_str()))
+    [Reason::OpeningPorts, Reason::PortInUse].into_iter().any(|changing| conditions::has_reason(&status.conditions, conditions::ENDPOINTS_READY, changing))
 }
 
 #[cfg(test)]

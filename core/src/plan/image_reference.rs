@@ -35,9 +35,13 @@ pub fn name_in_nodes(image: &str) -> String {
     let full = in_full(image);
     match full.split_once('@') {
         Some((_, digest)) => format!("{}@{digest}", repository(&full)),
-        None if has_tag_or_digest(&full) => full,
-        None => format!("{full}:latest"),
+        None => tagged(full),
     }
+}
+
+/// With the tag that is meant where nothing is said.
+pub fn tagged(image: String) -> String {
+    if has_tag_or_digest(&image) { image } else { format!("{image}:latest") }
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     if became(conditions::KUBECONFIG_PUBLISHED, "True") {
         note(false, "KubeconfigPublished", message_of(conditions::KUBECONFIG_PUBLISHED));
     }
-    if became(conditions::MANIFESTS_APPLIED, "True") && is_said(after, conditions::MANIFESTS_APPLIED, Reason::ManifestsApplied) {
+    if became(conditions::MANIFESTS_APPLIED, "True") && conditions::has_reason(&after.conditions, conditions::MANIFESTS_APPLIED, Reason::ManifestsApplied) {
         note(false, Reason::ManifestsApplied.as_str(), message_of(conditions::MANIFESTS_APPLIED));
     }
     if became(conditions::READY, "True") {
@@ -95,10 +95,6 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
         note(false, "Deleting", message_of(conditions::DELETING));
     }
     notes
-}
-
-fn is_said(status: &KindClusterStatus, type_: &str, reason: Reason) -> bool {
-    conditions::get(&status.conditions, type_).is_some_and(|condition| condition.reason == reason.as_str())
 }
 
 /// The reason of a condition while that has this status.

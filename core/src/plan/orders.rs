@@ -3,14 +3,18 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value;
+
 use super::exposure;
 use super::observed::Observed;
 use super::power;
 use super::preload;
 use super::serving_names;
 use super::users;
-use super::wire::Orders;
-use crate::api::{PodLossPolicy, StorageType};
+use super::wire::{Orders, OrdersReport};
+use crate::api::conditions::Claim;
+use crate::api::reasons::Reason;
+use crate::api::{PodLossPolicy, StorageType, annotations};
 
 /// What the agent of the current pod is to be told; `None` where it takes no orders, or has not been heard yet.
 pub fn wanted(seen: &Observed) -> Option<Orders> {
@@ -32,6 +36,19 @@ pub fn due(seen: &Observed) -> Option<Orders> {
     let wanted = wanted(seen)?;
     let known = seen.report.as_ref()?.orders.as_ref()?;
     (known.received != wanted).then_some(wanted)
+}
+
+/// The settings that the current pod was made with: what its agent does without an order.
+pub fn made_with(seen: &Observed) -> Option<Value> {
+    let settings = seen.children.current_pod()?.metadata.annotations.as_ref()?.get(annotations::SETTINGS)?;
+    serde_json::from_str(settings).ok()
+}
+
+/// What `UpToDate` says of orders that are not carried out, with why the last try has failed if it was of these (`received`): what was tried before belongs to
+/// others.
+pub fn outstanding(orders: &OrdersReport, reason: Reason, received: bool) -> Claim {
+    let failure = orders.failure(reason).filter(|_| received);
+    Claim::no(reason, reason.explain(failure.map_or("", |failure| &failure.message)))
 }
 
 /// Whether the cluster is to survive its pod. The policy may have changed since the pod was made.

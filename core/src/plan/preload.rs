@@ -1,12 +1,11 @@
 //! Images that are in every node: which ones, and what is said of those that are not there yet.
 
-use serde_json::Value;
-
 use super::observed::Observed;
+use super::orders;
 use super::wire::Stage;
 use crate::api::conditions::{self, Claim};
 use crate::api::reasons::Reason;
-use crate::api::{KindCluster, KindClusterStatus, annotations};
+use crate::api::{KindCluster, KindClusterStatus};
 
 /// The images of a spec.
 pub fn images(cluster: &KindCluster) -> Vec<String> {
@@ -15,9 +14,7 @@ pub fn images(cluster: &KindCluster) -> Vec<String> {
 
 /// The images that the current pod was made with.
 fn made_with(seen: &Observed) -> Option<Vec<String>> {
-    let settings = seen.children.current_pod()?.metadata.annotations.as_ref()?.get(annotations::SETTINGS)?;
-    let settings: Value = serde_json::from_str(settings).ok()?;
-    Some(settings.get("preload").and_then(|images| serde_json::from_value(images.clone()).ok()).unwrap_or_default())
+    Some(orders::made_with(seen)?.get("preload").and_then(|images| serde_json::from_value(images.clone()).ok()).unwrap_or_default())
 }
 
 /// The images that the agent has brought into the nodes, if it is one that can do so while it serves.
@@ -46,14 +43,12 @@ pub fn claim(seen: &Observed) -> Option<Claim> {
         return None;
     }
     let orders = report.orders.as_ref()?;
-    // What was tried before belongs to other orders.
-    let failure = orders.failure(Reason::PreloadingImages).filter(|_| orders.received.preload == wanted(seen));
-    Some(Claim::no(Reason::PreloadingImages, Reason::PreloadingImages.explain(failure.map_or("", |failure| &failure.message))))
+    Some(orders::outstanding(orders, Reason::PreloadingImages, orders.received.preload == wanted(seen)))
 }
 
 /// Whether images are on their way into a running cluster, so that the agent's word is waited for.
 pub fn is_under_way(status: &KindClusterStatus) -> bool {
-    conditions::get(&status.conditions, conditions::UP_TO_DATE).is_some_and(|condition| condition.reason == Reason::PreloadingImages.as_str())
+    conditions::has_reason(&status.conditions, conditions::UP_TO_DATE, Reason::PreloadingImages)
 }
 
 #[cfg(test)]

@@ -5,16 +5,15 @@ use serde_json::{Map, Value, json};
 use super::desired::cert_sans;
 use super::exposure;
 use super::observed::Observed;
+use super::orders;
 use super::problem::Problem;
+use crate::api::KindClusterStatus;
 use crate::api::conditions::{self, Claim};
 use crate::api::reasons::Reason;
-use crate::api::{KindClusterStatus, annotations};
 
 /// The names that the current pod was made with.
 fn made_with(seen: &Observed) -> Option<Vec<String>> {
-    let settings = seen.children.current_pod()?.metadata.annotations.as_ref()?.get(annotations::SETTINGS)?;
-    let settings: Value = serde_json::from_str(settings).ok()?;
-    serde_json::from_value(settings.get("certSans")?.clone()).ok()
+    serde_json::from_value(orders::made_with(seen)?.get("certSans")?.clone()).ok()
 }
 
 /// The names that the spec asks for.
@@ -46,14 +45,12 @@ pub fn claim(seen: &Observed) -> Option<Claim> {
     if orders.carried_out.cert_sans == wanted {
         return None;
     }
-    // What was tried before belongs to other orders.
-    let failure = orders.failure(Reason::ChangingCertificate).filter(|_| orders.received.cert_sans == wanted);
-    Some(Claim::no(Reason::ChangingCertificate, Reason::ChangingCertificate.explain(failure.map_or("", |failure| &failure.message))))
+    Some(orders::outstanding(orders, Reason::ChangingCertificate, orders.received.cert_sans == wanted))
 }
 
 /// Whether the names are on their way, so that the agent's word is waited for.
 pub fn is_changing(status: &KindClusterStatus) -> bool {
-    conditions::get(&status.conditions, conditions::UP_TO_DATE).is_some_and(|condition| condition.reason == Reason::ChangingCertificate.as_str())
+    conditions::has_reason(&status.conditions, conditions::UP_TO_DATE, Reason::ChangingCertificate)
 }
 
 /// kubeadm's configuration with these names for the API server, and without those of `before` that are not among them. Names of others stay. `None`:

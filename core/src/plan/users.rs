@@ -1,6 +1,7 @@
 //! The ClusterRoles of `kubeconfig.users`: what the agent is to bind inside of the cluster, and what is said of it.
 
 use super::observed::Observed;
+use super::orders;
 use super::wire::{BoundUser, OrdersReport};
 use crate::api::conditions::{self, Claim};
 use crate::api::reasons::Reason;
@@ -36,14 +37,12 @@ pub fn claim(seen: &Observed) -> Option<Claim> {
     if orders.carried_out.users == wanted {
         return None;
     }
-    // What was tried before belongs to other orders.
-    let failure = orders.failure(Reason::BindingUsers).filter(|_| orders.received.users == wanted);
-    Some(Claim::no(Reason::BindingUsers, Reason::BindingUsers.explain(failure.map_or("", |failure| &failure.message))))
+    Some(orders::outstanding(orders, Reason::BindingUsers, orders.received.users == wanted))
 }
 
 /// Whether bindings are on their way, so that the agent's word is waited for.
 pub fn is_changing(status: &KindClusterStatus) -> bool {
-    conditions::get(&status.conditions, conditions::UP_TO_DATE).is_some_and(|condition| condition.reason == Reason::BindingUsers.as_str())
+    conditions::has_reason(&status.conditions, conditions::UP_TO_DATE, Reason::BindingUsers)
 }
 
 #[cfg(test)]

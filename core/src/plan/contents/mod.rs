@@ -190,12 +190,10 @@ fn joined(texts: &[String]) -> Option<String> {
 pub fn due(now: Timestamp, seen: &Observed) -> Option<ContentsPlan> {
     let known = seen.report.as_ref().filter(|report| report.control_plane_ready)?.contents.as_ref()?;
     let manifests = &seen.cluster.spec.manifests;
-    if check(manifests).is_err() {
-        return None;
-    }
     let ages = manifests.iter().any(|manifest| manifest.inline.is_none()) || known.manifests.iter().any(|manifest| manifest.state == ManifestState::Failed);
     let current = known.received.list == list(&seen.cluster) && (!ages || is_fresh(now, known.received.read_at));
-    (!current).then(|| plan(now, &seen.cluster, &seen.identity, &seen.settings))
+    // Reading them is the dearest part, and at rest nobody needs it.
+    (!current && check(manifests).is_ok()).then(|| plan(now, &seen.cluster, &seen.identity, &seen.settings))
 }
 
 /// What the condition `ManifestsApplied` says of a cluster with this report.
@@ -266,7 +264,7 @@ fn listed(said: &[(String, String)]) -> String {
 pub fn is_changing(status: &KindClusterStatus) -> bool {
     // A cluster that is suspended says so later.
     conditions::is_true(&status.conditions, conditions::READY)
-        && conditions::get(&status.conditions, conditions::MANIFESTS_APPLIED).is_some_and(|condition| condition.reason == Reason::ApplyingManifests.as_str())
+        && conditions::has_reason(&status.conditions, conditions::MANIFESTS_APPLIED, Reason::ApplyingManifests)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use wildmatch::WildMatchPattern;
 
-use crate::plan::image_reference::{has_tag_or_digest, in_full};
+use crate::plan::image_reference::{has_tag_or_digest, in_full, tagged};
 
 /// `*` and nothing else is special: no character stands for one other.
 type Glob = WildMatchPattern<'*', '\0'>;
@@ -41,8 +41,7 @@ impl TryFrom<String> for ImagePattern {
 impl ImagePattern {
     /// Whether the pattern allows this image.
     pub fn admits(&self, image: &str) -> bool {
-        let full = in_full(image);
-        let full = if has_tag_or_digest(&full) { full } else { format!("{full}:latest") };
+        let full = tagged(in_full(image));
         self.globs.iter().any(|glob| glob.matches(&full))
     }
 }
