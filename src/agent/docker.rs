@@ -23,6 +23,7 @@ use hyper::body::Bytes;
 use ipnet::Ipv4Net;
 use nestling_core::api::conditions::clip_start;
 use nestling_core::plan::cidr;
+use nestling_core::plan::image_reference::has_tag_or_digest;
 use nestling_core::plan::registries::{Login, host_of};
 use tokio::io::AsyncWrite;
 use tokio::time::timeout;
@@ -172,7 +173,7 @@ impl Docker {
     /// Docker's and the registry's.
     pub async fn pull(&self, reference: &str, login: Option<&Login>) -> Result<(), Error> {
         // Without a tag Docker would pull all there are.
-        let tag = is_bare(reference).then(|| "latest".to_owned());
+        let tag = (!has_tag_or_digest(reference)).then(|| "latest".to_owned());
         let options = CreateImageOptions { from_image: Some(reference.to_owned()), tag, ..CreateImageOptions::default() };
         let credentials = login.map(|login| DockerCredentials {
             username: Some(login.user.clone()),
@@ -474,11 +475,6 @@ fn keep_end(kept: &mut Vec<u8>, more: &[u8]) {
     kept.drain(..kept.len().saturating_sub(OUTPUT_LIMIT));
 }
 
-/// Whether a reference has neither tag nor digest. A colon before the last slash is a port.
-fn is_bare(reference: &str) -> bool {
-    !reference.contains('@') && !reference.rsplit('/').next().is_some_and(|name| name.contains(':'))
-}
-
 fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -494,7 +490,7 @@ mod tests {
     #[case("registry:5000/kindest/node:v1", false)]
     #[case("kindest/node@sha256:00", false)]
     fn bare_references_are_seen(#[case] reference: &str, #[case] bare: bool) {
-        assert_eq!(is_bare(reference), bare);
+        assert_eq!(!has_tag_or_digest(reference), bare);
     }
 
     #[tokio::test]

@@ -221,9 +221,15 @@ impl Actor {
 
     /// Tells the agent of the current pod what is wanted of it.
     async fn order(&self, seen: &Observed, orders: &Orders) -> Result<(), StepError> {
+        let pod = self.pod_to_tell(seen)?;
+        self.reports.order(&seen.identity, pod, orders).await.map_err(|error| unheard(&error))
+    }
+
+    /// The current pod, whose agent only the leader tells what to do.
+    fn pod_to_tell<'a>(&self, seen: &'a Observed) -> Result<&'a Pod, StepError> {
         let pod = seen.children.current_pod().ok_or(STALE)?;
         self.fence.check().map_err(|error| StepError::Problem(Problem::new(Reason::HostUnavailable, error.to_string())))?;
-        self.reports.order(&seen.identity, pod, orders).await.map_err(|error| unheard(&error))
+        Ok(pod)
     }
 
     /// Reads what the manifests refer to in the user's namespace, by name only, and gives it all to the agent of the current pod.
@@ -240,8 +246,7 @@ impl Actor {
             manifests.push(ManifestText { name: name.clone(), text, secret: matches!(origin, Origin::Secret(_)) });
         }
         let contents = plan.contents(manifests)?;
-        let pod = seen.children.current_pod().ok_or(STALE)?;
-        self.fence.check().map_err(|error| StepError::Problem(Problem::new(Reason::HostUnavailable, error.to_string())))?;
+        let pod = self.pod_to_tell(seen)?;
         self.reports.fill(&seen.identity, pod, &contents).await.map_err(|error| unheard(&error))
     }
 
