@@ -63,7 +63,7 @@ async fn a_cluster_keeps_to_what_is_its_own() {
     drop(small);
     nothing_of_the_host_is_mounted(&cluster);
     profiles_of_the_host_are_left_alone(&cluster);
-    every_process_is_in_the_pods_group(&cluster);
+    every_process_is_in_the_pods_group(&cluster).await;
     the_hosts_kubelet_counts_what_is_nested(&cluster).await;
     the_disk_is_a_volume_and_the_image_is_linked(&cluster);
     etcd_does_not_wait_for_the_disk(&cluster);
@@ -160,21 +160,25 @@ fn processes(cluster: &Cluster<'_>) -> BTreeMap<String, Process> {
     all
 }
 
-fn every_process_is_in_the_pods_group(cluster: &Cluster<'_>) {
+async fn every_process_is_in_the_pods_group(cluster: &Cluster<'_>) {
     for node in NODES {
         let root = cluster.node(node, "grep ^cgroupRoot /var/lib/kubelet/config.yaml");
         assert_eq!(root, "cgroupRoot: /kubelet", "{node}");
     }
     let uid = cluster.pod.uid().unwrap();
-    let all = processes(cluster);
     let is_ours = |process: &Process| process.group.contains(&uid) || process.group.contains(&uid.replace('-', "_"));
-    // What has left the group still descends from something that is in it: orphans go to the pod's own first process.
-    let descends = |process: &Process| {
-        let mut ancestors = std::iter::successors(all.get(&process.parent), |parent| all.get(&parent.parent));
-        ancestors.any(is_ours)
-    };
-    let outside: Vec<&str> = all.values().filter(|process| !is_ours(process) && descends(process)).map(|process| &*process.name).collect();
-    assert_eq!(outside, Vec::<&str>::new(), "outside of the pod's group");
+    // A process that is ending is said to be in the root of every hierarchy of cgroup v1, so what matters is what stays outside.
+    let all = until("all processes to be in the pod's group", SOON, async || {
+        let all = processes(cluster);
+        // What has left the group still descends from something that is in it: orphans go to the pod's own first process.
+        let descends = |process: &Process| {
+            let mut ancestors = std::iter::successors(all.get(&process.parent), |parent| all.get(&parent.parent));
+            ancestors.any(is_ours)
+        };
+        let outside: Vec<&str> = all.values().filter(|process| !is_ours(process) && descends(process)).map(|process| &*process.name).collect();
+        if outside.is_empty() { Ok(all) } else { Err(format!("{outside:?}")) }
+    })
+    .await;
     let ours: Vec<&Process> = all.values().filter(|process| is_ours(process)).collect();
     for (name, count) in [("dockerd", 1), ("kubelet", NODES.len()), ("etcd", 1), ("kube-apiserver", 1)] {
         assert_eq!(ours.iter().filter(|process| process.name == name).count(), count, "{name}");
