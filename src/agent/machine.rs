@@ -19,7 +19,7 @@ use nestling_core::plan::egress::Guard;
 use nestling_core::plan::kind_config::{self, NodeHost};
 use nestling_core::plan::resume::Made;
 use nestling_core::plan::wire::{
-    AGENT_PORT, API_PORT, AgentFailure, AgentSettings, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, SETTINGS_FILE, Stage, TERMINATION_LOG,
+    AGENT_PORT, API_PORT, AgentFailure, AgentSettings, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, SETTINGS_FILE, STORE_DIRECTORY, Stage, TERMINATION_LOG,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -47,7 +47,7 @@ use super::server::{self, Health};
 use super::wait::OFTEN;
 use super::{
     RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, ports, preflight, preload,
-    serving_names, storage, store, teardown, users,
+    serving_names, storage, store, teardown, unpacked, users,
 };
 
 /// How long a failed agent stays to be asked, in the end nobody came.
@@ -507,7 +507,7 @@ impl Machine {
             networking.dns_search = None;
         }
         image::rename(&mut config, &present);
-        Ok(config)
+        give_images(config).await
     }
 
     /// Checks what kind wrote for kubeadm, as soon as it is whole.
@@ -717,6 +717,19 @@ async fn lay_out_store(own: bool) -> Result<(), AgentFailure> {
     })?;
     tracing::info!(?outcome, "node images of the pod image");
     Ok(())
+}
+
+/// Gives the nodes the images that the pod image carries unpacked.
+async fn give_images(mut config: KindConfig) -> Result<KindConfig, AgentFailure> {
+    let given = tokio::task::spawn_blocking(move || {
+        let data_root = Path::new(DATA_ROOT);
+        unpacked::find(Path::new(STORE_DIRECTORY), data_root).map_or(Ok(()), |images| images.give(&mut config, data_root)).map(|()| config)
+    });
+    let given = given.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    given.map_err(|error| {
+        let said = error.to_string();
+        evident(classify(&said, Reason::DockerFailed), "the images of the nodes cannot be laid out", &said)
+    })
 }
 
 /// Deletes the joining tokens once all nodes have joined; then rests.

@@ -55,6 +55,7 @@ mod serving_names;
 mod storage;
 mod store;
 mod teardown;
+mod unpacked;
 mod users;
 mod wait;
 
