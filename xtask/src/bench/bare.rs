@@ -39,6 +39,7 @@ pub struct Bare<'a> {
     kind: Kind,
     name: String,
     kubeconfig: PathBuf,
+    start: Instant,
 }
 
 impl<'a> Bare<'a> {
@@ -52,12 +53,18 @@ impl<'a> Bare<'a> {
         let kubeconfig = setup.paths.cache().run_directory()?.join(format!("{name}.kubeconfig"));
         let kind = Kind::new(setup.paths.bin("kind")?, kubeconfig.clone());
         // Whatever happens from here on, it is removed.
-        let bare = Self { setup, kind, name, kubeconfig };
+        let mut bare = Self { setup, kind, name, kubeconfig, start: Instant::now() };
         bare.remove()?;
         let config = cluster_config(&Machine::look()?, nodes);
-        let start = Instant::now();
+        bare.start = Instant::now();
         let stages = bare.kind.create(&bare.name, &setup.node_image, &config)?;
-        Ok((bare, start.elapsed().as_secs_f64(), stages))
+        let seconds = bare.start.elapsed().as_secs_f64();
+        Ok((bare, seconds, stages))
+    }
+
+    /// When kind was started.
+    pub fn start(&self) -> Instant {
+        self.start
     }
 
     /// kubectl, for this cluster.

@@ -1,7 +1,6 @@
 //! From nothing to Ready, to the first pod and names that resolve, and gone again: bare, nested, bare, nested.
 
 use std::thread;
-use std::time::Instant;
 
 use anyhow::Result;
 use nestling_lab::progress::note;
@@ -51,7 +50,6 @@ pub fn measure(setup: &Setup, report: &mut Report, section: Section, nodes: usiz
 }
 
 fn bare(setup: &Setup, report: &mut Report, section: Section, nodes: usize) -> Result<()> {
-    let start = Instant::now();
     let (cluster, seconds, stages) = Bare::create(setup, 1, nodes)?;
     report.add(section, Side::Bare, READY, Unit::Seconds, seconds);
     for stage in &stages {
@@ -61,9 +59,9 @@ fn bare(setup: &Setup, report: &mut Report, section: Section, nodes: usize) -> R
     if nodes > 1 {
         // kind waits for control planes only.
         kubectl.run(&["wait", "nodes", "--all", "--for=condition=Ready", "--timeout=5m"])?;
-        report.add(section, Side::Bare, ALL_READY, Unit::Seconds, start.elapsed().as_secs_f64());
+        report.add(section, Side::Bare, ALL_READY, Unit::Seconds, cluster.start().elapsed().as_secs_f64());
     }
-    applications(report, section, Side::Bare, &app::start(&kubectl, start)?);
+    applications(report, section, Side::Bare, &app::start(&kubectl, cluster.start())?);
     report.add(section, Side::Bare, DELETED, Unit::Seconds, cluster.delete()?);
     Ok(())
 }

@@ -34,10 +34,9 @@ struct Back {
 /// What does not come in time.
 pub fn measure(setup: &Setup, report: &mut Report, runs: u32) -> Result<()> {
     note("asleep and back: a bare cluster and a nested one");
-    let start = Instant::now();
     let (bare, _, _) = Bare::create(setup, 1, 1)?;
     let outside = bare.kubectl();
-    app::start(&outside, start)?;
+    app::start(&outside, bare.start())?;
     let mut nested = Nested::apply(setup, "bench-power", 1, Size::Default)?;
     nested.ready()?;
     let inside = nested.kubectl()?;
