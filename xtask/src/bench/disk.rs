@@ -9,6 +9,9 @@ use serde_json::Value;
 use super::nested::Pod;
 use super::setup::Setup;
 
+/// Arguments of a shell that has the places for further arguments. Of running programs' files some go while they are counted, of which `du` complains.
+const DU: [&str; 3] = ["-c", "du -x -s -B1 \"$@\" 2>/dev/null || true", "du"];
+
 /// Bytes of a bare node: its volumes (`/var`) and its writable layer.
 ///
 /// # Errors
@@ -16,7 +19,7 @@ use super::setup::Setup;
 pub fn of_container(setup: &Setup, container: &str) -> Result<u64> {
     let inspected = setup.docker.run(&["inspect", container])?;
     let places = places(&serde_json::from_str(&inspected).context("docker inspect printed no JSON")?)?;
-    du_sum(&output(Command::new("du").args(["-x", "-s", "-B1"]).args(places))?)
+    du_sum(&output(Command::new("sh").args(DU).args(&places))?, &places)
 }
 
 /// Bytes of a cluster's pod on its host's node: its volumes that are not in memory, and the writable layer of its container.
@@ -30,8 +33,8 @@ pub fn of_pod(setup: &Setup, pod: &Pod) -> Result<u64> {
     for id in ids.split_whitespace().map(|id| id.trim_start_matches("containerd://")) {
         places.push(upper_directory(&mounts, id).with_context(|| format!("no overlay is mounted for the container {id} on {}", pod.node))?);
     }
-    let du = ["exec", &pod.node, "du", "-x", "-s", "-B1"];
-    du_sum(&setup.docker.run(&du.into_iter().chain(places.iter().map(String::as_str)).collect::<Vec<_>>())?)
+    let du = ["exec", &pod.node, "sh"].into_iter().chain(DU).chain(places.iter().map(String::as_str));
+    du_sum(&setup.docker.run(&du.collect::<Vec<_>>())?, &places)
 }
 
 /// Where a container keeps what is its own, from `docker inspect`.
@@ -52,8 +55,9 @@ fn upper_directory(mountinfo: &str, container: &str) -> Option<String> {
     options.split(',').find_map(|option| option.strip_prefix("upperdir=")).map(str::to_owned)
 }
 
-/// The sum of what `du` prints.
-fn du_sum(text: &str) -> Result<u64> {
+/// The sum of what `du` prints, a line for each place.
+fn du_sum(text: &str, places: &[String]) -> Result<u64> {
+    ensure!(text.lines().count() == places.len(), "du could not look at one of {}", places.join(", "));
     let one = |line: &str| line.split_whitespace().next().and_then(|bytes| bytes.parse::<u64>().ok()).with_context(|| format!("du printed {line:?}"));
     text.lines().map(one).sum()
 }
@@ -81,7 +85,19 @@ mod tests {
 
     #[test]
     fn sums_are_of_all_lines() {
-        assert_eq!(du_sum("4096\t/a\n100\t/b").unwrap(), 4196);
-        assert!(du_sum("du: no").is_err());
+        let places = ["/a", "/b"].map(str::to_owned);
+        assert_eq!(du_sum("4096\t/a\n100\t/b", &places).unwrap(), 4196);
+        assert!(du_sum("4096\t/a", &places).unwrap_err().to_string().contains("/a, /b"), "a place that is not there is not nothing");
+        assert!(du_sum("du: no", &places[..1]).is_err());
+    }
+
+    #[test]
+    fn du_counts_what_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("file"), [7; 8192]).unwrap();
+        let places = [directory.path().display().to_string()];
+        let text = output(Command::new("sh").args(DU).args(&places)).unwrap();
+        assert!(du_sum(&text, &places).unwrap() >= 8192);
+        assert_eq!(output(Command::new("sh").args(DU).arg(directory.path().join("none"))).unwrap(), "");
     }
 }

@@ -138,6 +138,16 @@ pub struct WarmUp {
     pub image_present: bool,
 }
 
+/// A section that was broken off.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// Which.
+    pub section: Section,
+    /// Why. It may name files of this machine, so it stays in the report.
+    pub error: String,
+}
+
 /// Some numbers in short.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Summary {
@@ -185,8 +195,8 @@ pub struct Report {
     pub figures: Vec<Figure>,
     /// How creations spent their time.
     pub stages: Vec<Stage>,
-    /// What could not be measured, and why.
-    pub failures: Vec<String>,
+    /// What could not be measured to its end.
+    pub failures: Vec<Failure>,
 }
 
 impl Report {

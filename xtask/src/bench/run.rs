@@ -14,7 +14,7 @@ use nestling_lab::progress::note;
 use nestling_lab::{Docker, HostCluster, Lab, LabPart, announce};
 
 use super::machine::Facts;
-use super::report::{Report, Section};
+use super::report::{Failure, Report, Section};
 use super::rest::Plan;
 use super::setup::Setup;
 use super::{bare, create, page, power, rest, table, ten};
@@ -95,7 +95,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     down?;
     if !report.failures.is_empty() {
-        bail!("not everything could be measured:\n{}", report.failures.join("\n"));
+        let failures: Vec<_> = report.failures.iter().map(|failure| format!("{}: {}", failure.section.title(), failure.error)).collect();
+        bail!("not everything could be measured:\n{}", failures.join("\n"));
     }
     Ok(())
 }
@@ -115,7 +116,7 @@ fn measure(arguments: &Arguments, setup: &Setup, report: &mut Report, file: &Pat
         };
         if let Err(error) = done {
             note(format!("{}: {error:#}", section.title()));
-            report.failures.push(format!("{}: {error:#}", section.title()));
+            report.failures.push(Failure { section, error: format!("{error:#}") });
         }
         report.write(file)?;
     }

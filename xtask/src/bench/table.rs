@@ -21,10 +21,8 @@ pub fn markdown(report: &Report) -> String {
         out += &stages(report, section);
     }
     if !report.failures.is_empty() {
-        out += "\nNot measured:\n\n";
-        for failure in &report.failures {
-            let _ = writeln!(out, "- {}", failure.lines().next().unwrap_or_default());
-        }
+        let names: Vec<_> = report.failures.iter().map(|failure| format!("\"{}\"", failure.section.title())).collect();
+        let _ = writeln!(out, "\nNot measured to its end: {}.", names.join(", "));
     }
     out
 }
@@ -91,7 +89,7 @@ pub fn plain(report: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::tests::report;
+    use super::super::report::{Failure, tests::report};
     use super::*;
 
     #[test]
@@ -111,14 +109,14 @@ mod tests {
         let mut report = report();
         report.add(Section::Create, Side::Nested, "deleted", Unit::Seconds, 2.345);
         report.add_stage(Section::Create, Side::Bare, "Preparing nodes", 1.84);
-        report.failures.push("power: it broke\nin many lines".into());
+        report.failures.push(Failure { section: Section::Power, error: "cannot start /home/me/kubectl".into() });
         let text = markdown(&report);
         assert!(
             text.contains("| One node | Ready | 22.0 s (20.0–24.0, 3 times) | 11.0 s (9.0–12.0, 3 times) | 0.50 |\n|  | deleted |  | 2.35 s |  |\n"),
             "{text}"
         );
         assert!(text.contains("One node, kind's own stages (medians, s): Preparing nodes 1.8.\n"), "{text}");
-        assert!(text.ends_with("Not measured:\n\n- power: it broke\n"), "{text}");
+        assert!(text.ends_with("\nNot measured to its end: \"Asleep and back, one node\".\n"), "no path of this machine: {text}");
         assert!(plain(&report).contains("ratio 0.50"));
     }
 }
