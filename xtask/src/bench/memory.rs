@@ -1,6 +1,6 @@
 //! Memory of processes, where a page that several of them share counts for each of them in part (PSS).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 
@@ -17,7 +17,16 @@ pub struct Pss {
     pub file: u64,
 }
 
-impl Pss {
+/// Memory of a cluster.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Memory {
+    /// Of all its processes together.
+    pub all: Pss,
+    /// The total by program, however many processes each has.
+    pub programs: BTreeMap<String, u64>,
+}
+
+impl Memory {
     /// Of all these processes together; those that end meanwhile are left out.
     ///
     /// # Errors
@@ -33,13 +42,20 @@ impl Pss {
                 Err(error) => return Err(error).with_context(|| format!("cannot read {path} (are you root?)")),
             };
             let one = parse(&text);
-            sum.total += one.total;
-            sum.anonymous += one.anonymous;
-            sum.file += one.file;
+            sum.all.total += one.total;
+            sum.all.anonymous += one.anonymous;
+            sum.all.file += one.file;
+            *sum.programs.entry(program(*process)).or_default() += one.total;
         }
-        ensure!(sum.total > 0, "none of the {} processes says what memory it has", processes.len());
+        ensure!(sum.all.total > 0, "none of the {} processes says what memory it has", processes.len());
         Ok(sum)
     }
+}
+
+/// The file name of the program that a process runs.
+fn program(process: u32) -> String {
+    let program = fs::read_link(format!("/proc/{process}/exe")).unwrap_or_default();
+    program.file_name().map_or_else(|| "unknown".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 /// A file `smaps_rollup`. Older kernels do not split the sum.
@@ -64,8 +80,9 @@ mod tests {
 
     #[test]
     fn this_process_has_memory_and_one_that_is_not_there_has_none() {
-        let this = Pss::of(&BTreeSet::from([std::process::id(), u32::MAX])).unwrap();
-        assert!(this.total > 0);
-        assert!(Pss::of(&BTreeSet::from([u32::MAX])).is_err());
+        let this = Memory::of(&BTreeSet::from([std::process::id(), u32::MAX])).unwrap();
+        let program = std::env::current_exe().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+        assert_eq!(this.programs, BTreeMap::from([(program, this.all.total)]));
+        assert!(Memory::of(&BTreeSet::from([u32::MAX])).is_err());
     }
 }

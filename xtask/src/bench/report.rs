@@ -128,6 +128,18 @@ pub struct Stage {
     pub seconds: Vec<f64>,
 }
 
+/// Memory of a program in clusters at rest, all its processes together.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Program {
+    /// Whose.
+    pub side: Side,
+    /// Its file name.
+    pub name: String,
+    /// PSS in each cluster.
+    pub mebibytes: Vec<f64>,
+}
+
 /// The first cluster of a run. It counts in no median: on a fresh host the image of its pod is pulled.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -195,6 +207,8 @@ pub struct Report {
     pub figures: Vec<Figure>,
     /// How creations spent their time.
     pub stages: Vec<Stage>,
+    /// Whose the memory of clusters at rest is.
+    pub programs: Vec<Program>,
     /// What could not be measured to its end.
     pub failures: Vec<Failure>,
 }
@@ -220,6 +234,14 @@ impl Report {
         match self.stages.iter_mut().find(same) {
             Some(stage) => stage.seconds.push(seconds),
             None => self.stages.push(Stage { section, side, name: name.to_owned(), seconds: vec![seconds] }),
+        }
+    }
+
+    /// Notes how much memory a program has in one cluster at rest.
+    pub fn add_program(&mut self, side: Side, name: &str, mebibytes: f64) {
+        match self.programs.iter_mut().find(|program| program.side == side && program.name == name) {
+            Some(program) => program.mebibytes.push(mebibytes),
+            None => self.programs.push(Program { side, name: name.to_owned(), mebibytes: vec![mebibytes] }),
         }
     }
 
@@ -277,6 +299,7 @@ pub mod tests {
             warm_up: Some(WarmUp { seconds: 41.0, image_present: false }),
             figures: Vec::new(),
             stages: Vec::new(),
+            programs: Vec::new(),
             failures: Vec::new(),
         };
         for (bare, nested) in [(20.0, 12.0), (24.0, 9.0), (22.0, 11.0)] {

@@ -10,7 +10,7 @@ use super::bare::Bare;
 use super::cgroup::{Groups, cpu_over};
 use super::disk;
 use super::machine::available_mib;
-use super::memory::Pss;
+use super::memory::Memory;
 use super::nested::{Nested, Size};
 use super::report::{Report, Section, Side, Unit};
 use super::setup::{QUIET, Setup};
@@ -78,27 +78,31 @@ fn nested(setup: &Setup, report: &mut Report, plan: Plan) -> Result<()> {
 fn alone(report: &mut Report, side: Side, groups: &[Groups], plan: Plan) -> Result<()> {
     let [group] = groups else { return Ok(()) };
     thread::sleep(plan.settle);
-    let pss = Pss::of(&group.processes()?)?;
-    report.add(Section::Rest, side, "memory (PSS), the only one", Unit::Mebibytes, mebibytes(pss.total));
+    let memory = Memory::of(&group.processes()?)?.all;
+    report.add(Section::Rest, side, "memory (PSS), the only one", Unit::Mebibytes, mebibytes(memory.total));
     Ok(())
 }
 
 fn together(report: &mut Report, side: Side, groups: &[Groups], before: f64, plan: Plan) -> Result<()> {
-    let mut add = |what: &str, unit, value| report.add(Section::Rest, side, what, unit, value);
     let one_of = format!("memory (PSS), one of {}", plan.clusters);
     thread::sleep(plan.settle);
     note(format!("at rest: {} s of doing nothing", plan.window.as_secs()));
     for used in cpu_over(groups, plan.window)? {
-        add("CPU", Unit::MilliCpu, used);
+        report.add(Section::Rest, side, "CPU", Unit::MilliCpu, used);
     }
     for group in groups {
-        let pss = Pss::of(&group.processes()?)?;
-        add(&one_of, Unit::Mebibytes, mebibytes(pss.total));
-        add("of it the processes' own", Unit::Mebibytes, mebibytes(pss.anonymous));
-        add("of it programs and libraries", Unit::Mebibytes, mebibytes(pss.file));
-        add("memory charged by the kernel (working set)", Unit::Mebibytes, bytes(group.working_set()?) / BYTES_PER_MIB);
+        let memory = Memory::of(&group.processes()?)?;
+        let mut add = |what: &str, value| report.add(Section::Rest, side, what, Unit::Mebibytes, value);
+        add(&one_of, mebibytes(memory.all.total));
+        add("of it the processes' own", mebibytes(memory.all.anonymous));
+        add("of it programs and libraries", mebibytes(memory.all.file));
+        add("memory charged by the kernel (working set)", bytes(group.working_set()?) / BYTES_PER_MIB);
+        for (name, kibibytes) in &memory.programs {
+            report.add_program(side, name, mebibytes(*kibibytes));
+        }
     }
-    add("memory that the machine has less, per cluster", Unit::Mebibytes, (before - available()?) / f64::from(plan.clusters));
+    let less = (before - available()?) / f64::from(plan.clusters);
+    report.add(Section::Rest, side, "memory that the machine has less, per cluster", Unit::Mebibytes, less);
     Ok(())
 }
 

@@ -135,6 +135,7 @@ fn empty(arguments: &Arguments, docker: &Docker) -> Result<Report> {
         warm_up: None,
         figures: Vec::new(),
         stages: Vec::new(),
+        programs: Vec::new(),
         failures: Vec::new(),
     })
 }

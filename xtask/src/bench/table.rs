@@ -20,6 +20,7 @@ pub fn markdown(report: &Report) -> String {
     for section in Section::ALL {
         out += &stages(report, section);
     }
+    out += &programs(report);
     if !report.failures.is_empty() {
         let names: Vec<_> = report.failures.iter().map(|failure| format!("\"{}\"", failure.section.title())).collect();
         let _ = writeln!(out, "\nNot measured to its end: {}.", names.join(", "));
@@ -76,6 +77,21 @@ fn stages(report: &Report, section: Section) -> String {
     out
 }
 
+/// Whose the memory at rest is, the largest first. What has less than a MiB is not told.
+fn programs(report: &Report) -> String {
+    let mut out = String::new();
+    for (side, whose) in [(Side::Bare, "Bare kind"), (Side::Nested, "Nestling")] {
+        let of_side = report.programs.iter().filter(|program| program.side == side);
+        let mut medians: Vec<_> = of_side.filter_map(|program| Some((Summary::of(&program.mebibytes)?.median, program.name.as_str()))).collect();
+        medians.sort_by(|one, other| other.0.total_cmp(&one.0));
+        let words: Vec<_> = medians.into_iter().filter(|(median, _)| *median >= 1.0).map(|(median, name)| format!("{name} {median:.0}")).collect();
+        if !words.is_empty() {
+            let _ = writeln!(out, "\n{whose}, memory (PSS) at rest by program (medians, MiB): {}.", words.join(" · "));
+        }
+    }
+    out
+}
+
 /// What is printed at the end of a run.
 pub fn plain(report: &Report) -> String {
     let line = |figure: &Figure| {
@@ -109,6 +125,9 @@ mod tests {
         let mut report = report();
         report.add(Section::Create, Side::Nested, "deleted", Unit::Seconds, 2.345);
         report.add_stage(Section::Create, Side::Bare, "Preparing nodes", 1.84);
+        for (name, mebibytes) in [("etcd", 54.3), ("pause", 0.4), ("kube-apiserver", 281.9)] {
+            report.add_program(Side::Nested, name, mebibytes);
+        }
         report.failures.push(Failure { section: Section::Power, error: "cannot start /home/me/kubectl".into() });
         let text = markdown(&report);
         assert!(
@@ -116,6 +135,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("One node, kind's own stages (medians, s): Preparing nodes 1.8.\n"), "{text}");
+        assert!(text.contains("\nNestling, memory (PSS) at rest by program (medians, MiB): kube-apiserver 282 · etcd 54.\n"), "{text}");
         assert!(text.ends_with("\nNot measured to its end: \"Asleep and back, one node\".\n"), "no path of this machine: {text}");
         assert!(plain(&report).contains("ratio 0.50"));
     }

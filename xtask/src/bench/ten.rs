@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 use nestling_lab::progress::note;
 
-use super::memory::Pss;
+use super::memory::Memory;
 use super::nested::{Nested, Size};
 use super::report::{Report, Section, Side, Unit};
 use super::rest::{Plan, mebibytes};
@@ -38,7 +38,7 @@ pub fn measure(setup: &Setup, report: &mut Report, plan: Plan) -> Result<()> {
     thread::sleep(plan.settle);
     let mut memory = 0.0;
     for cluster in &clusters {
-        memory += mebibytes(Pss::of(&cluster.groups()?.processes()?)?.total);
+        memory += mebibytes(Memory::of(&cluster.groups()?.processes()?)?.all.total);
     }
     add("memory (PSS) of all ten", Unit::Mebibytes, memory);
     add("thirty, all Ready: three times ten, computed", Unit::Seconds, all * TIMES);
