@@ -1,15 +1,17 @@
 //! Loop devices of the cluster. The kernel has one list of them for the whole machine and forgets none when a container ends, so those of
-//! nested pods have to be told from everybody else's. The paths in the list do not help: each is of the mount namespace in which it was attached. A
-//! file is ours if the data-root has its inode, or if it lies on a file system that only nested processes have mounted.
+//! nested pods have to be told from everybody else's. The paths in the list alone do not help: each is of the mount namespace in which it was attached. A
+//! file is ours if the data-root has its inode, if it lies on a file system that only nested processes have mounted, or if a nested process has that very file at that path.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nestling_core::plan::wire::DATA_ROOT;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 use serde_json::Value;
 use tokio::process::Command;
@@ -34,12 +36,14 @@ struct Attached {
     file_system: String,
     /// Inode of the file.
     inode: u64,
+    /// Path of the file for those who attached it.
+    file: String,
 }
 
 /// Devices whose file is the cluster's. To be called while its nodes are there: once they are gone, their files have no names and their file systems no mounts.
 pub async fn find() -> Vec<String> {
     let _ = spawn_blocking(make_nodes).await;
-    let Some(list) = losetup(&["--list", "--json", "--output", "NAME,BACK-MAJ:MIN,BACK-INO"]).await else {
+    let Some(list) = losetup(&["--list", "--json", "--output", "NAME,BACK-MAJ:MIN,BACK-INO,BACK-FILE"]).await else {
         tracing::warn!("cannot list loop devices");
         return Vec::new();
     };
@@ -48,7 +52,14 @@ pub async fn find() -> Vec<String> {
     if attached.is_empty() {
         return Vec::new();
     }
-    spawn_blocking(move || ours(attached, Path::new(DATA_ROOT), &nested_file_systems())).await.unwrap_or_default()
+    spawn_blocking(move || {
+        let named = named_by_nested(&attached);
+        let mut ours = ours(attached, Path::new(DATA_ROOT), &nested_file_systems());
+        ours.extend(named.into_iter().filter(|name| !ours.contains(name)).collect::<Vec<_>>());
+        ours
+    })
+    .await
+    .unwrap_or_default()
 }
 
 /// Detaches them.
@@ -91,6 +102,7 @@ fn parse(list: &Value) -> Vec<Attached> {
             // losetup pads the numbers.
             file_system: device["back-maj:min"].as_str()?.trim().to_owned(),
             inode: device["back-ino"].as_u64()?,
+            file: device["back-file"].as_str().unwrap_or_default().to_owned(),
         })
     };
     list["loopdevices"].as_array().map_or(&[][..], Vec::as_slice).iter().filter_map(device).collect()
@@ -127,9 +139,41 @@ fn inodes_below(root: &Path, mut wanted: HashSet<u64>) -> HashSet<u64> {
 
 /// File systems in the mount namespaces of nested processes.
 fn nested_file_systems() -> HashSet<String> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    let numbers = processes.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
-    only_nested(&mountinfo::of("self"), numbers.flat_map(|process| mountinfo::of(&process)), DATA_ROOT)
+    only_nested(&mountinfo::of("self"), processes().flat_map(|process| mountinfo::of(&process)), DATA_ROOT)
+}
+
+fn processes() -> impl Iterator<Item = String> {
+    let names = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Devices whose file a nested process has under that very name. An overlay whose layers are on several file systems gives its files a number that no mount has
+/// (`pseudo_dev` in the kernel's `fs/overlayfs`); such are the overlays of nodes and of what runs in them.
+fn named_by_nested(attached: &[Attached]) -> Vec<String> {
+    let known: HashSet<String> = mountinfo::of("self").into_iter().map(|mount| mount.device).collect();
+    let mut left: Vec<&Attached> = attached.iter().filter(|device| device.file_system.starts_with("0:") && !known.contains(&device.file_system)).collect();
+    let mut found = Vec::new();
+    for process in processes() {
+        if left.is_empty() {
+            break;
+        }
+        let Ok(root) = File::open(format!("/proc/{process}/root")) else { continue };
+        left.retain(|device| {
+            let is = is_in(&root, device);
+            if is {
+                found.push(device.name.clone());
+            }
+            !is
+        });
+    }
+    found
+}
+
+/// Whether this directory, as a root, has the file of a device under the device's own name for it.
+fn is_in(root: &File, device: &Attached) -> bool {
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let seen = openat2(root, device.file.as_str(), how).map(File::from).map_err(io::Error::from).and_then(|file| file.metadata());
+    seen.is_ok_and(|seen| seen.ino() == device.inode && format!("{}:{}", major(seen.dev()), minor(seen.dev())) == device.file_system)
 }
 
 /// File systems that hold files, have no device of their own and are nowhere in the pod's own mounts but below the data-root, where Docker mounts
@@ -169,6 +213,24 @@ mod tests {
         ]});
         assert_eq!(ours(parse(&list), root.path(), &["0:77".to_owned()].into()), ["/dev/loop0", "/dev/loop2"]);
         assert!(parse(&Value::Null).is_empty());
+    }
+
+    #[test]
+    fn a_file_is_known_by_its_name_and_number() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("disk.img"), "").unwrap();
+        let seen = fs::metadata(root.path().join("disk.img")).unwrap();
+        let file_system = format!("{}:{}", major(seen.dev()), minor(seen.dev()));
+        let device = Attached { name: "/dev/loop0".into(), file_system, inode: seen.ino(), file: "/disk.img".into() };
+        let directory = File::open(root.path()).unwrap();
+        assert!(is_in(&directory, &device));
+        for other in [
+            Attached { inode: seen.ino() + 1, ..device.clone() },
+            Attached { file_system: "0:77".into(), ..device.clone() },
+            Attached { file: "/other.img".into(), ..device },
+        ] {
+            assert!(!is_in(&directory, &other), "{other:?}");
+        }
     }
 
     #[test]
