@@ -28,7 +28,8 @@ use super::act::{Acted, Actor, CutShort};
 use super::backoff::{Backoff, Held};
 use super::call::{CallError, Trouble};
 use super::events::Events;
-use super::key::{Guarded, Key};
+use super::kept::Kept;
+use super::key::Key;
 use super::logs::LogStore;
 use super::metrics::{Metrics, Snapshot};
 use super::observe::{ObserveError, Observer};
@@ -152,7 +153,7 @@ pub async fn run(context: Arc<Context>, keys: UnboundedReceiver<Key>, concurrenc
     let queue = requests(keys).take_until(shutdown.cancelled_owned());
     let config = Config::default().debounce(DEBOUNCE).concurrency(concurrency);
     let results = applier(
-        |object: Arc<Guarded>, context: Arc<Context>| Box::pin(reconcile(object, context)),
+        |object: Arc<Kept>, context: Arc<Context>| Box::pin(reconcile(object, context)),
         |object, error: &ReconcileError, context| after_error(&object, error, &context),
         Arc::clone(&context),
         store,
@@ -171,12 +172,12 @@ pub async fn run(context: Arc<Context>, keys: UnboundedReceiver<Key>, concurrenc
         .await;
 }
 
-fn requests(keys: UnboundedReceiver<Key>) -> impl Stream<Item = Result<ReconcileRequest<Guarded>, Infallible>> {
+fn requests(keys: UnboundedReceiver<Key>) -> impl Stream<Item = Result<ReconcileRequest<Kept>, Infallible>> {
     keys.map(|key| Ok(ReconcileRequest::from(key.reference())))
 }
 
 /// One pass over one object.
-async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+async fn reconcile(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let Some(key) = Key::of(object.meta()) else { return Ok(Action::await_change()) };
     let meta = object.meta();
     let span = info_span!(
@@ -188,8 +189,7 @@ async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action
     );
     let started = Instant::now();
     let result = async {
-        let cluster = object.0.clone().map_err(|invalid| ReconcileError::Unreadable(invalid.error));
-        let result = match cluster {
+        let result = match object.cluster().map_err(ReconcileError::Unreadable) {
             Ok(cluster) => Box::pin(context.pass(&key, cluster)).await,
             Err(error) => Err(error),
         };
@@ -210,7 +210,7 @@ async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action
 }
 
 /// Counts an error and says when to try again.
-fn after_error(object: &Guarded, error: &ReconcileError, context: &Context) -> Action {
+fn after_error(object: &Kept, error: &ReconcileError, context: &Context) -> Action {
     context.metrics.reconcile_error(error.reason());
     let (Some(key), Some(first)) = (Key::of(object.meta()), error.first_pause()) else { return Action::await_change() };
     let mut backoff = locked(&context.backoff);
@@ -336,7 +336,7 @@ impl Context {
     pub fn restore_slots(&self) {
         let caches = &self.observer.caches;
         for object in caches.clusters.state() {
-            let (Some(key), Ok(cluster)) = (Key::of(object.meta()), &object.0) else { continue };
+            let (Some(key), Ok(cluster)) = (Key::of(object.meta()), object.cluster()) else { continue };
             let children = caches.children(cluster.metadata.uid.as_deref().unwrap_or_default());
             let status = cluster.status.clone().unwrap_or_default();
             if children.current_pod().is_some_and(|pod| takes_slot(&status, pod)) {
@@ -350,7 +350,7 @@ impl Context {
         let (creating, queued) = self.slots.counts();
         let mut snapshot = Snapshot::new(creating, queued, self.slots.longest_wait());
         for object in self.observer.caches.clusters.state() {
-            snapshot.count(object.0.as_ref().ok());
+            snapshot.count(object.said());
         }
         snapshot
     }
@@ -360,7 +360,8 @@ impl Context {
 fn listens(seen: &Observed, after: &KindClusterStatus) -> bool {
     let going = seen.cluster.metadata.deletion_timestamp.is_some() || seen.cluster.spec.paused;
     let over = after.last_failure.as_ref().is_some_and(|failure| Some(failure.attempt) == after.attempt);
-    !going && !over && is_moving(after, seen.report.is_some())
+    // Who has not been heard of at all is asked in any case.
+    !going && !over && is_moving(after, true)
 }
 
 fn requeue(now: Timestamp, wake_at: Option<Timestamp>) -> Action {

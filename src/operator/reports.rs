@@ -10,8 +10,9 @@ use k8s_openapi::api::core::v1::Pod;
 use nestling_core::plan::names::Identity;
 use nestling_core::plan::objects::attempt_of;
 use nestling_core::plan::wire::{AGENT_PORT, AgentReport, Contents, Orders};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::agent_client::{AgentClient, AgentError, Target};
@@ -27,10 +28,14 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 /// A report older than this is asked for again when its cluster is looked at next: the hourly pass of a cluster at rest.
 const OLD: Duration = Duration::from_mins(50);
 
+/// So many agents of clusters at rest are asked at once: an operator that starts has heard of none.
+const LOOKS: usize = 64;
+
 /// The reports and the listeners.
 pub struct Reports {
     entries: Mutex<HashMap<Key, Entry>>,
     client: AgentClient,
+    looks: Semaphore,
     /// Where all agents are asked, if not at their pods' addresses.
     address: Option<SocketAddr>,
     triggers: Triggers,
@@ -41,14 +46,29 @@ pub struct Reports {
 struct Entry {
     pod_uid: String,
     heard: Option<(AgentReport, Instant)>,
-    /// Ends the listener when dropped.
-    listener: Option<(Target, DropGuard)>,
+    listener: Option<Listener>,
+}
+
+/// A task that asks an agent.
+struct Listener {
+    target: Target,
+    how: Asking,
+    task: AbortOnDropHandle<()>,
+}
+
+/// How an agent is asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Asking {
+    /// Until it has answered, when it is its turn: nothing is expected of it.
+    Once,
+    /// Again and again, and at once.
+    On,
 }
 
 impl Reports {
     /// No reports yet.
     pub fn new(client: AgentClient, address: Option<SocketAddr>, triggers: Triggers, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { entries: Mutex::default(), client, address, triggers, metrics })
+        Arc::new(Self { entries: Mutex::default(), client, looks: Semaphore::new(LOOKS), address, triggers, metrics })
     }
 
     /// The channel to the agents.
@@ -76,16 +96,18 @@ impl Reports {
         let Some(entry) = entries.get_mut(key) else { return };
         let old = entry.heard.as_ref().is_none_or(|(_, at)| at.elapsed() >= OLD);
         let disagrees = entry.heard.as_ref().is_some_and(|(report, _)| report.control_plane_ready != is_ready(pod));
-        let target = self.target(identity, pod);
-        match target.filter(|_| moving || old || disagrees) {
-            None => entry.listener = None,
-            Some(target) if entry.listener.as_ref().is_some_and(|(listened, _)| *listened == target) => {}
-            Some(target) => {
-                let token = CancellationToken::new();
-                tokio::spawn(Self::listen(Arc::clone(self), key.clone(), target.clone(), token.clone()));
-                entry.listener = Some((target, token.drop_guard()));
-            }
+        let how = if moving || disagrees { Asking::On } else { Asking::Once };
+        let target = self.target(identity, pod).filter(|_| how == Asking::On || old);
+        let goes_on = |listener: &Listener| {
+            Some(&listener.target) == target.as_ref() && (listener.how == how || how == Asking::Once) && !listener.task.is_finished()
+        };
+        if entry.listener.as_ref().is_some_and(goes_on) {
+            return;
         }
+        entry.listener = target.map(|target| {
+            let task = tokio::spawn(Self::listen(Arc::clone(self), key.clone(), target.clone(), how));
+            Listener { target, how, task: AbortOnDropHandle::new(task) }
+        });
     }
 
     /// Gives the agent in a pod its orders, and takes the report that it answers with.
@@ -148,13 +170,16 @@ impl Reports {
         Some(SocketAddr::new(address, u16::try_from(AGENT_PORT).ok()?))
     }
 
-    /// Asks one agent again and again until it is cancelled.
-    async fn listen(self: Arc<Self>, key: Key, target: Target, token: CancellationToken) {
+    /// Asks one agent, for ever or until it has answered.
+    async fn listen(self: Arc<Self>, key: Key, target: Target, how: Asking) {
         let mut connection = None;
         let mut after = None;
         let mut pause = PAUSES.0;
         loop {
-            let Some(answer) = token.run_until_cancelled(self.client.ask(&mut connection, &target, after)).await else { return };
+            // Never closed.
+            let place = if how == Asking::Once { self.looks.acquire().await.ok() } else { None };
+            let answer = self.client.ask(&mut connection, &target, after).await;
+            drop(place);
             let breath = match answer {
                 Ok(report) => {
                     let new = after.is_none_or(|after| report.revision > after);
@@ -162,6 +187,9 @@ impl Reports {
                     after = Some(report.revision.max(after.unwrap_or(0)));
                     pause = PAUSES.0;
                     self.heard(&key, &target, report, new);
+                    if how == Asking::Once {
+                        return;
+                    }
                     BREATH
                 }
                 Err(error) => {
@@ -172,9 +200,7 @@ impl Reports {
                     now
                 }
             };
-            if token.run_until_cancelled(sleep(breath)).await.is_none() {
-                return;
-            }
+            sleep(breath).await;
         }
     }
 

@@ -1,10 +1,12 @@
 //! `cargo xtask bench`: apply to Ready beside bare kind, in one run on one machine. Prints ratios, judges nothing.
 
+mod operator;
+
 use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, Subcommand};
 use nestling_lab::command::output;
 use nestling_lab::host::{HostOptions, bare_kind_benchmark};
 use nestling_lab::progress::note;
@@ -19,7 +21,10 @@ const CLUSTER: &str = "bench";
 
 /// What to measure.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// How many clusters, one after the other. The first also waits until the host has pulled the pod's image.
     #[arg(long, default_value_t = 3)]
     runs: u32,
@@ -28,8 +33,18 @@ pub struct Arguments {
     yes: bool,
 }
 
+/// What there is besides clusters.
+#[derive(Subcommand)]
+enum Part {
+    /// Measure what the operator costs with many clusters; no container is started.
+    Operator(operator::Arguments),
+}
+
 /// Measures.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(Part::Operator(arguments)) = &arguments.part {
+        return operator::run(arguments);
+    }
     consent::ask("This brings up a host cluster like `./dev demo`, measures, and removes it again.", arguments.yes)?;
     let paths = Lab::open()?.build(LabPart::All)?;
     let docker = Docker::ensure(paths.cache(), None)?;
