@@ -14,6 +14,7 @@ mod support;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
@@ -63,6 +64,7 @@ impl Stage {
             plane.namespace(name).await;
         }
         let host = FakeHost::start(plane.client.clone()).await;
+        host.thorough.store(true, Ordering::Relaxed);
         let load = Load::new(plane.client.clone());
         let kubeconfig = NamedTempFile::new().unwrap();
         std::fs::write(kubeconfig.path(), plane.control_plane.kubeconfig_for(USER, Some("system:masters")).unwrap()).unwrap();
@@ -143,6 +145,7 @@ async fn record() -> Replay {
     stage.load.all_ready(1, Duration::from_mins(1)).await;
     stage.at_rest(1, Duration::from_mins(1)).await;
     let cluster = Api::<KindCluster>::namespaced(stage.plane.client.clone(), TEAM).get("crane-00000").await.unwrap();
+    std::fs::write("/tmp/audit.json", serde_json::to_string(&stage.plane.control_plane.audit().unwrap()).unwrap()).unwrap();
     Replay::new(&stage.plane.control_plane.audit().unwrap(), USER, &cluster)
 }
 

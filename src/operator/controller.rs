@@ -1,5 +1,6 @@
 //! The loop: what asks for a pass, the pass itself, and what follows from how it ended.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use nestling_core::plan::milestones::{became_ready, failed};
 use nestling_core::plan::notes::notes;
 use nestling_core::plan::observed::{Observed, created_at};
 use nestling_core::plan::problem::Problem;
+use nestling_core::plan::progress::may_wait;
 use nestling_core::plan::settle::settle;
 use nestling_core::plan::situation::situation;
 use tokio::time::Instant;
@@ -81,6 +83,18 @@ pub struct Context {
     pub backoff: Mutex<Backoff>,
     /// What the caches may not show yet.
     pub own_writes: Mutex<OwnWrites>,
+    /// When the status of a cluster that moves was written last.
+    pub told: Mutex<HashMap<Key, Instant>>,
+}
+
+/// What became of a status.
+enum Told {
+    /// It says nothing new, or is written.
+    Said,
+    /// It is not worth a write before this time is over.
+    Later(Duration),
+    /// There is no object any more.
+    Gone,
 }
 
 /// A pass that did not do what it should. Never `ok`, `not yet` or the like.
@@ -243,10 +257,12 @@ impl Context {
         let after = settle(now, &seen, &acted.outcome);
         self.reports.tend(key, &seen.identity, seen.children.current_pod(), listens(&seen, &after));
         self.logs.tend(key, &seen.identity, seen.children.current_pod(), is_asked(now, &seen, &situation(now, &seen)));
-        if !self.write_status(key, &seen, &acted, &after).await? {
-            return Ok(self.gone(key));
+        let mut wake_at = plan.wake_at;
+        match self.write_status(key, &seen, &acted, &after).await? {
+            Told::Said => self.tell(now, &seen, &after).await,
+            Told::Later(pause) => wake_at = wake_at.into_iter().chain(now.checked_add(pause).ok()).min(),
+            Told::Gone => return Ok(self.gone(key)),
         }
-        self.tell(now, &seen, &after).await;
 
         if let Some((_, left)) = held.filter(|_| acted.held) {
             return Ok(Action::requeue(left));
@@ -257,7 +273,7 @@ impl Context {
             (None, Some(_)) => Err(ReconcileError::Stale),
             (None, None) => {
                 locked(&self.backoff).reset(key);
-                Ok(requeue(now, plan.wake_at))
+                Ok(requeue(now, wake_at))
             }
         }
     }
@@ -284,23 +300,30 @@ impl Context {
         }
     }
 
-    /// Writes the status if it says anything new. `false`: the object is gone.
-    async fn write_status(&self, key: &Key, seen: &Observed, acted: &Acted, after: &KindClusterStatus) -> Result<bool, ReconcileError> {
+    /// Writes the status if it says anything new.
+    async fn write_status(&self, key: &Key, seen: &Observed, acted: &Acted, after: &KindClusterStatus) -> Result<Told, ReconcileError> {
         let read = seen.cluster.metadata.resource_version.clone().unwrap_or_default();
         if let Some(cluster) = &acted.cluster {
             locked(&self.own_writes).record(key, &read, cluster.clone());
         }
         if seen.cluster.status.as_ref() == Some(after) {
-            return Ok(true);
+            return Ok(Told::Said);
+        }
+        let since = locked(&self.told).get(key).map(Instant::elapsed);
+        let wait = may_wait(&seen.status(), after).zip(since).and_then(|(least, since)| least.checked_sub(since));
+        if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
+            return Ok(Told::Later(wait));
         }
         let base = acted.cluster.clone().unwrap_or_else(|| seen.cluster.clone());
         let version = base.metadata.resource_version.clone().unwrap_or_default();
         match status::write(&self.client, base, after.clone()).await {
             Ok(Some(written)) => {
                 locked(&self.own_writes).record(key, &version, written);
-                Ok(true)
+                let mut told = locked(&self.told);
+                if is_moving(after, true) { told.insert(key.clone(), Instant::now()) } else { told.remove(key) };
+                Ok(Told::Said)
             }
-            Ok(None) => Ok(false),
+            Ok(None) => Ok(Told::Gone),
             Err(error) if error.trouble() == Trouble::Conflict => Err(ReconcileError::Stale),
             Err(error) => Err(ReconcileError::Status(error)),
         }
@@ -325,6 +348,7 @@ impl Context {
         self.logs.forget(key);
         locked(&self.backoff).reset(key);
         locked(&self.own_writes).forget(key);
+        locked(&self.told).remove(key);
     }
 
     fn gone(&self, key: &Key) -> Action {

@@ -127,6 +127,7 @@ fn context(
         metrics,
         backoff: Mutex::new(Backoff::default()),
         own_writes: Mutex::new(OwnWrites::default()),
+        told: Mutex::default(),
     })
 }
 

@@ -38,6 +38,10 @@ use super::operator::CLUSTERS_NAMESPACE;
 /// The node of all pods.
 pub const NODE: &str = "fake";
 
+/// What comes before the longest stage.
+const ON_THE_WAY: [Stage; 7] =
+    [Stage::Cgroups, Stage::Network, Stage::Dockerd, Stage::NodeImage, Stage::EnsuringNodeImage, Stage::PreparingNodes, Stage::WritingConfiguration];
+
 /// How an agent turns out.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Luck {
@@ -68,6 +72,8 @@ pub struct FakeHost {
     pub mute: Arc<AtomicBool>,
     /// The largest number of pods that were being created at one time.
     pub most_creating: Arc<Mutex<usize>>,
+    /// Whether agents tell of every stage on their way, as real ones do; of the longest only, if not.
+    pub thorough: Arc<AtomicBool>,
     /// When the kubelet found the pod of a cluster ready, by cluster name.
     pub pods_ready: Arc<Mutex<HashMap<String, Instant>>>,
 }
@@ -77,6 +83,7 @@ struct Agents {
     /// What they all do TLS with. They ask for the operator's certificate; who may show which is tested with the real agent.
     tls: OnceLock<TlsAcceptor>,
     pods_ready: Arc<Mutex<HashMap<String, Instant>>>,
+    thorough: Arc<AtomicBool>,
     mute: Arc<AtomicBool>,
     /// By server name.
     certificates: Mutex<HashMap<String, Arc<CertifiedKey>>>,
@@ -112,12 +119,13 @@ impl FakeHost {
         let silent: Arc<AtomicBool> = Arc::default();
         let mute = agents.mute.clone();
         let pods_ready = agents.pods_ready.clone();
+        let thorough = agents.thorough.clone();
         let pods = Api::namespaced(client.clone(), CLUSTERS_NAMESPACE);
         let node = json!({"metadata": {"name": NODE}});
         Api::<Node>::all(client.clone()).create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
         tokio::spawn(kubelet(client, agents.clone(), luck.clone(), started.clone(), most_creating.clone(), silent.clone()));
         tokio::spawn(serve(listener, agents.clone()));
-        Self { address, agents, pods, luck, started, silent, mute, most_creating, pods_ready }
+        Self { address, agents, pods, luck, started, silent, mute, most_creating, thorough, pods_ready }
     }
 
     /// Changes what the agent of this cluster says, and then what the kubelet finds of its pod.
@@ -246,6 +254,12 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Arc<Agents>, pod: 
     };
     tokio::time::sleep(Duration::from_millis(50)).await;
     let resumes = nestling_core::plan::objects::resumes(pod);
+    if agents.thorough.load(Ordering::Relaxed) {
+        for stage in ON_THE_WAY {
+            say(&|report| report.stage = stage);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
     say(&|report| report.stage = if resumes { Stage::Resuming } else { Stage::StartingControlPlane });
     tokio::time::sleep(Duration::from_millis(100)).await;
     match luck {
