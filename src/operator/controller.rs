@@ -24,6 +24,7 @@ use nestling_core::plan::settle::settle;
 use nestling_core::plan::situation::situation;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, info_span, warn};
 
 use super::act::{Acted, Actor, CutShort};
@@ -33,7 +34,7 @@ use super::events::Events;
 use super::kept::Kept;
 use super::key::Key;
 use super::logs::LogStore;
-use super::metrics::{Metrics, Snapshot};
+use super::metrics::{Metrics, Said, Snapshot};
 use super::observe::{ObserveError, Observer};
 use super::own_writes::OwnWrites;
 use super::reports::Reports;
@@ -167,7 +168,7 @@ pub async fn run(context: Arc<Context>, keys: UnboundedReceiver<Key>, concurrenc
     let queue = requests(keys).take_until(shutdown.cancelled_owned());
     let config = Config::default().debounce(DEBOUNCE).concurrency(concurrency);
     let results = applier(
-        |object: Arc<Kept>, context: Arc<Context>| Box::pin(reconcile(object, context)),
+        |object: Arc<Kept>, context: Arc<Context>| Box::pin(spawned(object, context)),
         |object, error: &ReconcileError, context| after_error(&object, error, &context),
         Arc::clone(&context),
         store,
@@ -188,6 +189,17 @@ pub async fn run(context: Arc<Context>, keys: UnboundedReceiver<Key>, concurrenc
 
 fn requests(keys: UnboundedReceiver<Key>) -> impl Stream<Item = Result<ReconcileRequest<Kept>, Infallible>> {
     keys.map(|key| Ok(ReconcileRequest::from(key.reference())))
+}
+
+/// One pass over one object, on whatever processor is free: what drives the passes is a single task.
+async fn spawned(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let pass = AbortOnDropHandle::new(tokio::spawn(reconcile(object, context).in_current_span()));
+    match pass.await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(result) => result,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The process ends.
+        Err(Err(_)) => Ok(Action::await_change()),
+    }
 }
 
 /// One pass over one object.
@@ -359,10 +371,11 @@ impl Context {
     /// Gives slots to the clusters that an earlier process has begun to create. Before the first pass.
     pub fn restore_slots(&self) {
         let caches = &self.observer.caches;
-        for object in caches.clusters.state() {
+        // One that is ready has been created: that it is ready no more is on record before another pod is.
+        for object in caches.clusters.state().iter().filter(|object| !object.said().is_some_and(Said::is_ready)) {
             let (Some(key), Ok(cluster)) = (Key::of(object.meta()), object.cluster()) else { continue };
             let children = caches.children(cluster.metadata.uid.as_deref().unwrap_or_default());
-            let status = cluster.status.clone().unwrap_or_default();
+            let status = cluster.status.unwrap_or_default();
             if children.current_pod().is_some_and(|pod| takes_slot(&status, pod)) {
                 self.slots.hold(&key);
             }

@@ -80,6 +80,11 @@ impl Said {
         let ready = conditions::get(have, conditions::READY).map_or(Reason::Pending.as_str(), |ready| ready.reason.as_str());
         Self { ready: ready.into(), statuses: conditions::ALL.map(status) }
     }
+
+    /// Whether it says that it is ready.
+    pub fn is_ready(&self) -> bool {
+        &*self.ready == Reason::ClusterReady.as_str()
+    }
 }
 
 /// What is only known when somebody asks.

@@ -13,11 +13,12 @@ use nestling_core::plan::wire::{AGENT_PORT, AgentReport, Contents, Orders};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::agent_client::{AgentClient, AgentError, Target};
 use super::key::{Key, Triggers};
 use super::metrics::Metrics;
+use super::packed::{Packed, Packer};
 
 /// Least time between two answers, so that an agent that talks without end does not keep the operator busy.
 const BREATH: Duration = Duration::from_millis(250);
@@ -35,6 +36,7 @@ const LOOKS: usize = 64;
 pub struct Reports {
     entries: Mutex<HashMap<Key, Entry>>,
     client: AgentClient,
+    packer: Packer,
     looks: Semaphore,
     /// Where all agents are asked, if not at their pods' addresses.
     address: Option<SocketAddr>,
@@ -45,8 +47,16 @@ pub struct Reports {
 /// What is known of one cluster's current pod.
 struct Entry {
     pod_uid: String,
-    heard: Option<(AgentReport, Instant)>,
+    heard: Option<Heard>,
     listener: Option<Listener>,
+}
+
+/// What an agent has said last.
+struct Heard {
+    revision: u64,
+    control_plane_ready: bool,
+    report: Packed,
+    at: Instant,
 }
 
 /// A task that asks an agent.
@@ -68,7 +78,7 @@ enum Asking {
 impl Reports {
     /// No reports yet.
     pub fn new(client: AgentClient, address: Option<SocketAddr>, triggers: Triggers, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { entries: Mutex::default(), client, looks: Semaphore::new(LOOKS), address, triggers, metrics })
+        Arc::new(Self { entries: Mutex::default(), client, packer: Packer::default(), looks: Semaphore::new(LOOKS), address, triggers, metrics })
     }
 
     /// The channel to the agents.
@@ -80,7 +90,7 @@ impl Reports {
     pub fn newest(&self, key: &Key, pod: &Pod) -> Option<AgentReport> {
         let entries = self.entries();
         let entry = entries.get(key).filter(|entry| Some(&entry.pod_uid) == pod.metadata.uid.as_ref())?;
-        entry.heard.as_ref().map(|(report, _)| report.clone())
+        entry.heard.as_ref()?.report.unpack().inspect_err(|error| error!(%error, "a report is lost")).ok()
     }
 
     /// Starts or stops listening, after a pass. `moving`: the last word on this cluster is not spoken.
@@ -94,8 +104,8 @@ impl Reports {
             entries.insert(key.clone(), Entry { pod_uid: uid, heard: None, listener: None });
         }
         let Some(entry) = entries.get_mut(key) else { return };
-        let old = entry.heard.as_ref().is_none_or(|(_, at)| at.elapsed() >= OLD);
-        let disagrees = entry.heard.as_ref().is_some_and(|(report, _)| report.control_plane_ready != is_ready(pod));
+        let old = entry.heard.as_ref().is_none_or(|heard| heard.at.elapsed() >= OLD);
+        let disagrees = entry.heard.as_ref().is_some_and(|heard| heard.control_plane_ready != is_ready(pod));
         let how = if moving || disagrees { Asking::On } else { Asking::Once };
         let target = self.target(identity, pod).filter(|_| how == Asking::On || old);
         let goes_on = |listener: &Listener| {
@@ -136,7 +146,7 @@ impl Reports {
         let report = answer?;
         let key = Key { namespace: identity.namespace.clone(), name: identity.name.clone() };
         let new = self.newest(&key, pod).is_none_or(|known| known.revision != report.revision);
-        self.heard(&key, target, report, new);
+        self.heard(&key, target, &report, new);
         Ok(())
     }
 
@@ -186,7 +196,7 @@ impl Reports {
                     self.metrics.agent_request(if new { "report" } else { "unchanged" });
                     after = Some(report.revision.max(after.unwrap_or(0)));
                     pause = PAUSES.0;
-                    self.heard(&key, &target, report, new);
+                    self.heard(&key, &target, &report, new);
                     if how == Asking::Once {
                         return;
                     }
@@ -206,17 +216,22 @@ impl Reports {
 
     /// Keeps a report, if its pod is still the current one, and has the cluster looked at if it is new. Agents are listened to and told things at the
     /// same time, so a report may arrive behind a newer one: that one stays, since nobody would be told of it again.
-    fn heard(&self, key: &Key, target: &Target, report: AgentReport, new: bool) {
+    fn heard(&self, key: &Key, target: &Target, report: &AgentReport, new: bool) {
+        let packed = match self.packer.pack(report) {
+            Ok(packed) => packed,
+            Err(error) => return error!(%error, "a report cannot be kept"),
+        };
+        let now = Heard { revision: report.revision, control_plane_ready: report.control_plane_ready, report: packed, at: Instant::now() };
         {
             let mut entries = self.entries();
             let Some(entry) = entries.get_mut(key).filter(|entry| entry.pod_uid == target.pod_uid) else { return };
             match &mut entry.heard {
-                Some((known, _)) if report.revision < known.revision => return,
-                Some((_, at)) if !new => {
-                    *at = Instant::now();
+                Some(known) if now.revision < known.revision => return,
+                Some(known) if !new => {
+                    known.at = now.at;
                     return;
                 }
-                heard => *heard = Some((report, Instant::now())),
+                heard => *heard = Some(now),
             }
         }
         self.triggers.fire(key.clone());
@@ -266,7 +281,7 @@ mod tests {
         let (reports, mut keys) = reports(|_| report(7)).await;
         reports.tend(&key(), &identity(), Some(&pod("a")), false);
         let target = reports.target(&identity(), &pod("a")).unwrap();
-        let heard = |revision: u64| reports.heard(&key(), &target, AgentReport { revision, ..AgentReport::default() }, true);
+        let heard = |revision: u64| reports.heard(&key(), &target, &AgentReport { revision, ..AgentReport::default() }, true);
         heard(5);
         assert_eq!(timeout(SOON, keys.next()).await.unwrap(), Some(key()));
         heard(4);

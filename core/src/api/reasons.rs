@@ -367,6 +367,11 @@ impl Reason {
         (Self::Pending..=Self::Progressing).contains(&self)
     }
 
+    /// Whether it tells of something that is as it should be.
+    pub fn is_as_it_should_be(self) -> bool {
+        (Self::ClusterReady..=Self::ProbeBlocked).contains(&self)
+    }
+
     /// Whether it is about something that the spec refers to: the same would be found again until a person has changed it.
     pub const fn is_about_a_reference(self) -> bool {
         matches!(

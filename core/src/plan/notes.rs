@@ -28,7 +28,8 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     let failure = new_failure(before, after);
     let mut notes = of_attempts(before, after, failure);
     let mut note = |warning, reason, message: String| notes.push(Note { warning, reason, message });
-    if became(conditions::KUBECONFIG_PUBLISHED, "True") {
+    // Who is told that the cluster is ready knows this, too.
+    if became(conditions::KUBECONFIG_PUBLISHED, "True") && !became(conditions::READY, "True") {
         note(false, "KubeconfigPublished", message_of(conditions::KUBECONFIG_PUBLISHED));
     }
     if became(conditions::MANIFESTS_APPLIED, "True") && conditions::has_reason(&after.conditions, conditions::MANIFESTS_APPLIED, Reason::ManifestsApplied) {

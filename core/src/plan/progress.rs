@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::api::conditions::{self, READY};
 use crate::api::reasons::Reason;
@@ -13,6 +14,17 @@ const PROGRESS: Duration = Duration::from_secs(5);
 
 /// The same for a cluster that waits for its turn: each that is created before it changes its place, and many wait.
 const PLACE: Duration = Duration::from_secs(30);
+
+/// Conditions whose status somebody waits for.
+const WAITED_FOR: [&str; 7] = [
+    READY,
+    conditions::CONTROL_PLANE_READY,
+    conditions::NODES_READY,
+    conditions::KUBECONFIG_PUBLISHED,
+    conditions::STALLED,
+    conditions::SUSPENDED,
+    conditions::DELETING,
+];
 
 /// How long after the status before it this one may wait to be written; `None`: not at all. What it tells is then told by a later one, with all that
 /// has come meanwhile. Pure.
@@ -41,10 +53,14 @@ fn lasting(status: &KindClusterStatus) -> KindClusterStatus {
 }
 
 fn lasting_condition(condition: &Condition) -> Condition {
-    let mut lasting = condition.clone();
-    if Reason::parse(&condition.reason).is_some_and(Reason::is_on_the_way) {
-        lasting.reason = Reason::Progressing.as_str().to_owned();
-        lasting.message = String::new();
+    let calm = |reason: Reason| reason.is_on_the_way() || reason.is_as_it_should_be() || matches!(reason, Reason::NoPod | Reason::ProbeInconclusive);
+    if !Reason::parse(&condition.reason).is_some_and(calm) {
+        return condition.clone();
+    }
+    let mut lasting = Condition { reason: String::new(), message: String::new(), ..condition.clone() };
+    if !WAITED_FOR.contains(&condition.type_.as_str()) {
+        lasting.status = String::new();
+        lasting.last_transition_time = Time(Timestamp::UNIX_EPOCH);
     }
     lasting
 }
@@ -58,7 +74,7 @@ mod tests {
     fn status(ready: &str, reason: &str, message: &str) -> KindClusterStatus {
         let condition = |type_: &str, status: &str| json!({"type": type_, "status": status, "reason": reason, "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"});
         let pod = json!({"namespace": "clusters", "name": "p", "uid": "u"});
-        serde_json::from_value(json!({"attempt": 1, "podRef": pod, "conditions": [condition("Ready", ready), condition("ControlPlaneReady", "False")]})).unwrap()
+        serde_json::from_value(json!({"attempt": 1, "podRef": pod, "conditions": [condition("Ready", ready), condition("ControlPlaneReady", "False"), condition("HostReady", "Unknown")]})).unwrap()
     }
 
     #[test]
@@ -78,6 +94,11 @@ mod tests {
             may_wait(&before, &after)
         };
         assert_eq!(changed(&|status| status.conditions[1].status = "True".into()), None, "what kubectl waits for");
+        let host = |value: &'static str, reason: &'static str| {
+            move |status: &mut KindClusterStatus| (status.conditions[2].status, status.conditions[2].reason) = (value.into(), reason.into())
+        };
+        assert_eq!(changed(&host("True", "HostFit")), Some(PROGRESS));
+        assert_eq!(changed(&host("False", "UnsupportedCgroupV1")), None);
         assert_eq!(changed(&|status| status.conditions[1].reason = "KindFailed".into()), None);
         assert_eq!(changed(&|status| status.attempt = Some(2)), None);
         assert_eq!(changed(&|status| status.pod_ref.as_mut().unwrap().uid = Some("another".into())), None);
