@@ -141,8 +141,7 @@ fn each(requests: &Requests, clusters: usize) -> Value {
 async fn record() -> Replay {
     let stage = Stage::set(ControlPlane::options().with_audit(true)).await;
     let _operator = stage.operator();
-    stage.load.create(1, None).await;
-    stage.load.all_ready(1, Duration::from_mins(1)).await;
+    stage.load.warm_up().await;
     stage.at_rest(1, Duration::from_mins(1)).await;
     let cluster = Api::<KindCluster>::namespaced(stage.plane.client.clone(), TEAM).get("crane-00000").await.unwrap();
     Replay::new(&stage.plane.control_plane.audit().unwrap(), USER, &cluster)
@@ -155,11 +154,12 @@ async fn alone(replay: Arc<Replay>, clusters: usize, rate: Option<f64>) -> (f64,
     *stage.load.created.lock().unwrap() = Some(sender);
     let client: Client = stage.plane.client.clone();
     let writing = tokio::spawn(replay.run(client, created, CONCURRENCY));
-    stage.load.create(clusters, rate).await;
-    stage.load.all_ready(clusters, limit(clusters)).await;
+    stage.load.warm_up().await;
+    stage.load.create(1..clusters + 1, rate).await;
+    stage.load.all_ready(clusters + 1, limit(clusters)).await;
     until("the pods", limit(clusters), async || {
         let ready = stage.host.pods_ready.lock().unwrap().len();
-        if ready >= clusters { Ok(()) } else { Err(format!("{ready} of {clusters}")) }
+        if ready > clusters { Ok(()) } else { Err(format!("{ready} of {clusters}")) }
     })
     .await;
     writing.abort();
@@ -177,9 +177,11 @@ async fn with_operator(clusters: usize, rate: Option<f64>, rest: Duration) -> Va
     let mut operator = stage.operator();
     until("the operator", Duration::from_mins(1), async || stage.ask("/readyz").await).await;
     let empty = usage(operator.id());
+    stage.load.warm_up().await;
+    stage.at_rest(1, limit(1)).await;
     let start = Timestamp::now();
-    stage.load.create(clusters, rate).await;
-    stage.load.all_ready(clusters, limit(clusters)).await;
+    stage.load.create(1..clusters + 1, rate).await;
+    stage.load.all_ready(clusters + 1, limit(clusters)).await;
     let ready = usage(operator.id());
     stage.at_rest(u64::try_from(clusters).unwrap(), limit(clusters)).await;
     let until_ready = stage.requests(start);

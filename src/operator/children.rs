@@ -29,13 +29,12 @@ impl Kept {
         let owner = self.of.get_key_value(owner).map_or_else(|| Arc::from(owner), |(owner, _)| Arc::clone(owner));
         self.owners.insert(name.into(), Arc::clone(&owner));
         let siblings = self.of.entry(owner).or_default();
-        match siblings.iter_mut().find(|(sibling, _)| &**sibling == name) {
-            Some((_, old)) => *old = packed,
-            None => {
-                // Mostly there is no other.
-                siblings.reserve_exact(1);
-                siblings.push((name.into(), packed));
-            }
+        if let Some((_, old)) = siblings.iter_mut().find(|(sibling, _)| &**sibling == name) {
+            *old = packed;
+        } else {
+            // Mostly there is no other.
+            siblings.reserve_exact(1);
+            siblings.push((name.into(), packed));
         }
     }
 

@@ -332,7 +332,11 @@ impl Context {
             Ok(Some(written)) => {
                 locked(&self.own_writes).record(key, &version, written);
                 let mut told = locked(&self.told);
-                if is_moving(after, true) { told.insert(key.clone(), Instant::now()) } else { told.remove(key) };
+                if is_moving(after, true) {
+                    told.insert(key.clone(), Instant::now())
+                } else {
+                    told.remove(key)
+                };
                 Ok(Told::Said)
             }
             Ok(None) => Ok(Told::Gone),

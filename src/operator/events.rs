@@ -85,7 +85,10 @@ mod tests {
             let path = "/apis/events.k8s.io/v1/namespaces/marsh/events";
             let sent = mock.expect("POST", path, Answer::ok(json!({"metadata": {"name": "e"}, "eventTime": null}))).await;
             assert_eq!((&sent["reason"], &sent["type"], &sent["regarding"]["uid"]), (&json!("Ready"), &json!("Normal"), &json!("u")));
-            assert_eq!((&sent["regarding"]["kind"], &sent["reportingController"], &sent["reportingInstance"]), (&json!("KindCluster"), &json!(CONTROLLER), &json!("heron")));
+            assert_eq!(
+                (&sent["regarding"]["kind"], &sent["reportingController"], &sent["reportingInstance"]),
+                (&json!("KindCluster"), &json!(CONTROLLER), &json!("heron"))
+            );
             let refused = mock.expect("POST", path, Answer::refused(403, "Forbidden", "no")).await;
             assert_eq!((&refused["type"], refused["note"].as_str().unwrap().len()), (&json!("Warning"), TEXT_LIMIT));
             mock.done().await;

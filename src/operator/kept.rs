@@ -103,7 +103,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn delivered(spec: Value) -> Guarded {
+    fn delivered(spec: &Value) -> Guarded {
         serde_json::from_value(json!({
             "apiVersion": "nestling.dev/v1alpha1", "kind": "KindCluster",
             "metadata": {"name": "crane", "namespace": "marsh", "uid": "u", "generation": 3, "resourceVersion": "7", "annotations": {"note": "x"}, "finalizers": ["nestling.dev/cluster"]},
@@ -115,15 +115,15 @@ mod tests {
     #[test]
     fn it_comes_back_whole() {
         let spec = json!({"nodes": {"controlPlanes": 1, "workers": 2}, "config": {"kubeadmConfigPatches": ["a: b"], "unheard": {"of": [1, 2.5]}}});
-        let kept = Kept::new(&Packer::default(), delivered(spec.clone()));
-        let whole = delivered(spec).0.unwrap();
+        let kept = Kept::new(&Packer::default(), delivered(&spec));
+        let whole = delivered(&spec).0.unwrap();
         assert_eq!(kept.cluster().unwrap(), whole);
         assert_eq!((kept.meta.name, kept.meta.namespace, kept.meta.generation), (whole.metadata.name, whole.metadata.namespace, Some(3)));
     }
 
     #[test]
     fn what_cannot_be_read_says_why() {
-        let kept = Kept::new(&Packer::default(), delivered(json!({"nodes": "many"})));
+        let kept = Kept::new(&Packer::default(), delivered(&json!({"nodes": "many"})));
         assert!(kept.cluster().unwrap_err().contains("many") && kept.said().is_none());
         assert_eq!(kept.meta.uid.as_deref(), Some("u"));
     }

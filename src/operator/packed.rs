@@ -100,9 +100,9 @@ mod tests {
         let packer = Packer::default();
         for phase in [None, Some("Running")] {
             for number in 1..50 {
-                let packed = packer.pack(&pod(number, phase)).unwrap();
-                assert_eq!(packed.unpack::<Pod>().unwrap(), pod(number, phase));
-                assert!(packed.bytes.len() < packed.length / 3, "{number} {phase:?} {packed:?}");
+                let small = packer.pack(&pod(number, phase)).unwrap();
+                assert_eq!(small.unpack::<Pod>().unwrap(), pod(number, phase));
+                assert!(small.bytes.len() < small.length / 3, "{number} {phase:?} {small:?}");
             }
         }
         let early = packer.pack(&pod(1, None)).unwrap();
@@ -125,9 +125,9 @@ mod tests {
         #[test]
         fn whatever_is_packed_comes_back(values in prop::collection::vec(any_value(), 1..12)) {
             let packer = Packer::default();
-            let packed: Vec<Packed> = values.iter().map(|value| packer.pack(value).unwrap()).collect();
-            for (value, packed) in values.iter().zip(&packed) {
-                prop_assert_eq!(value, &packed.unpack::<Value>().unwrap());
+            let all: Vec<Packed> = values.iter().map(|value| packer.pack(value).unwrap()).collect();
+            for (value, small) in values.iter().zip(&all) {
+                prop_assert_eq!(value, &small.unpack::<Value>().unwrap());
             }
         }
     }

@@ -108,9 +108,8 @@ impl Reports {
         let disagrees = entry.heard.as_ref().is_some_and(|heard| heard.control_plane_ready != is_ready(pod));
         let how = if moving || disagrees { Asking::On } else { Asking::Once };
         let target = self.target(identity, pod).filter(|_| how == Asking::On || old);
-        let goes_on = |listener: &Listener| {
-            Some(&listener.target) == target.as_ref() && (listener.how == how || how == Asking::Once) && !listener.task.is_finished()
-        };
+        let goes_on =
+            |listener: &Listener| Some(&listener.target) == target.as_ref() && (listener.how == how || how == Asking::Once) && !listener.task.is_finished();
         if entry.listener.as_ref().is_some_and(goes_on) {
             return;
         }

@@ -1,6 +1,7 @@
 //! Creates KindClusters, and sees when they are first heard of and when they are ready.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -45,12 +46,7 @@ pub struct Load {
 impl Load {
     /// Begins to watch.
     pub fn new(client: Client) -> Self {
-        let load = Self {
-            clusters: Api::namespaced(client, TEAM),
-            times: Arc::default(),
-            ready: Arc::new(watch::channel(0).0),
-            created: Arc::default(),
-        };
+        let load = Self { clusters: Api::namespaced(client, TEAM), times: Arc::default(), ready: Arc::new(watch::channel(0).0), created: Arc::default() };
         tokio::spawn(load.clone().look());
         load
     }
@@ -70,8 +66,8 @@ impl Load {
         let now = Instant::now();
         let conditions = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
         let (said, ready) = (!conditions.is_empty(), conditions::is_true(conditions, READY));
-        let mut times = self.times.lock().unwrap();
-        let times = times.entry(cluster.name_any()).or_default();
+        let mut all = self.times.lock().unwrap();
+        let times = all.entry(cluster.name_any()).or_default();
         if said && times.first_status.is_none() {
             times.first_status = Some(now);
         }
@@ -79,6 +75,7 @@ impl Load {
             times.ready = Some(now);
             self.ready.send_modify(|count| *count += 1);
         }
+        drop(all);
         if cluster.metadata.resource_version.is_some() && !said && cluster.metadata.finalizers.is_none() {
             if let Some(created) = self.created.lock().unwrap().as_ref() {
                 let _ = created.send(cluster);
@@ -86,13 +83,20 @@ impl Load {
         }
     }
 
-    /// Creates so many clusters, so many per second, or as fast as the API server takes them.
-    pub async fn create(&self, count: usize, rate: Option<f64>) {
+    /// Creates a cluster that is not counted, and waits until it is ready: for the first one, the API server makes ready for its kind.
+    pub async fn warm_up(&self) {
+        self.create(0..1, None).await;
+        self.all_ready(1, Duration::from_mins(1)).await;
+        self.times.lock().unwrap().clear();
+    }
+
+    /// Creates clusters of these numbers, so many per second, or as fast as the API server takes them.
+    pub async fn create(&self, numbers: Range<usize>, rate: Option<f64>) {
         let start = tokio::time::Instant::now();
         let mut tasks = JoinSet::new();
-        for number in 0..count {
+        for (place, number) in numbers.enumerate() {
             if let Some(rate) = rate {
-                sleep_until(start + Duration::from_secs_f64(f64::from(u32::try_from(number).unwrap()) / rate)).await;
+                sleep_until(start + Duration::from_secs_f64(f64::from(u32::try_from(place).unwrap()) / rate)).await;
             } else if tasks.len() >= AT_ONCE {
                 tasks.join_next().await.unwrap().unwrap();
             }

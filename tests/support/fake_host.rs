@@ -24,9 +24,9 @@ use nestling_core::plan::wire::{
     AgentFailure, AgentReport, BUNDLE_PATH, CONTENTS_PATH, Contents, ContentsReport, GateReport, ManifestReport, ManifestState, NodeReport, ORDERS_PATH,
     Orders, OrdersReport, STATUS_PATH, Stage, keys,
 };
+use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::RootCertStore;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use serde_json::json;

@@ -62,7 +62,20 @@ fn measure(arguments: &Arguments) -> Result<PathBuf> {
     let clusters: Vec<String> = arguments.clusters.iter().map(ToString::to_string).collect();
     let clusters = clusters.join(",");
     let mut command = crate::cargo();
-    command.args(["test", "--release", "--locked", "--features", "fault-injection", "--test", "scale", "--", "--ignored", "--exact", "benchmark", "--nocapture"]);
+    command.args([
+        "test",
+        "--release",
+        "--locked",
+        "--features",
+        "fault-injection",
+        "--test",
+        "scale",
+        "--",
+        "--ignored",
+        "--exact",
+        "benchmark",
+        "--nocapture",
+    ]);
     command.env("NESTLING_SCALE_CLUSTERS", &clusters).env("NESTLING_SCALE_REST", arguments.rest.to_string()).env("NESTLING_SCALE_REPORT", &file);
     command.env("NESTLING_TEST_OPERATOR_LOG_LEVEL", "info");
     if let Some(rate) = arguments.rate {
@@ -85,7 +98,9 @@ fn measure(arguments: &Arguments) -> Result<PathBuf> {
 
 /// Processors and memory.
 fn machine() -> Result<String> {
-    let line = |text: &str, field: &str| text.lines().find(|line| line.starts_with(field)).and_then(|line| line.split_once(':')).map(|(_, value)| value.trim().to_owned());
+    let line = |text: &str, field: &str| {
+        text.lines().find(|line| line.starts_with(field)).and_then(|line| line.split_once(':')).map(|(_, value)| value.trim().to_owned())
+    };
     let processors = fs::read_to_string("/proc/cpuinfo")?;
     let count = processors.lines().filter(|line| line.starts_with("processor")).count();
     let memory: u64 = line(&fs::read_to_string("/proc/meminfo")?, "MemTotal").and_then(|text| text.trim_end_matches(" kB").parse().ok()).unwrap_or(0);
@@ -135,7 +150,15 @@ fn table(report: &Value) -> Result<String> {
     let runs = report["operator"].as_array().filter(|runs| !runs.is_empty()).context("the report has no runs")?;
     let text = |key: &str| report[key].as_str().unwrap_or("unknown").to_owned();
     let mut out = String::new();
-    writeln!(out, "`{}`, commit `{}`, {}, on {}; load of the machine at the end: {}.\n", text("command"), text("commit"), text("date"), text("machine"), text("load"))?;
+    writeln!(
+        out,
+        "`{}`, commit `{}`, {}, on {}; load of the machine at the end: {}.\n",
+        text("command"),
+        text("commit"),
+        text("date"),
+        text("machine"),
+        text("load")
+    )?;
     if let Some(driver) = report.get("driver") {
         let number = |pointer: &str| driver.pointer(pointer).and_then(Value::as_f64).unwrap_or(f64::NAN);
         writeln!(
