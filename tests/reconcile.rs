@@ -36,7 +36,7 @@ use serde_json::json;
 use support::fake_host::{FakeHost, Luck, NODE};
 use support::operator::{CLUSTERS_NAMESPACE, OPERATOR_NAMESPACE, Operator, Options, POD_IMAGE, THE_SAME_POD};
 use support::plane::Plane;
-use support::wait::{condition, gone, until};
+use support::wait::{COLLECTED, condition, gone, until};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -169,7 +169,7 @@ async fn a_cluster_comes_and_goes_and_leaves_nothing() {
 
     stage.delete("crane").await;
     assert_eq!(stage.children().await, Vec::<String>::new());
-    gone(&stage.secrets(), "crane-kubeconfig", SOON).await;
+    gone(&stage.secrets(), "crane-kubeconfig", COLLECTED).await;
 }
 
 /// Each change by its condition, each told by an event, none of them as a warning.
@@ -830,7 +830,7 @@ async fn survives(stage: &Stage, name: &str, die_after: Option<(String, u32)>, k
     let started = stage.host.started.lock().unwrap().get(name).copied();
     assert_eq!(started, Some(if fails_first { 2 } else { 1 }), "{die_after:?} {kill_at:?}: pods were duplicated");
     for secret in ["new", "logs", "kubeconfig-ci"] {
-        gone(&stage.secrets(), &format!("{name}-{secret}"), SOON).await;
+        gone(&stage.secrets(), &format!("{name}-{secret}"), COLLECTED).await;
     }
 }
 
@@ -944,7 +944,7 @@ async fn a_cluster_ends_when_its_time_is_over_unless_it_is_given_more() {
     operator.kill();
     let _operator = stage.operator();
     gone(&stage.clusters, "short", SOON).await;
-    gone(&stage.secrets(), "short-kubeconfig", SOON).await;
+    gone(&stage.secrets(), "short-kubeconfig", COLLECTED).await;
     condition(&stage.clusters, "paused", EXPIRING, "True", Some("Expired"), SOON).await;
     let left = stage.children().await;
     assert!(left.iter().all(|child| !child.contains("c-short-")), "{left:?}");

@@ -1,7 +1,8 @@
 //! The store: the node image, and that of kind's load balancer, as Docker keeps them on disk, made by the Docker of the pod image itself. A pod that finds it in its
 //! image has them at once, where loading an archive takes longer than everything else together.
 //!
-//! Each image is flattened to one layer: the marks by which a layer deletes files of the one below are devices that no image layer can carry.
+//! Each image is flattened to one layer: the marks by which a layer deletes files of the one below are devices that no image layer can carry. What a node image holds for
+//! its own containerd comes beside it, with all images unpacked: in the node image, Docker would copy it for every node, and each would unpack it anew.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,6 +25,15 @@ pub const STORE_ARCHIVE: &str = "store.tar";
 
 /// The file in the store that says which pinned references its images stand for: flattened, they have digests of their own.
 const REFERENCES: &str = "references.json";
+
+/// The directory of the store with what the node image had in [`CONTAINERD`], unpacked, and with the image's name.
+const UNPACKED: &str = "unpacked";
+
+/// Where a node keeps its images.
+const CONTAINERD: &str = "/var/lib/containerd";
+
+/// Unpacks the images of a node, inside of it.
+const UNPACK: &str = include_str!("../scripts/unpack.sh");
 
 /// Where the daemon that makes it keeps it.
 const DATA_ROOT: &str = "/store";
@@ -64,7 +74,8 @@ pub fn make(workshop: &Workshop) -> Result<()> {
         "--iptables=false",
     ])?;
     let images = [(&*node, &*node), (&*balancer, &*kinds)];
-    let made = fill(&docker, &container, &images, workshop).and_then(|()| save(&docker, &container, workshop));
+    let made =
+        fill(&docker, &container, &images, workshop).and_then(|()| unpack(&docker, &container, &node)).and_then(|()| save(&docker, &container, workshop));
     docker.run(&["rm", "-f", "-v", &container])?;
     made
 }
@@ -91,8 +102,7 @@ fn bring(docker: &Docker, container: &str, here: &str, there: &str, config: &Val
     for change in changes(config) {
         import.args(["--change", &change]);
     }
-    // The command is never run; an image may have none of its own.
-    let stopped = docker.run(&["create", here, "true"])?;
+    let stopped = without_images(docker, here)?;
     let imported = (|| {
         let mut export = docker.command().args(["export", &stopped]).stdout(Stdio::piped()).spawn()?;
         let stream = export.stdout.take().context("docker export has no output")?;
@@ -104,6 +114,35 @@ fn bring(docker: &Docker, container: &str, here: &str, there: &str, config: &Val
     })();
     docker.run(&["rm", "-f", "-v", &stopped])?;
     imported
+}
+
+/// A stopped container of an image, from which the images that a node image carries are gone. Other images have nothing there.
+fn without_images(docker: &Docker, image: &str) -> Result<String> {
+    let container = docker.run(&["create", "--network=none", "--entrypoint=rm", image, "-rf", CONTAINERD])?;
+    docker.run(&["start", "--attach", &container])?;
+    Ok(container)
+}
+
+/// Unpacks what the node image holds for its containerd, into the store.
+fn unpack(docker: &Docker, store: &str, node: &str) -> Result<()> {
+    let unpacked = format!("{DATA_ROOT}/{UNPACKED}");
+    docker.run(&["exec", store, "mkdir", "-p", &format!("{unpacked}/containerd")])?;
+    docker.run(&["exec", store, "sh", "-c", &format!("printf %s '{node}' > {unpacked}/image")])?;
+    // A volume again, because containerd stacks overlays as well.
+    let container = docker.run(&["run", "-d", "--privileged", "--network=none", "-v", CONTAINERD, "--entrypoint=sleep", node, "infinity"])?;
+    let moved = (|| {
+        let mut from = docker.command().args(["exec", &container, "bash", "-c", UNPACK]).stdout(Stdio::piped()).spawn()?;
+        let stream = from.stdout.take().context("docker exec has no output")?;
+        let mut to = docker.command();
+        to.args(["exec", "-i", store, "tar", "-C", &format!("{unpacked}/containerd"), "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", "-"]);
+        let written = to.stdin(stream).status()?;
+        if !from.wait()?.success() || !written.success() {
+            bail!("cannot unpack the images in {node}");
+        }
+        Ok(())
+    })();
+    docker.run(&["rm", "-f", "-v", &container])?;
+    moved
 }
 
 /// What `docker import` would lose of an image's configuration, as instructions of a Dockerfile.
@@ -133,7 +172,22 @@ fn pinned(inspected: &Value, node: &str) -> BTreeMap<String, String> {
 fn save(docker: &Docker, container: &str, workshop: &Workshop) -> Result<()> {
     // The file systems of containers and the databases of volumes and networks are the daemon's that uses the store.
     let mut pack = docker.command();
-    pack.args(["exec", container, "tar", "-C", DATA_ROOT, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-cf", "-", REFERENCES, "image", "overlay2"]);
+    pack.args([
+        "exec",
+        container,
+        "tar",
+        "-C",
+        DATA_ROOT,
+        "--numeric-owner",
+        "--xattrs",
+        "--xattrs-include=*",
+        "-cf",
+        "-",
+        REFERENCES,
+        UNPACKED,
+        "image",
+        "overlay2",
+    ]);
     let path = workshop.out.join(STORE_ARCHIVE);
     let status = pack.stdout(File::create(&path)?).status().context("cannot start docker")?;
     if !status.success() {

@@ -107,6 +107,7 @@ pub enum Recipe {
 }
 
 const VM_DISK_SOURCE: &str = concat!(include_str!("vm_disk.rs"), include_str!("../scripts/vm/job.sh"), include_str!("../scripts/vm/job.service"));
+const NODE_STORE_SOURCE: &str = concat!(include_str!("node_store.rs"), include_str!("../scripts/unpack.sh"));
 const LOAD_BALANCER_SOURCE: &str = concat!(include_str!("load_balancer.rs"), include_str!("../scripts/envoy.sh"));
 const CONTAINERD: &str = "github.com/containerd/containerd/v2";
 
@@ -277,7 +278,7 @@ impl Part {
             Self::MetallbController => balancer_steps(balancers::make_metallb_controller),
             Self::MetallbSpeaker => balancer_steps(balancers::make_metallb_speaker),
             Self::TraefikImage => balancer_steps(balancers::make_traefik),
-            Self::NodeStore => Recipe::Steps { make: node_store::make, source: include_str!("node_store.rs") },
+            Self::NodeStore => Recipe::Steps { make: node_store::make, source: NODE_STORE_SOURCE },
             Self::VmDisk => Recipe::Steps { make: vm_disk::make, source: VM_DISK_SOURCE },
             Self::ToolsRoot | Self::NodeRoot | Self::DindRoot | Self::OperatorRoot | Self::LoadBalancerRoot | Self::VmRoot => Recipe::Root(self.root()),
             _ => Recipe::Go(self.programs()),

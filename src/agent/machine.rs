@@ -19,12 +19,13 @@ use nestling_core::plan::egress::Guard;
 use nestling_core::plan::kind_config::{self, NodeHost};
 use nestling_core::plan::resume::Made;
 use nestling_core::plan::wire::{
-    AGENT_PORT, API_PORT, AgentFailure, AgentSettings, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, SETTINGS_FILE, Stage, TERMINATION_LOG,
+    AGENT_PORT, API_PORT, AgentFailure, AgentSettings, DATA_ROOT, HEALTH_PORT, KEYS_DIRECTORY, SETTINGS_FILE, STORE_DIRECTORY, Stage, TERMINATION_LOG,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
+use tracing_subscriber::EnvFilter;
 
 use crate::relay::{self, Relay, Resolve};
 
@@ -44,10 +45,9 @@ use super::power::{self, Hands};
 use super::registries::Registries;
 use super::report::Report;
 use super::server::{self, Health};
-use super::wait::OFTEN;
 use super::{
-    RUN_DIRECTORY, certificates, cgroup, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, ports, preflight, preload,
-    serving_names, storage, store, teardown, users,
+    RUN_DIRECTORY, certificates, cgroup, cni, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, ports, preflight, preload,
+    registration, serving_names, storage, store, teardown, unpacked, users,
 };
 
 /// How long a failed agent stays to be asked, in the end nobody came.
@@ -71,6 +71,9 @@ const NODE_STOP_LIMIT: Duration = Duration::from_secs(20);
 /// Time for freezing all nodes, which takes a fraction of a second.
 const FREEZE_LIMIT: Duration = Duration::from_secs(30);
 
+/// Pause between two looks at a server that is coming up. Each costs the machine on which all else is coming up as well.
+const OPEN_PAUSE: Duration = Duration::from_millis(200);
+
 /// Pause between two looks at a server that is up, and at one that is down.
 const PROBE_PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
 
@@ -92,7 +95,9 @@ pub fn run() -> ExitCode {
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
         output::keep_passwords_of(&std::env::var(name).unwrap_or_default());
     }
-    tracing_subscriber::fmt().compact().with_ansi(false).with_writer(|| output::Presentable(OwnLog)).init();
+    // A server that is coming up is asked many times, and the client would say each time that it does not answer.
+    let filter = EnvFilter::new("info,kube_client=off");
+    tracing_subscriber::fmt().compact().with_ansi(false).with_env_filter(filter).with_writer(|| output::Presentable(OwnLog)).init();
     // The default of the crates that ask for one; there is no other in this program.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let started = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -446,11 +451,12 @@ impl Machine {
     /// Notes that the cluster is whole, beside its data, and how it can be brought back.
     async fn note_whole(&self, docker: &Docker, ground: &Ground) {
         let addresses = nodes::addresses(docker, &self.settings.cluster_name).await;
-        if self.settings.persistent {
-            for name in addresses.keys() {
-                if let Err(error) = docker.leave_starts_to_us(name).await {
-                    tracing::warn!("Docker may start {name} by itself: {error}");
-                }
+        for name in addresses.keys() {
+            nodes::order_starts(docker, name).await;
+            if self.settings.persistent
+                && let Err(error) = docker.leave_starts_to_us(name).await
+            {
+                tracing::warn!("Docker may start {name} by itself: {error}");
             }
         }
         let made = Made::new(self.settings.clone(), ground.host.cgroup_v2, addresses);
@@ -460,6 +466,7 @@ impl Machine {
     }
 
     async fn create(&self, docker: &Docker, ground: &Ground) -> Result<Nested, AgentFailure> {
+        let since = Timestamp::now();
         self.report.enter(Stage::NodeImage);
         let network = docker.ensure_network(self.settings.network.nodes, ground.mtu);
         let (network, config) = tokio::join!(network, self.configuration(docker, ground));
@@ -479,9 +486,14 @@ impl Machine {
         // While kind works: what it wrote is checked, and the API server is used as soon as it answers.
         let along = async {
             self.verify(docker, &config).await?;
+            let network = self.begin_network(docker, &config, ground).await;
             let nested = self.open(docker, CREATION_LIMIT).await?;
             // kind goes on after that: nobody is to see a half-made cluster.
-            ended.notified().await;
+            let names = self.control_planes();
+            tokio::join!(registration::hasten(docker, &nested, &names[..1], since), ended.notified());
+            if let Some(network) = network {
+                network.taken_over(docker).await?;
+            }
             Ok(nested)
         };
         tokio::select! {
@@ -507,7 +519,7 @@ impl Machine {
             networking.dns_search = None;
         }
         image::rename(&mut config, &present);
-        Ok(config)
+        give_images(config).await
     }
 
     /// Checks what kind wrote for kubeadm, as soon as it is whole.
@@ -524,6 +536,13 @@ impl Machine {
             kind_config::verify(&written, config).map_err(|problem| from_problem(&problem))?;
         }
         Ok(())
+    }
+
+    /// Lets the pod network of the first node begin before its cluster has one. Without it, all takes longer.
+    async fn begin_network(&self, docker: &Docker, config: &KindConfig, ground: &Ground) -> Option<cni::Beginning> {
+        let names = self.control_planes();
+        let begun = cni::begin(docker, names.first()?, config, self.settings.network.pods, ground.mtu).await;
+        begun.inspect_err(|error| tracing::warn!("the pod network begins with kindnet: {error}")).ok()?
     }
 
     /// Opens the cluster for its operator: waits for the API server, binds the admin group, learns who it is.
@@ -547,7 +566,7 @@ impl Machine {
             if Instant::now() > end {
                 return Err(failure(Reason::ControlPlaneUnhealthy, format!("gave up waiting for the API server after {} s", limit.as_secs())));
             }
-            sleep(OFTEN).await;
+            sleep(OPEN_PAUSE).await;
         }
     }
 
@@ -592,6 +611,7 @@ impl Machine {
             never = Box::pin(ports::follow(&taken, node_port, &self.report)) => match never {},
             failed = Box::pin(self.look_after(nested, &place, since)) => failed.map(|never| match never {}),
             never = Box::pin(serving_names::follow(&place, &self.settings.cert_sans, &self.report)) => match never {},
+            never = Box::pin(self.hasten_returns(docker, nested, since)) => match never {},
             never = Box::pin(preload::follow(docker, &self.registries, &self.settings, &self.report)) => match never {},
             failure = keeper::keep(docker, &self.settings.cluster_name, known, &self.report) => Err(failure),
             // From here on nobody starts what is to be stopped.
@@ -600,6 +620,14 @@ impl Machine {
         ports::closed(&self.report);
         self.report.update(|report| report.dead_containers.clear());
         ended
+    }
+
+    /// Nodes that come back are ready as soon as they can be.
+    async fn hasten_returns(&self, docker: &Docker, nested: &Nested, since: Timestamp) -> Infallible {
+        let names: Vec<String> =
+            nodes::addresses(docker, &self.settings.cluster_name).await.into_keys().filter(|name| *name != self.kind.load_balancer()).collect();
+        registration::hasten(docker, nested, &names, since).await;
+        std::future::pending().await
     }
 
     /// Follows the cluster with the node's own credentials, and with new ones when they are renewed.
@@ -717,6 +745,19 @@ async fn lay_out_store(own: bool) -> Result<(), AgentFailure> {
     })?;
     tracing::info!(?outcome, "node images of the pod image");
     Ok(())
+}
+
+/// Gives the nodes the images that the pod image carries unpacked.
+async fn give_images(mut config: KindConfig) -> Result<KindConfig, AgentFailure> {
+    let given = tokio::task::spawn_blocking(move || {
+        let data_root = Path::new(DATA_ROOT);
+        unpacked::find(Path::new(STORE_DIRECTORY), data_root).map_or(Ok(()), |images| images.give(&mut config, data_root)).map(|()| config)
+    });
+    let given = given.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    given.map_err(|error| {
+        let said = error.to_string();
+        evident(classify(&said, Reason::DockerFailed), "the images of the nodes cannot be laid out", &said)
+    })
 }
 
 /// Deletes the joining tokens once all nodes have joined; then rests.

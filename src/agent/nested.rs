@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, Node, Secret};
+use k8s_openapi::api::core::v1::{Namespace, Node, NodeCondition, Secret};
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleRef, Subject};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::config::{AuthInfo, Cluster, Context, KubeConfigOptions, Kubeconfig, KubeconfigError, NamedAuthInfo, NamedCluster, NamedContext};
 use kube::runtime::WatchStreamExt;
@@ -202,6 +201,15 @@ impl Nested {
         Ok(Identity { uid: system.metadata.uid, version: version.git_version })
     }
 
+    /// Whether a node is there whose kubelet has reported `since`, ready or not.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn has_spoken(&self, node: &str, since: Timestamp) -> Result<bool, Error> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        Ok(within(nodes.get_opt(node)).await?.is_some_and(|node| ready_condition(&node).is_some_and(|ready| said(ready, since))))
+    }
+
     /// Deletes the tokens with which nodes joined.
     ///
     /// # Errors
@@ -263,13 +271,19 @@ impl Nodes {
 
 /// A node by its name, ready if it has said so `since`; `None` for one without.
 fn describe(node: Node, since: Timestamp) -> Option<(String, NodeReport)> {
+    let ready = ready_condition(&node).is_some_and(|ready| ready.status == "True" && said(ready, since));
     let name = node.metadata.name?;
-    let conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
-    // The API knows whole seconds.
-    let said = |time: Option<&Time>| time.is_some_and(|time| time.0.as_second() >= since.as_second());
-    let ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True" && said(condition.last_heartbeat_time.as_ref()));
     let control_plane = is_control_plane(&node.metadata.labels.unwrap_or_default());
     Some((name.clone(), NodeReport { name, control_plane, ready }))
+}
+
+fn ready_condition(node: &Node) -> Option<&NodeCondition> {
+    node.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == "Ready")
+}
+
+/// Whether the kubelet has said this `since`. The API knows whole seconds.
+fn said(condition: &NodeCondition, since: Timestamp) -> bool {
+    condition.last_heartbeat_time.as_ref().is_some_and(|time| time.0.as_second() >= since.as_second())
 }
 
 #[cfg(test)]

@@ -14,6 +14,9 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::image::Present;
 
+/// The part of a store that nodes read themselves: the images of a node image, unpacked.
+pub const UNPACKED: &str = "unpacked";
+
 /// The part of a layer that holds its files; the rest is Docker's book-keeping.
 const FILES: &str = "diff";
 
@@ -56,8 +59,8 @@ fn lay_out_in(store: &Path, data_root: &Path, can_link: impl FnOnce() -> io::Res
         return Ok(Outcome::Kept);
     }
     // Without the databases, layers are what an agent that was killed here has left.
-    let (overlay, unfinished) = (data_root.join("overlay2"), data_root.join("image.unfinished"));
-    for left in [&overlay, &unfinished].into_iter().filter(|path| path.exists()) {
+    let (overlay, unpacked, unfinished) = (data_root.join("overlay2"), own_unpacked(data_root), data_root.join("image.unfinished"));
+    for left in [&overlay, &unpacked, &unfinished].into_iter().filter(|path| path.exists()) {
         fs::remove_dir_all(left)?;
     }
     let outcome = if can_link()? {
@@ -65,12 +68,20 @@ fn lay_out_in(store: &Path, data_root: &Path, can_link: impl FnOnce() -> io::Res
         Outcome::Linked
     } else {
         copy(&store.join("overlay2"), &overlay)?;
+        if store.join(UNPACKED).is_dir() {
+            copy(&store.join(UNPACKED), &unpacked)?;
+        }
         Outcome::Copied
     };
     // Last and at once: it says that all of the rest is there.
     copy(&store.join("image"), &unfinished)?;
     fs::rename(unfinished, data_root.join("image"))?;
     Ok(outcome)
+}
+
+/// Where a data-root has what nodes read themselves, if not in the store.
+pub fn own_unpacked(data_root: &Path) -> PathBuf {
+    data_root.join("nestling-unpacked")
 }
 
 fn link(store: &Path, overlay: &Path) -> io::Result<()> {
@@ -94,7 +105,7 @@ fn layers(store: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Copies a file or a tree to a name that is free, with owners, modes and attributes. `cp`, because the standard library copies none of these.
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
+pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let output = Command::new("cp").arg("-a").arg(from).arg(to).stdin(Stdio::null()).output()?;
     if output.status.success() { Ok(()) } else { Err(io::Error::other(format!("cp: {}", String::from_utf8_lossy(&output.stderr).trim()))) }
 }
@@ -124,7 +135,7 @@ mod tests {
     fn store() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         let at = |path: &str| directory.path().join(path);
-        for path in ["image/overlay2", "overlay2/l", "overlay2/abc/diff/etc"] {
+        for path in ["image/overlay2", "overlay2/l", "overlay2/abc/diff/etc", "unpacked"] {
             fs::create_dir_all(at(path)).unwrap();
         }
         for (path, content) in [("image/overlay2/repositories.json", "{}"), ("overlay2/abc/link", "SHORT"), ("overlay2/abc/diff/etc/os", "node")] {
@@ -143,6 +154,7 @@ mod tests {
         assert!(!fs::symlink_metadata(layer.join("link")).unwrap().is_symlink());
         assert_eq!(fs::read_to_string(root.path().join("overlay2/l/SHORT/etc/os")).unwrap(), "node");
         assert_eq!(fs::read_to_string(root.path().join("image/overlay2/repositories.json")).unwrap(), "{}");
+        assert!(!own_unpacked(root.path()).exists());
         // A restart of the agent finds it done; one that was killed half-way is begun anew.
         assert_eq!(lay_out_in(store.path(), root.path(), || Ok(true)).unwrap(), Outcome::Kept);
         fs::rename(root.path().join("image"), root.path().join("image.unfinished")).unwrap();
@@ -155,6 +167,7 @@ mod tests {
         let (store, root) = (store(), tempfile::tempdir().unwrap());
         assert_eq!(lay_out_in(store.path(), root.path(), || Ok(false)).unwrap(), Outcome::Copied);
         assert!(!fs::symlink_metadata(root.path().join("overlay2/abc/diff")).unwrap().is_symlink());
+        assert!(own_unpacked(root.path()).is_dir());
         assert_eq!(fs::read_to_string(root.path().join("overlay2/l/SHORT/etc/os")).unwrap(), "node");
     }
 

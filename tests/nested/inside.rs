@@ -219,6 +219,13 @@ fn the_disk_is_a_volume_and_the_image_is_linked(cluster: &Cluster<'_>) {
     let linked = megabytes("find /var/lib/docker/overlay2 -maxdepth 2 -name diff -type l | wc -l");
     println!("the node image has {image} MiB; {linked} of its layers are linked, the pod's own layers have {own} MiB");
     assert!(linked > 0 && image > 200 && own < image / 4, "{linked} layers are linked, {own} MiB of {image} are the pod's own");
+    for node in NODES {
+        let number = |command: &str| cluster.node(node, command).parse::<u64>().unwrap();
+        let shared = number("find /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots -maxdepth 2 -name fs -type l | wc -l");
+        let own = number("du -sxm /var/lib/containerd | cut -f1");
+        println!("{shared} unpacked layers of {node} are shared, {own} MiB of its images are its own");
+        assert!(shared > 5 && own < 50, "{node}: {shared} unpacked layers are shared, {own} MiB of images are its own");
+    }
 }
 
 fn networks_are_those_that_were_chosen(cluster: &Cluster<'_>) {

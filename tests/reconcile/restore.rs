@@ -12,7 +12,7 @@ use nestling_core::api::conditions::{KUBECONFIG_PUBLISHED, READY, STALLED};
 use serde_json::json;
 
 use super::support::operator::CLUSTERS_NAMESPACE;
-use super::support::wait::{condition, gone};
+use super::support::wait::{COLLECTED, condition, gone};
 use super::{SOON, Stage};
 
 /// The operator asks again every half minute where something is in the way, and the host's garbage collector takes its time, too.
@@ -57,7 +57,7 @@ impl Stage {
         self.patch(name, json!({"metadata": {"finalizers": null}})).await;
         self.clusters.delete(name, &none).await.unwrap();
         gone(&self.clusters, name, SOON).await;
-        gone(&self.secrets(), &secret.name_any(), SOON).await;
+        gone(&self.secrets(), &secret.name_any(), COLLECTED).await;
 
         if backup.children {
             let mut pod = Pod { status: None, ..pod };

@@ -3,9 +3,12 @@
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-use kube::Api;
+use kube::{Api, Resource};
 use nestling_core::api::KindCluster;
 use nestling_core::api::conditions;
+
+/// Bound for what the garbage collector removes: it looks for new kinds of owners every 30 s (`kube-controller-manager`), and a test's kinds are new.
+pub const COLLECTED: Duration = Duration::from_mins(2);
 
 /// Polls until `check` gives a value.
 pub async fn until<T>(what: &str, limit: Duration, mut check: impl AsyncFnMut() -> Result<T, String>) -> T {
@@ -35,11 +38,11 @@ pub async fn condition(api: &Api<KindCluster>, name: &str, type_: &str, status: 
 /// Waits until an object is gone.
 pub async fn gone<K>(api: &Api<K>, name: &str, limit: Duration)
 where
-    K: Clone + Debug + serde::de::DeserializeOwned,
+    K: Resource + Clone + Debug + serde::de::DeserializeOwned,
 {
     until(&format!("{name} to be gone"), limit, async || match api.get_opt(name).await {
         Ok(None) => Ok(()),
-        Ok(Some(object)) => Err(format!("{object:?}").chars().take(2000).collect()),
+        Ok(Some(object)) => Err(format!("{:?}", object.meta())),
         Err(error) => Err(error.to_string()),
     })
     .await;

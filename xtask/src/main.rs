@@ -34,7 +34,7 @@ enum Task {
     Test(test::Arguments),
     /// Build both images and push them to a registry.
     Images(publish::Arguments),
-    /// Measure how long clusters take, beside bare kind.
+    /// Measure what clusters cost, beside bare kind: time, memory, CPU, disk.
     Bench(bench::Arguments),
     /// Write the generated files: CRD, chart, reference, examples.
     Gen {

@@ -203,10 +203,10 @@ pub fn compose(settings: &AgentSettings, host: &NodeHost, version: KubernetesVer
     config.api_version = Some("kind.x-k8s.io/v1alpha4".into());
     config.name = Some(settings.cluster_name.clone());
 
-    if host.own_disk {
-        // First, unlike ours below: the user's own thresholds stand.
-        config.kubeadm_config_patches.insert(0, disk_patch().to_string());
-    }
+    let mut nodes = nodes(settings.config.as_ref(), settings.control_planes, settings.workers);
+    // First, unlike ours below: what the user says of the same stands.
+    let beneath = host.own_disk.then(disk_patch).into_iter().chain([haste_patch(&nodes)]);
+    config.kubeadm_config_patches.splice(0..0, beneath.map(|patch| patch.to_string()));
     let networking = config.networking.get_or_insert_default();
     networking.api_server_address = Some("127.0.0.1".into());
     networking.api_server_port = Some(KIND_API_PORT);
@@ -214,7 +214,6 @@ pub fn compose(settings: &AgentSettings, host: &NodeHost, version: KubernetesVer
     networking.service_subnet = Some(settings.network.services.to_string());
     networking.dns_search.get_or_insert_default();
 
-    let mut nodes = nodes(settings.config.as_ref(), settings.control_planes, settings.workers);
     let patches = kubeadm_patches(settings, host, version, token, &nodes);
     for node in &mut nodes {
         node.image.get_or_insert_with(|| settings.image.clone());
@@ -283,6 +282,18 @@ fn kubeadm_patches(settings: &AgentSettings, host: &NodeHost, version: Kubernete
 /// default comes back, so that etcd does not meet its end. Images are still not collected before that: those that were loaded by hand cannot be had again.
 fn disk_patch() -> Value {
     json!({"kind": "KubeletConfiguration", "evictionHard": {"nodefs.available": "10%", "nodefs.inodesFree": "5%"}})
+}
+
+/// What a cluster need not wait for.
+fn haste_patch(nodes: &[KindNode]) -> Value {
+    // A controller manager with credentials per controller asks for three things before it starts each of its forty controllers, and holds itself to 20 requests a
+    // second: six seconds in which no DaemonSet gets a pod.
+    let mut patch = json!({"kind": "ClusterConfiguration", "controllerManager": {"extraArgs": {"kube-api-qps": "200", "kube-api-burst": "400"}}});
+    if control_planes(nodes) == 1 {
+        // A single member waits for others before it elects itself. Five heartbeats are the least that etcd takes; at rest, only the heartbeats count.
+        patch["etcd"] = json!({"local": {"extraArgs": {"election-timeout": "500"}}});
+    }
+    patch
 }
 
 /// What each kubelet must leave alone, so that all allocatable memory and CPU together fit into the pod: a kubelet takes the whole machine for
@@ -471,8 +482,20 @@ mod tests {
             let mut patches = config.kubeadm_config_patches;
             assert!(patches.pop().unwrap().contains("2%"), "the last one wins");
             let expected = r#"{"evictionHard":{"nodefs.available":"10%","nodefs.inodesFree":"5%"},"kind":"KubeletConfiguration"}"#;
-            assert_eq!(patches, [expected].repeat(usize::from(own_disk)));
+            assert_eq!(patches.iter().any(|patch| patch == expected), own_disk, "{patches:?}");
         }
+    }
+
+    #[rstest]
+    #[case(1, true)]
+    #[case(3, false)]
+    fn what_makes_a_cluster_hurry_is_beneath_what_the_user_says(#[case] control_planes: i32, #[case] alone: bool) {
+        let theirs = "kubeadmConfigPatches: ['{kind: ClusterConfiguration, controllerManager: {extraArgs: {kube-api-qps: \"5\"}}}']";
+        let config = compose(&AgentSettings { control_planes, ..settings(Some(theirs)) }, &host(true), V1_34, "a.b").unwrap();
+        let [ours, theirs] = &config.kubeadm_config_patches[..] else { panic!("{:?}", config.kubeadm_config_patches) };
+        assert!(theirs.contains("\"5\""), "the last one wins");
+        assert!(ours.contains("kube-api-qps"));
+        assert_eq!(ours.contains("election-timeout"), alone, "several members keep etcd's own time");
     }
 
     #[test]
