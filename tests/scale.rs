@@ -1,6 +1,7 @@
 //! The operator, a real process, with many clusters on a real API server. Pods and agents are a declared fake. One test counts requests of a few
 //! clusters; the benchmark (`cargo xtask bench operator`) takes times and memory of many.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may end so")]
+#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "figures of a benchmark, all of them small")]
 
 #[path = "scale/load.rs"]
 mod load;
@@ -112,15 +113,15 @@ impl Stage {
     /// Waits until nothing happens for two seconds, and tells when the last thing happened.
     async fn at_rest(&self, least: u64, limit: Duration) -> Instant {
         let start = Instant::now();
-        let mut last = (Instant::now(), (0, 0));
+        let mut newest = (Instant::now(), (0, 0));
         loop {
-            assert!(start.elapsed() < limit, "waited {limit:?} for {least} passes and then rest; last (passes, answers of agents): {:?}", last.1);
+            assert!(start.elapsed() < limit, "waited {limit:?} for {least} passes and then rest; last (passes, answers of agents): {:?}", newest.1);
             if let Ok(counts) = self.counts().await {
-                if counts != last.1 {
-                    last = (Instant::now(), counts);
+                if counts != newest.1 {
+                    newest = (Instant::now(), counts);
                 }
-                if counts.0 >= least && counts.1 >= least && last.0.elapsed() > Duration::from_secs(2) {
-                    return last.0;
+                if counts.0 >= least && counts.1 >= least && newest.0.elapsed() > Duration::from_secs(2) {
+                    return newest.0;
                 }
             }
             sleep(Duration::from_millis(100)).await;
@@ -168,7 +169,7 @@ async fn alone(replay: Arc<Replay>, clusters: usize, rate: Option<f64>) -> (f64,
 }
 
 fn limit(clusters: usize) -> Duration {
-    Duration::from_secs(120) + Duration::from_millis(200) * u32::try_from(clusters).unwrap()
+    Duration::from_mins(2) + Duration::from_millis(200) * u32::try_from(clusters).unwrap()
 }
 
 /// The operator, with so many clusters: until they are ready, at rest, and started anew.

@@ -76,10 +76,12 @@ impl Load {
             self.ready.send_modify(|count| *count += 1);
         }
         drop(all);
-        if cluster.metadata.resource_version.is_some() && !said && cluster.metadata.finalizers.is_none() {
-            if let Some(created) = self.created.lock().unwrap().as_ref() {
-                let _ = created.send(cluster);
-            }
+        if cluster.metadata.resource_version.is_some()
+            && !said
+            && cluster.metadata.finalizers.is_none()
+            && let Some(created) = self.created.lock().unwrap().as_ref()
+        {
+            let _ = created.send(cluster);
         }
     }
 

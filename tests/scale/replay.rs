@@ -87,7 +87,7 @@ impl Replay {
             let request = Request::builder().method(write.method).uri(rename(&write.uri)).header("content-type", write.content_type);
             let answer: Value = client.request(request.body(rename(&body.to_string()).into_bytes()).unwrap()).await.unwrap();
             if write.of_cluster {
-                version = answer["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+                answer["metadata"]["resourceVersion"].as_str().unwrap().clone_into(&mut version);
             }
         }
     }
