@@ -598,7 +598,7 @@ async fn a_failed_attempt_leaves_its_logs_to_its_user() {
     let cluster = condition(&stage.clusters, "unlucky", READY, "True", None, SOON).await;
     assert_eq!(cluster.status.unwrap().last_failure.unwrap().bundle_ref.unwrap().name, "unlucky-logs");
     stage.delete("unlucky").await;
-    gone(&stage.secrets(), "unlucky-logs", SOON).await;
+    gone(&stage.secrets(), "unlucky-logs", COLLECTED).await;
 
     // An agent that does not answer keeps its pod for a while and no longer.
     stage.host.mute.store(true, std::sync::atomic::Ordering::Relaxed);
