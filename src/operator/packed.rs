@@ -1,4 +1,4 @@
-//! Objects as the caches keep them: as compressed text. Nothing that a pass could want to see is left out; `managedFields`, which none does, never come here.
+//! Objects as the caches keep them: as compressed text. Nothing is left out.
 //!
 //! Objects of one kind differ in a few names and times, so each is compressed against another one of its kind, and what is left of it is a few
 //! hundred bytes (`docs/decisions/0023-compact-caches.md`).

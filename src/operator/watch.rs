@@ -76,11 +76,16 @@ pub fn start(
     let clusters = watch(Api::<Guarded>::all(client.clone()), all);
     tasks.spawn(keep_clusters(clusters, writers.clusters, main_events(caches.clusters.clone(), triggers.clone(), gone)));
     let child = || child_events(triggers.clone(), caches.clusters.clone());
-    tasks.spawn(keep("pods", watch(Api::namespaced(client.clone(), namespace), ours.clone()), writers.pods, child()));
+    let pods = watch(Api::namespaced(client.clone(), namespace), ours.clone()).modify(without_managed_fields);
+    tasks.spawn(keep("pods", pods, writers.pods, child()));
+    // Whose a field of a Service is decides whether it can be applied (`core/src/plan/objects/service.rs`).
     tasks.spawn(keep("Services", watch(Api::namespaced(client.clone(), namespace), ours.clone()), writers.services, child()));
-    tasks.spawn(keep("network policies", watch(Api::namespaced(client.clone(), namespace), ours.clone()), writers.policies, child()));
-    tasks.spawn(keep("Secrets", watch(Api::namespaced(client.clone(), namespace), ours.clone()), writers.keys, child()));
-    tasks.spawn(keep("claims on volumes", watch(Api::namespaced(client.clone(), namespace), ours), writers.claims, child()));
+    let policies = watch(Api::namespaced(client.clone(), namespace), ours.clone()).modify(without_managed_fields);
+    tasks.spawn(keep("network policies", policies, writers.policies, child()));
+    let keys = watch(Api::namespaced(client.clone(), namespace), ours.clone()).modify(without_managed_fields);
+    tasks.spawn(keep("Secrets", keys, writers.keys, child()));
+    let claims = watch(Api::namespaced(client.clone(), namespace), ours).modify(without_managed_fields);
+    tasks.spawn(keep("claims on volumes", claims, writers.claims, child()));
     tasks
 }
 
@@ -112,7 +117,7 @@ async fn keep<K>(
 ) where
     K: Resource + Serialize + DeserializeOwned + Send + 'static,
 {
-    let mut events = pin!(events.modify(without_managed_fields).default_backoff());
+    let mut events = pin!(events.default_backoff());
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
@@ -128,7 +133,7 @@ async fn keep<K>(
     }
 }
 
-/// Who manages which field is a large part of an object, and nobody here asks.
+/// Who manages which field is a large part of an object, and most often nobody here asks.
 fn without_managed_fields<K: Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
 }
