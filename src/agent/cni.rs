@@ -5,7 +5,6 @@
 //! cluster is not ready before kindnet has written it.
 
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -13,12 +12,11 @@ use nestling_core::api::kind_config::KindConfig;
 use nestling_core::api::reasons::Reason;
 use nestling_core::plan::wire::AgentFailure;
 use serde_json::json;
-use tokio::time::{sleep, timeout};
 
 use super::docker::Docker;
 use super::failure::failure;
 use super::node_files;
-use super::wait::OFTEN;
+use super::wait::{OFTEN, until};
 
 /// The file that kindnet writes (`images/kindnetd/cmd/kindnetd/cni.go` of kind).
 const FILE: &str = "/etc/cni/net.d/10-kindnet.conflist";
@@ -45,7 +43,7 @@ pub async fn begin(docker: &Docker, node: &str, config: &KindConfig, pods: Ipv4N
     let (true, Some(range)) = (own, first_range(pods)) else { return Ok(None) };
     let pid = docker.pid(node).await.ok_or(io::ErrorKind::NotFound)?;
     let text = conflist(range, mtu);
-    node_files::replace_below(Path::new(&format!("/proc/{pid}/root")), FILE, &text)?;
+    node_files::replace(pid, FILE, &text)?;
     Ok(Some(Beginning { node: node.to_owned(), text }))
 }
 
@@ -79,20 +77,14 @@ impl Beginning {
     /// # Errors
     /// [`Reason::ControlPlaneUnhealthy`] if it has not within two minutes.
     pub async fn taken_over(&self, docker: &Docker) -> Result<(), AgentFailure> {
-        let over = async {
-            loop {
-                if let Some(pid) = docker.pid(&self.node).await
-                    && node_files::read(pid, FILE).is_ok_and(|text| text != self.text)
-                {
-                    return;
-                }
-                sleep(OFTEN).await;
-            }
-        };
+        let over = until("kindnet", TAKEN_OVER, OFTEN, || async {
+            let text = node_files::read(docker.pid(&self.node).await?, FILE).ok()?;
+            (text != self.text).then_some(())
+        });
         let late = |_| {
             failure(Reason::ControlPlaneUnhealthy, format!("kindnet has not taken over the pod network of {} within {} s", self.node, TAKEN_OVER.as_secs()))
         };
-        timeout(TAKEN_OVER, over).await.map_err(late)
+        over.await.map_err(late)
     }
 }
 

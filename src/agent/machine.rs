@@ -738,25 +738,26 @@ fn node_host(facts: &Facts, pki: &Path, own_disk: bool) -> NodeHost {
 
 /// Gives the data-root the node images that the pod image carries, as its own where it outlives the pod and its image.
 async fn lay_out_store(own: bool) -> Result<(), AgentFailure> {
-    let laid_out = tokio::task::spawn_blocking(move || store::lay_out(own)).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-    let outcome = laid_out.map_err(|error| {
-        let said = error.to_string();
-        evident(classify(&said, Reason::DockerFailed), "the node images of the pod image cannot be laid out", &said)
-    })?;
+    let outcome = lay_out("the node images of the pod image", move || store::lay_out(own)).await?;
     tracing::info!(?outcome, "node images of the pod image");
     Ok(())
 }
 
 /// Gives the nodes the images that the pod image carries unpacked.
 async fn give_images(mut config: KindConfig) -> Result<KindConfig, AgentFailure> {
-    let given = tokio::task::spawn_blocking(move || {
+    lay_out("the images of the nodes", move || {
         let data_root = Path::new(DATA_ROOT);
         unpacked::find(Path::new(STORE_DIRECTORY), data_root).map_or(Ok(()), |images| images.give(&mut config, data_root)).map(|()| config)
-    });
-    let given = given.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-    given.map_err(|error| {
+    })
+    .await
+}
+
+/// Works on the data-root, which blocks.
+async fn lay_out<T: Send + 'static>(what: &str, work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, AgentFailure> {
+    let done = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    done.map_err(|error| {
         let said = error.to_string();
-        evident(classify(&said, Reason::DockerFailed), "the images of the nodes cannot be laid out", &said)
+        evident(classify(&said, Reason::DockerFailed), format!("{what} cannot be laid out"), &said)
     })
 }
 

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, renameat};
@@ -20,7 +20,19 @@ const LIMIT: u64 = 1 << 20;
 /// # Errors
 /// Those of the file system; `InvalidData` for what is no file of text of at most 1 MiB.
 pub fn read(pid: u32, path: &str) -> std::io::Result<String> {
-    read_below(Path::new(&format!("/proc/{pid}/root")), path)
+    read_below(&root_of(pid), path)
+}
+
+/// Puts a text in the place of a file in the mount namespace of a process, as [`replace_below`] does.
+///
+/// # Errors
+/// Those of the file system.
+pub fn replace(pid: u32, path: &str, text: &str) -> std::io::Result<()> {
+    replace_below(&root_of(pid), path, text)
+}
+
+fn root_of(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/root"))
 }
 
 /// The text of a file below a directory.

@@ -111,7 +111,7 @@ pub async fn stop(docker: &Docker, cluster: &str, limit: Duration) -> bool {
 pub async fn order_starts(docker: &Docker, node: &str) {
     let Some(pid) = docker.pid(node).await else { return };
     // The load balancer has no such directory.
-    if let Err(error) = node_files::replace_below(Path::new(&format!("/proc/{pid}/root")), KUBELET_DROP_IN, "[Unit]\nAfter=containerd.service\n") {
+    if let Err(error) = node_files::replace(pid, KUBELET_DROP_IN, "[Unit]\nAfter=containerd.service\n") {
         tracing::debug!(node, "its kubelet starts without an order: {error}");
     }
 }

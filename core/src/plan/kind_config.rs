@@ -482,7 +482,9 @@ mod tests {
             let mut patches = config.kubeadm_config_patches;
             assert!(patches.pop().unwrap().contains("2%"), "the last one wins");
             let expected = r#"{"evictionHard":{"nodefs.available":"10%","nodefs.inodesFree":"5%"},"kind":"KubeletConfiguration"}"#;
-            assert_eq!(patches.iter().any(|patch| patch == expected), own_disk, "{patches:?}");
+            let haste = patches.pop().unwrap();
+            assert!(haste.contains("kube-api-qps"), "{haste}");
+            assert_eq!(patches, [expected].repeat(usize::from(own_disk)));
         }
     }
 
