@@ -74,7 +74,7 @@ pub struct KindClusterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay_image: Option<String>,
 
-    /// The further Secrets of `spec.kubeconfig.users` and `spec.kubeconfig.argoCD`. One without a digest is not written yet.
+    /// The further Secrets of `spec.kubeconfig.users` and `spec.kubeconfig.argoCD`. One without a digest is not written yet, or about to go.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub further_secret_refs: Vec<KubeconfigSecretRef>,

@@ -316,6 +316,13 @@ impl World {
         Some(())
     }
 
+    /// `None` from a state of the object before one's own last write, as above.
+    fn retract(&mut self, secret: &str) -> Option<()> {
+        let ending = self.cluster.as_ref().is_none_or(|cluster| cluster.metadata.deletion_timestamp.is_some());
+        let vouched = self.status().further_secret_refs.iter().any(|have| have.name == secret && have.digest.is_some());
+        (ending || !vouched).then(|| drop(self.published.take(secret)))
+    }
+
     fn act(&mut self, step: &Step) -> Result<(), Problem> {
         let conflict = || Problem::new(Reason::HostUnavailable, "conflict");
         match step {
@@ -375,7 +382,7 @@ impl World {
             }
             Step::PublishKubeconfig(_) | Step::DropLogs { .. } => {}
             Step::PublishFurther(plan) => self.publish_further(&plan.secret).ok_or_else(conflict)?,
-            Step::RetractKubeconfig { secret } => drop(self.published.take(secret)),
+            Step::RetractKubeconfig { secret } => self.retract(secret).ok_or_else(conflict)?,
             Step::Order(orders) => {
                 let pod = self.children.current_pod().and_then(|pod| pod.metadata.uid.clone()).ok_or_else(conflict)?;
                 self.orders = Some((pod, orders.clone(), self.now));

@@ -1,7 +1,8 @@
 //! The further Secrets with credentials: one for each of `kubeconfig.users`, and the one in which Argo CD finds the cluster. When they are written, when
 //! they go, and what is said about them.
 //!
-//! A name goes on record before its Secret is written: an operator that is killed in between knows what it may have left.
+//! A name goes on record before its Secret is written: an operator that is killed in between knows what it may have left. And nobody vouches for a Secret any
+//! more when it is taken away: an operator whose word on it comes too late, since somebody wants it again, writes it again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -130,10 +131,17 @@ fn is_due(now: Timestamp, seen: &Observed, status: &KindClusterStatus, plan: &Ku
     is_entitled(seen, plan) && (!is_written(status, plan) || renew)
 }
 
+/// Whether a Secret on record is one that nobody wants any more.
+fn is_left<'a>(seen: &'a Observed, desired: &'a Desired) -> impl Fn(&KubeconfigSecretRef) -> bool + 'a {
+    let names = names(&seen.cluster, &seen.identity);
+    move |have| have.name != desired.kubeconfig_secret && !names.contains(&have.name)
+}
+
 /// What is to be written and taken away while the cluster runs.
 pub fn steps(now: Timestamp, seen: &Observed, desired: &Desired) -> Vec<Step> {
-    let (status, names) = (seen.status(), names(&seen.cluster, &seen.identity));
-    let gone = status.further_secret_refs.iter().filter(|have| !names.contains(&have.name)).map(|have| Step::RetractKubeconfig { secret: have.name.clone() });
+    let (status, is_left) = (seen.status(), is_left(seen, desired));
+    let gone = status.further_secret_refs.iter().filter(|have| is_left(have) && have.digest.is_none());
+    let gone = gone.map(|have| Step::RetractKubeconfig { secret: have.name.clone() });
     let due = wanted(seen, desired).into_iter().filter(|plan| is_due(now, seen, &status, plan)).map(|plan| Step::PublishFurther(Box::new(plan)));
     gone.chain(due).collect()
 }
@@ -155,23 +163,56 @@ pub fn next_look(now: Timestamp, seen: &Observed, desired: &Desired) -> Option<T
         Some(_) if is_due(now, seen, &status, &plan) => Some(later(now, AGAIN)),
         Some(have) => renewal(seen, have).filter(|time| *time > now),
     };
-    wanted(seen, desired).into_iter().filter_map(one).min()
+    // It is not vouched for after this pass.
+    let left = status.further_secret_refs.iter().find(|have| is_left(seen, desired)(have)).map(|_| now);
+    wanted(seen, desired).into_iter().filter_map(one).chain(left).min()
 }
 
-/// Puts what is to be written on record, and what has become of it.
-pub fn record(seen: &Observed, desired: Option<&Desired>, status: &mut KindClusterStatus) {
-    for plan in desired.map(|desired| wanted(seen, desired)).unwrap_or_default() {
-        if recorded(status, &plan).is_none() {
-            status.further_secret_refs.push(KubeconfigSecretRef { name: plan.secret, ..KubeconfigSecretRef::default() });
+/// Puts on record what is to be written, and what is to be taken away.
+pub fn record(seen: &Observed, desired: &Desired, status: &mut KindClusterStatus) {
+    let is_left = is_left(seen, desired);
+    for have in status.further_secret_refs.iter_mut().filter(|have| is_left(have)) {
+        *have = unwritten(&have.name);
+    }
+    let renamed = is_renamed(status, desired).then(|| desired.kubeconfig_secret.clone());
+    for name in wanted(seen, desired).into_iter().map(|plan| plan.secret).chain(renamed) {
+        if !is_recorded(status, &name) {
+            status.further_secret_refs.push(unwritten(&name));
         }
     }
+}
+
+fn unwritten(name: &str) -> KubeconfigSecretRef {
+    KubeconfigSecretRef { name: name.to_owned(), ..KubeconfigSecretRef::default() }
+}
+
+fn is_recorded(status: &KindClusterStatus, name: &str) -> bool {
+    status.further_secret_refs.iter().any(|have| have.name == name)
+}
+
+/// Whether the administrator's Secret is to have another name than it has.
+fn is_renamed(status: &KindClusterStatus, desired: &Desired) -> bool {
+    status.kubeconfig_secret_ref.as_ref().is_some_and(|have| have.name != desired.kubeconfig_secret)
+}
+
+/// Whether the administrator's Secret may be written: the first can be found by the spec alone, another name goes on record before.
+pub fn may_publish(status: &KindClusterStatus, desired: &Desired) -> bool {
+    !is_renamed(status, desired) || is_recorded(status, &desired.kubeconfig_secret)
+}
+
+/// The administrator's Secret has been written; one of an earlier name is to go.
+pub fn record_admin(written: KubeconfigSecretRef, status: &mut KindClusterStatus) {
+    status.further_secret_refs.retain(|have| have.name != written.name);
+    let earlier = status.kubeconfig_secret_ref.replace(written.clone());
+    status.further_secret_refs.extend(earlier.filter(|earlier| earlier.name != written.name).map(|earlier| unwritten(&earlier.name)));
 }
 
 /// What the condition `KubeconfigPublished` says, given what it says of the administrator's (`admin`), and whether that keeps the cluster from being ready. A
 /// Secret that is refused does not; one that is on its way does before the cluster has been ready, so that whoever waited for that finds them all.
 pub fn claim(admin: Claim, was_ready: bool, seen: &Observed, desired: Option<&Desired>, status: &KindClusterStatus, done: &Outcome) -> (Claim, bool) {
     if admin.status != Some(true) {
-        return (admin, true);
+        // While it is renewed or gets another name, the one that was written still holds.
+        return (admin, !was_ready || status.kubeconfig_secret_ref.is_none());
     }
     let plans = desired.map(|desired| wanted(seen, desired)).unwrap_or_default();
     let refused = plans.iter().find_map(|plan| done.refused.get(&plan.secret));
@@ -335,11 +376,39 @@ mod tests {
         serving.pass();
         assert_eq!(serving.says(KUBECONFIG_PUBLISHED), "True Published");
         serving.edit("{kubeconfig: {users: [{name: ops, groups: [a]}]}}");
-        assert_eq!(serving.pass(), ["order 0", "-crane-kubeconfig-ci", "-crane-argocd", "+crane-kubeconfig-ops"]);
+        assert_eq!(serving.pass(), ["order 0", "+crane-kubeconfig-ops"]);
+        assert_eq!(serving.plan().wake_at, Some(serving.now()), "what goes is on record first");
+        assert_eq!(serving.pass(), ["-crane-kubeconfig-ci", "-crane-argocd"]);
         let left: Vec<String> = serving.seen.status().further_secret_refs.into_iter().map(|have| have.name).collect();
         assert_eq!((left, serving.says(UP_TO_DATE)), (vec!["crane-kubeconfig-ops".to_owned()], "False BindingUsers".to_owned()));
         serving.carry_out();
         assert_eq!((serving.pass(), serving.says(UP_TO_DATE)), (vec![], "True InSync".to_owned()));
+    }
+
+    #[test]
+    fn who_is_wanted_again_before_the_secret_is_gone_gets_it_again() {
+        let mut serving = Serving::settled(SPEC);
+        serving.edit("{}");
+        serving.pass();
+        // Taken away by an operator whose word on it comes too late.
+        assert_eq!(serving.plan().steps.len(), 3);
+        serving.edit(SPEC);
+        assert_eq!(serving.pass(), ["order 1", "+crane-kubeconfig-ci", "+crane-kubeconfig-ops", "+crane-argocd"]);
+    }
+
+    #[test]
+    fn another_name_is_on_record_before_it_is_used_and_the_earlier_one_goes_last() {
+        let mut serving = Serving::settled("{}");
+        serving.edit("{kubeconfig: {secretName: other}}");
+        assert_eq!((serving.pass(), serving.says(READY)), (vec![], "True ClusterReady".to_owned()));
+        assert_eq!(serving.pass(), ["+other"]);
+        assert_eq!(serving.says(KUBECONFIG_PUBLISHED), "True Published");
+        assert_eq!(serving.pass(), ["-crane-kubeconfig"]);
+        assert_eq!((serving.pass(), serving.seen.status().further_secret_refs), (vec![], vec![]));
+        serving.edit("{}");
+        serving.pass();
+        serving.edit("{kubeconfig: {secretName: other}}");
+        assert_eq!(serving.pass(), ["-crane-kubeconfig"], "an operator that was killed may have written it");
     }
 
     #[test]

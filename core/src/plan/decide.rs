@@ -342,25 +342,17 @@ fn registries(now: Timestamp, seen: &Observed, desired: &Desired, pod: Option<&P
 }
 
 /// The kubeconfig, once there is something to reach with it.
-fn publication(now: Timestamp, seen: &Observed, desired: &Desired) -> Vec<Step> {
-    if !seen.report.as_ref().is_some_and(|report| report.control_plane_ready) {
-        return vec![];
+fn publication(now: Timestamp, seen: &Observed, desired: &Desired) -> Option<Step> {
+    let status = seen.status();
+    if !seen.report.as_ref().is_some_and(|report| report.control_plane_ready) || !credentials::may_publish(&status, desired) {
+        return None;
     }
-    let Some(plan) = kubeconfig(seen, desired) else { return vec![] };
-    let published = seen.status().kubeconfig_secret_ref;
-    let mut steps = Vec::new();
-    let current = published.as_ref().is_some_and(|published| {
+    let plan = kubeconfig(seen, desired)?;
+    let current = status.kubeconfig_secret_ref.is_some_and(|published| {
         let renew = certificates::kubeconfig_renewal(seen).is_some_and(|time| now >= time);
         published.name == plan.secret && published.digest.as_deref() == Some(&plan.digest) && !renew
     });
-    if !current {
-        let name = plan.secret.clone();
-        steps.push(Step::PublishKubeconfig(Box::new(plan)));
-        if let Some(old) = published.filter(|old| old.name != name) {
-            steps.push(Step::RetractKubeconfig { secret: old.name });
-        }
-    }
-    steps
+    (!current).then(|| Step::PublishKubeconfig(Box::new(plan)))
 }
 
 /// What the kubeconfig is to say. `None` until the Service has what it needs.

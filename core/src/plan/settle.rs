@@ -267,16 +267,14 @@ fn record_facts(now: Timestamp, seen: &Observed, done: &Outcome, stands: &Situat
     status.endpoints = exposure::endpoints(seen);
     status.ports = exposure::ports(seen);
     status.relay_image = Some(seen.settings.relay_image.clone()).filter(|image| !image.is_empty());
-    if let Situation::Running { desired, .. } = stands {
-        credentials::record(seen, desired.as_deref().ok(), status);
+    if let Situation::Running { desired: Ok(desired), .. } = stands {
+        credentials::record(seen, desired, status);
     }
     for step in &done.done {
         match step {
             Step::CreatePod(pod) => record_pod(pod, None, status),
             Step::Delete(child) if status.pod_ref.as_ref().is_some_and(|pod| pod.name == child.name) => status.pod_ref = None,
-            Step::PublishKubeconfig(plan) => {
-                status.kubeconfig_secret_ref = Some(published(now, plan, done));
-            }
+            Step::PublishKubeconfig(plan) => credentials::record_admin(published(now, plan, done), status),
             Step::PublishFurther(plan) if !done.refused.contains_key(&plan.secret) => {
                 if let Some(have) = status.further_secret_refs.iter_mut().find(|have| have.name == plan.secret) {
                     *have = published(now, plan, done);
