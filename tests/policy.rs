@@ -275,7 +275,8 @@ async fn the_operator_refuses_by_itself_recovers_and_ends_no_cluster() {
     let host = FakeHost::start(plane.client.clone()).await;
     let clusters: Api<KindCluster> = Api::namespaced(plane.client.clone(), "team");
     let pods: Api<Pod> = Api::namespaced(plane.client.clone(), CLUSTERS_NAMESPACE);
-    let options = Options { agents: host.address, max_creating: 2, die_after: None, kubeconfig: None, pod_image: POD_IMAGE, identity: THE_SAME_POD };
+    let options =
+        Options { agents: host.address, max_creating: 2, die_after: None, kubeconfig: None, pod_image: POD_IMAGE, identity: THE_SAME_POD, admin: None };
     let create = async |name: &str, spec: Value| {
         clusters.create(&PostParams::default(), &KindCluster::new(name, serde_json::from_value(spec).unwrap())).await.unwrap();
     };

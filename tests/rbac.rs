@@ -86,6 +86,7 @@ async fn the_charts_rights_suffice_and_nothing_more() {
         kubeconfig: Some(kubeconfig.path().to_owned()),
         pod_image: POD_IMAGE,
         identity: THE_SAME_POD,
+        admin: None,
     };
     let _operator = Operator::start(&plane, &options);
     let clusters: Api<KindCluster> = Api::namespaced(plane.client.clone(), "team");

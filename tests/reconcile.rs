@@ -96,7 +96,7 @@ impl Stage {
     }
 
     fn options(&self, die_after: Option<(String, u32)>) -> Options {
-        Options { agents: self.host.address, max_creating: 2, die_after, kubeconfig: None, pod_image: POD_IMAGE, identity: THE_SAME_POD }
+        Options { agents: self.host.address, max_creating: 2, die_after, kubeconfig: None, pod_image: POD_IMAGE, identity: THE_SAME_POD, admin: None }
     }
 
     fn operator_that_dies(&self, die_after: Option<(String, u32)>) -> Operator {

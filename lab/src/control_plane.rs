@@ -6,7 +6,6 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -39,17 +38,39 @@ const CONTROLLERS: [&str; 11] = [
 
 const AUDIT_POLICY: &str = "audit-policy.json";
 const AUDIT_LOG: &str = "audit.log";
-/// Writes, when they are answered.
-static AUDITED: LazyLock<Value> = LazyLock::new(|| {
-    json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
-        "rules": [{"level": "RequestResponse", "verbs": ["create", "update", "patch", "delete", "deletecollection"]}, {"level": "None"}]})
-});
 
 /// What control plane is wanted.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct ControlPlaneOptions {
     controller_manager: bool,
-    audit: bool,
+    audit: Audit,
+    service_range: &'static str,
+}
+
+impl Default for ControlPlaneOptions {
+    fn default() -> Self {
+        Self { controller_manager: false, audit: Audit::Off, service_range: "10.0.0.0/24" }
+    }
+}
+
+/// What the API server writes down.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Audit {
+    Off,
+    Writes,
+    RequestsOf(&'static str),
+}
+
+impl Audit {
+    fn policy(self) -> Option<Value> {
+        let rules = match self {
+            Self::Off => return None,
+            Self::Writes => json!([{"level": "RequestResponse", "verbs": ["create", "update", "patch", "delete", "deletecollection"]}, {"level": "None"}]),
+            Self::RequestsOf(user) => json!([{"level": "Metadata", "users": [user]}, {"level": "None"}]),
+        };
+        // A watch is answered when it begins, and ends when nobody cares any more.
+        Some(json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules}))
+    }
 }
 
 impl ControlPlaneOptions {
@@ -63,7 +84,21 @@ impl ControlPlaneOptions {
     /// Whether the API server writes down every request that may change something ([`ControlPlane::audit`]).
     #[must_use]
     pub fn with_audit(mut self, wanted: bool) -> Self {
-        self.audit = wanted;
+        self.audit = if wanted { Audit::Writes } else { Audit::Off };
+        self
+    }
+
+    /// Has the API server write down every request of this user, by what it was and not by what was in it ([`ControlPlane::audit_log`]).
+    #[must_use]
+    pub fn with_requests_of(mut self, user: &'static str) -> Self {
+        self.audit = Audit::RequestsOf(user);
+        self
+    }
+
+    /// Where Services get their addresses from: as many as the range has.
+    #[must_use]
+    pub fn with_service_range(mut self, range: &'static str) -> Self {
+        self.service_range = range;
         self
     }
 
@@ -130,6 +165,11 @@ impl ControlPlane {
     pub fn kubeconfig_for(&self, user: &str, group: Option<&str>) -> Result<String> {
         let leaf = self.authority.client(user, group)?;
         Ok(serde_json::to_string_pretty(&kubeconfig(&self.url, &self.authority, user, &leaf))?)
+    }
+
+    /// The file with the audit log: one event of `audit.k8s.io/v1` per line, the last of them perhaps half written.
+    pub fn audit_log(&self) -> PathBuf {
+        self.path(AUDIT_LOG)
     }
 
     /// Every write so far, as events of `audit.k8s.io/v1` with what was sent and answered, in the order in which they were answered.
@@ -226,15 +266,17 @@ impl ControlPlane {
             format!("--service-account-key-file={}", file("accounts.pub")),
             format!("--service-account-signing-key-file={}", file("accounts.key")),
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),
-            "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
+            format!("--service-cluster-ip-range={}", options.service_range),
             "--authorization-mode=RBAC".to_owned(),
             "--allow-privileged=true".to_owned(),
             // The reconciler of the service `kubernetes` refuses to end in time when etcd is ended with it.
             "--endpoint-reconciler-type=none".to_owned(),
         ];
-        if options.audit {
-            fs::write(self.path(AUDIT_POLICY), AUDITED.to_string())?;
+        if let Some(policy) = options.audit.policy() {
+            fs::write(self.path(AUDIT_POLICY), policy.to_string())?;
             arguments.extend([format!("--audit-policy-file={}", file(AUDIT_POLICY)), format!("--audit-log-path={}", file(AUDIT_LOG))]);
+            // One file, however large, in megabytes.
+            arguments.push("--audit-log-maxsize=100000".to_owned());
         }
         if !options.controller_manager {
             // Nothing makes service accounts, and pods must be accepted all the same.

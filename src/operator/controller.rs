@@ -1,5 +1,6 @@
 //! The loop: what asks for a pass, the pass itself, and what follows from how it ended.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,19 +19,22 @@ use nestling_core::plan::milestones::{became_ready, failed};
 use nestling_core::plan::notes::notes;
 use nestling_core::plan::observed::{Observed, created_at};
 use nestling_core::plan::problem::Problem;
+use nestling_core::plan::progress::may_wait;
 use nestling_core::plan::settle::settle;
 use nestling_core::plan::situation::situation;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, info_span, warn};
 
 use super::act::{Acted, Actor, CutShort};
 use super::backoff::{Backoff, Held};
 use super::call::{CallError, Trouble};
 use super::events::Events;
-use super::key::{Guarded, Key};
+use super::kept::Kept;
+use super::key::Key;
 use super::logs::LogStore;
-use super::metrics::{Metrics, Snapshot};
+use super::metrics::{Metrics, Said, Snapshot};
 use super::observe::{ObserveError, Observer};
 use super::own_writes::OwnWrites;
 use super::reports::Reports;
@@ -80,6 +84,18 @@ pub struct Context {
     pub backoff: Mutex<Backoff>,
     /// What the caches may not show yet.
     pub own_writes: Mutex<OwnWrites>,
+    /// When the status of a cluster that moves was written last.
+    pub told: Mutex<HashMap<Key, Instant>>,
+}
+
+/// What became of a status.
+enum Told {
+    /// It says nothing new, or is written.
+    Said,
+    /// It is not worth a write before this time is over.
+    Later(Duration),
+    /// There is no object any more.
+    Gone,
 }
 
 /// A pass that did not do what it should. Never `ok`, `not yet` or the like.
@@ -152,7 +168,7 @@ pub async fn run(context: Arc<Context>, keys: UnboundedReceiver<Key>, concurrenc
     let queue = requests(keys).take_until(shutdown.cancelled_owned());
     let config = Config::default().debounce(DEBOUNCE).concurrency(concurrency);
     let results = applier(
-        |object: Arc<Guarded>, context: Arc<Context>| Box::pin(reconcile(object, context)),
+        |object: Arc<Kept>, context: Arc<Context>| Box::pin(spawned(object, context)),
         |object, error: &ReconcileError, context| after_error(&object, error, &context),
         Arc::clone(&context),
         store,
@@ -171,12 +187,23 @@ pub async fn run(context: Arc<Context>, keys: UnboundedReceiver<Key>, concurrenc
         .await;
 }
 
-fn requests(keys: UnboundedReceiver<Key>) -> impl Stream<Item = Result<ReconcileRequest<Guarded>, Infallible>> {
+fn requests(keys: UnboundedReceiver<Key>) -> impl Stream<Item = Result<ReconcileRequest<Kept>, Infallible>> {
     keys.map(|key| Ok(ReconcileRequest::from(key.reference())))
 }
 
+/// One pass over one object, on whatever processor is free: what drives the passes is a single task.
+async fn spawned(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let pass = AbortOnDropHandle::new(tokio::spawn(reconcile(object, context).in_current_span()));
+    match pass.await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(result) => result,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The process ends.
+        Err(Err(_)) => Ok(Action::await_change()),
+    }
+}
+
 /// One pass over one object.
-async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+async fn reconcile(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let Some(key) = Key::of(object.meta()) else { return Ok(Action::await_change()) };
     let meta = object.meta();
     let span = info_span!(
@@ -188,8 +215,7 @@ async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action
     );
     let started = Instant::now();
     let result = async {
-        let cluster = object.0.clone().map_err(|invalid| ReconcileError::Unreadable(invalid.error));
-        let result = match cluster {
+        let result = match object.cluster().map_err(ReconcileError::Unreadable) {
             Ok(cluster) => Box::pin(context.pass(&key, cluster)).await,
             Err(error) => Err(error),
         };
@@ -210,7 +236,7 @@ async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action
 }
 
 /// Counts an error and says when to try again.
-fn after_error(object: &Guarded, error: &ReconcileError, context: &Context) -> Action {
+fn after_error(object: &Kept, error: &ReconcileError, context: &Context) -> Action {
     context.metrics.reconcile_error(error.reason());
     let (Some(key), Some(first)) = (Key::of(object.meta()), error.first_pause()) else { return Action::await_change() };
     let mut backoff = locked(&context.backoff);
@@ -243,10 +269,12 @@ impl Context {
         let after = settle(now, &seen, &acted.outcome);
         self.reports.tend(key, &seen.identity, seen.children.current_pod(), listens(&seen, &after));
         self.logs.tend(key, &seen.identity, seen.children.current_pod(), is_asked(now, &seen, &situation(now, &seen)));
-        if !self.write_status(key, &seen, &acted, &after).await? {
-            return Ok(self.gone(key));
+        let mut wake_at = plan.wake_at;
+        match self.write_status(key, &seen, &acted, &after).await? {
+            Told::Said => self.tell(now, &seen, &after).await,
+            Told::Later(pause) => wake_at = wake_at.into_iter().chain(now.checked_add(pause).ok()).min(),
+            Told::Gone => return Ok(self.gone(key)),
         }
-        self.tell(now, &seen, &after).await;
 
         if let Some((_, left)) = held.filter(|_| acted.held) {
             return Ok(Action::requeue(left));
@@ -257,7 +285,7 @@ impl Context {
             (None, Some(_)) => Err(ReconcileError::Stale),
             (None, None) => {
                 locked(&self.backoff).reset(key);
-                Ok(requeue(now, plan.wake_at))
+                Ok(requeue(now, wake_at))
             }
         }
     }
@@ -284,23 +312,34 @@ impl Context {
         }
     }
 
-    /// Writes the status if it says anything new. `false`: the object is gone.
-    async fn write_status(&self, key: &Key, seen: &Observed, acted: &Acted, after: &KindClusterStatus) -> Result<bool, ReconcileError> {
+    /// Writes the status if it says anything new.
+    async fn write_status(&self, key: &Key, seen: &Observed, acted: &Acted, after: &KindClusterStatus) -> Result<Told, ReconcileError> {
         let read = seen.cluster.metadata.resource_version.clone().unwrap_or_default();
         if let Some(cluster) = &acted.cluster {
             locked(&self.own_writes).record(key, &read, cluster.clone());
         }
         if seen.cluster.status.as_ref() == Some(after) {
-            return Ok(true);
+            return Ok(Told::Said);
+        }
+        let since = locked(&self.told).get(key).map(Instant::elapsed);
+        let wait = may_wait(&seen.status(), after).zip(since).and_then(|(least, since)| least.checked_sub(since));
+        if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
+            return Ok(Told::Later(wait));
         }
         let base = acted.cluster.clone().unwrap_or_else(|| seen.cluster.clone());
         let version = base.metadata.resource_version.clone().unwrap_or_default();
         match status::write(&self.client, base, after.clone()).await {
             Ok(Some(written)) => {
                 locked(&self.own_writes).record(key, &version, written);
-                Ok(true)
+                let mut told = locked(&self.told);
+                if is_moving(after, true) {
+                    told.insert(key.clone(), Instant::now())
+                } else {
+                    told.remove(key)
+                };
+                Ok(Told::Said)
             }
-            Ok(None) => Ok(false),
+            Ok(None) => Ok(Told::Gone),
             Err(error) if error.trouble() == Trouble::Conflict => Err(ReconcileError::Stale),
             Err(error) => Err(ReconcileError::Status(error)),
         }
@@ -325,6 +364,7 @@ impl Context {
         self.logs.forget(key);
         locked(&self.backoff).reset(key);
         locked(&self.own_writes).forget(key);
+        locked(&self.told).remove(key);
     }
 
     fn gone(&self, key: &Key) -> Action {
@@ -335,10 +375,11 @@ impl Context {
     /// Gives slots to the clusters that an earlier process has begun to create. Before the first pass.
     pub fn restore_slots(&self) {
         let caches = &self.observer.caches;
-        for object in caches.clusters.state() {
-            let (Some(key), Ok(cluster)) = (Key::of(object.meta()), &object.0) else { continue };
+        // One that is ready has been created: that it is ready no more is on record before another pod is.
+        for object in caches.clusters.state().iter().filter(|object| !object.said().is_some_and(Said::is_ready)) {
+            let (Some(key), Ok(cluster)) = (Key::of(object.meta()), object.cluster()) else { continue };
             let children = caches.children(cluster.metadata.uid.as_deref().unwrap_or_default());
-            let status = cluster.status.clone().unwrap_or_default();
+            let status = cluster.status.unwrap_or_default();
             if children.current_pod().is_some_and(|pod| takes_slot(&status, pod)) {
                 self.slots.hold(&key);
             }
@@ -350,7 +391,7 @@ impl Context {
         let (creating, queued) = self.slots.counts();
         let mut snapshot = Snapshot::new(creating, queued, self.slots.longest_wait());
         for object in self.observer.caches.clusters.state() {
-            snapshot.count(object.0.as_ref().ok());
+            snapshot.count(object.said());
         }
         snapshot
     }
@@ -360,7 +401,8 @@ impl Context {
 fn listens(seen: &Observed, after: &KindClusterStatus) -> bool {
     let going = seen.cluster.metadata.deletion_timestamp.is_some() || seen.cluster.spec.paused;
     let over = after.last_failure.as_ref().is_some_and(|failure| Some(failure.attempt) == after.attempt);
-    !going && !over && is_moving(after, seen.report.is_some())
+    // Who has not been heard of at all is asked in any case.
+    !going && !over && is_moving(after, true)
 }
 
 fn requeue(now: Timestamp, wake_at: Option<Timestamp>) -> Action {

@@ -4,12 +4,10 @@ use std::fmt;
 
 use futures::channel::mpsc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::DeserializeGuard;
 use kube::runtime::reflector::ObjectRef;
-use nestling_core::api::{KindCluster, labels};
+use nestling_core::api::labels;
 
-/// A `KindCluster`, or the metadata of one that cannot be read.
-pub type Guarded = DeserializeGuard<KindCluster>;
+use super::kept::Kept;
 
 /// Namespace and name of a `KindCluster`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -33,7 +31,7 @@ impl Key {
     }
 
     /// As the caches name it.
-    pub fn reference(&self) -> ObjectRef<Guarded> {
+    pub fn reference(&self) -> ObjectRef<Kept> {
         ObjectRef::new(&self.name).within(&self.namespace)
     }
 }

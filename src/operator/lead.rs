@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use jiff::Timestamp;
 use kube::Client;
-use kube::runtime::reflector::store::WriterDropped;
 use nestling_core::plan::certificates::Validity;
 use nestling_core::plan::settings::Settings;
 use tokio::sync::watch;
@@ -82,10 +81,10 @@ pub async fn lead(args: &Args, client: Client, fence: Fence, identity: &str, adm
     let mut tasks = caching::start(&client, scope, &caches, writers, &triggers, move |key| forgetful.forget(key));
     tasks.spawn(keep_host_facts(args.clone(), client.clone(), settings_sender, caches.clone(), triggers));
     tasks.spawn(keep_channel(args.clone(), client.clone(), authority, Arc::clone(&context.reports), own.validity));
-    tasks.spawn(sweeper::run(client, args.clusters_namespace.clone(), args.install.clone()));
 
     let Some(filled) = shutdown.run_until_cancelled(fill(&caches, gates)).await else { return Ok(()) };
     filled.context("a cache has stopped")?;
+    tasks.spawn(sweeper::run(client, args.clusters_namespace.clone(), caches));
     context.restore_slots();
     let numbers = Arc::clone(&context);
     let _ = admin.source.set(Box::new(move || numbers.snapshot()));
@@ -128,6 +127,7 @@ fn context(
         metrics,
         backoff: Mutex::new(Backoff::default()),
         own_writes: Mutex::new(OwnWrites::default()),
+        told: Mutex::default(),
     })
 }
 
@@ -146,7 +146,7 @@ async fn until_had<T, E: std::fmt::Display>(what: &'static str, gates: &Gates, a
 }
 
 /// Waits until all caches are complete.
-async fn fill(caches: &Caches, gates: &Gates) -> Result<(), WriterDropped> {
+async fn fill(caches: &Caches, gates: &Gates) -> anyhow::Result<()> {
     caches.clusters.wait_until_ready().await?;
     gates.open(CACHES[0]);
     caches.pods.wait_until_ready().await?;

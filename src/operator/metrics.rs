@@ -44,6 +44,9 @@ struct ConditionLabels {
 /// The states of a condition.
 const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
 
+/// The place of the last of them.
+const UNKNOWN: u8 = 2;
+
 /// How a cluster can end that had been there. Counted from the beginning: the first increase of a counter that was not there before is not seen as one.
 const LOSSES: [Reason; 9] = [
     Reason::PodLost,
@@ -56,6 +59,33 @@ const LOSSES: [Reason; 9] = [
     Reason::DockerUnresponsive,
     Reason::DataRootFull,
 ];
+
+/// What is counted of one cluster.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Said {
+    /// The reason of its condition `Ready`.
+    ready: Box<str>,
+    /// Index into [`STATUSES`] of each condition, in the order of [`conditions::ALL`].
+    statuses: [u8; conditions::ALL.len()],
+}
+
+impl Said {
+    /// By a cluster. A condition that is not there is `Unknown`.
+    pub fn of(cluster: &KindCluster) -> Self {
+        let have = cluster.status.as_ref().map_or(&[][..], |status| status.conditions.as_slice());
+        let status = |type_: &str| {
+            let said = conditions::get(have, type_).map_or("", |condition| condition.status.as_str());
+            STATUSES.iter().position(|status| *status == said).and_then(|index| u8::try_from(index).ok()).unwrap_or(UNKNOWN)
+        };
+        let ready = conditions::get(have, conditions::READY).map_or(Reason::Pending.as_str(), |ready| ready.reason.as_str());
+        Self { ready: ready.into(), statuses: conditions::ALL.map(status) }
+    }
+
+    /// Whether it says that it is ready.
+    pub fn is_ready(&self) -> bool {
+        &*self.ready == Reason::ClusterReady.as_str()
+    }
+}
 
 /// What is only known when somebody asks.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -79,18 +109,20 @@ impl Snapshot {
         Self { clusters: BTreeMap::new(), conditions, creating, queued, longest_wait }
     }
 
-    /// Counts a cluster; `None` is one that cannot be read. A condition that is not there is `Unknown`.
-    pub fn count(&mut self, cluster: Option<&KindCluster>) {
-        let Some(cluster) = cluster else {
+    /// Counts a cluster; `None` is one that cannot be read.
+    pub fn count(&mut self, cluster: Option<&Said>) {
+        let Some(said) = cluster else {
             *self.clusters.entry("Unreadable".to_owned()).or_default() += 1;
             return;
         };
-        let have = cluster.status.as_ref().map_or(&[][..], |status| status.conditions.as_slice());
-        let reason = conditions::get(have, conditions::READY).map_or(Reason::Pending.as_str(), |ready| ready.reason.as_str());
-        *self.clusters.entry(reason.to_owned()).or_default() += 1;
-        for type_ in conditions::ALL {
-            let said = conditions::get(have, type_).map_or("", |condition| condition.status.as_str());
-            let status = STATUSES.into_iter().find(|status| *status == said).unwrap_or("Unknown");
+        match self.clusters.get_mut(&*said.ready) {
+            Some(count) => *count += 1,
+            None => {
+                self.clusters.insert(said.ready.to_string(), 1);
+            }
+        }
+        for (type_, status) in conditions::ALL.into_iter().zip(said.statuses) {
+            let status = STATUSES.get(usize::from(status)).copied().unwrap_or("Unknown");
             *self.conditions.entry((type_, status)).or_default() += 1;
         }
     }
@@ -295,8 +327,9 @@ mod tests {
 
     #[test]
     fn clusters_are_counted_by_reason_and_condition() {
-        let cluster = |conditions: serde_json::Value| -> KindCluster {
-            serde_json::from_value(serde_json::json!({"metadata": {"name": "crane"}, "spec": {}, "status": {"conditions": conditions}})).unwrap()
+        let cluster = |conditions: serde_json::Value| {
+            let cluster = serde_json::json!({"metadata": {"name": "crane"}, "spec": {}, "status": {"conditions": conditions}});
+            Said::of(&serde_json::from_value(cluster).unwrap())
         };
         let condition = |type_: &str, status: &str, reason: &str| serde_json::json!({"type": type_, "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
         let mut now = Snapshot::new(0, 0, Duration::ZERO);

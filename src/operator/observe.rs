@@ -7,7 +7,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, PartialObjectMeta};
 use kube::runtime::reflector::Store;
-use kube::{Api, Client, Resource};
+use kube::{Api, Client};
 use nestling_core::api::{KindCluster, labels};
 use nestling_core::plan::observed::{Children, HostNode, Logs, Observed, Turn, identity, needs_live, needs_node};
 use nestling_core::plan::settings::Settings;
@@ -15,7 +15,9 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::call::{CallError, call, list_all, list_all_metadata};
-use super::key::{Guarded, Key};
+use super::children::ChildCache;
+use super::kept::Kept;
+use super::key::Key;
 use super::logs::LogStore;
 use super::reports::Reports;
 
@@ -23,17 +25,17 @@ use super::reports::Reports;
 #[derive(Clone)]
 pub struct Caches {
     /// `KindCluster`s of all namespaces.
-    pub clusters: Store<Guarded>,
+    pub clusters: Store<Kept>,
     /// Pods.
-    pub pods: Store<Pod>,
+    pub pods: ChildCache<Pod>,
     /// Services.
-    pub services: Store<Service>,
+    pub services: ChildCache<Service>,
     /// Network policies.
-    pub policies: Store<NetworkPolicy>,
+    pub policies: ChildCache<NetworkPolicy>,
     /// Secrets with keys, metadata only: keys are never cached.
-    pub keys: Store<PartialObjectMeta<Secret>>,
+    pub keys: ChildCache<PartialObjectMeta<Secret>>,
     /// Claims on volumes.
-    pub claims: Store<PersistentVolumeClaim>,
+    pub claims: ChildCache<PersistentVolumeClaim>,
 }
 
 /// Why nothing was seen.
@@ -125,20 +127,13 @@ impl Caches {
     pub fn children(&self, uid: &str) -> Children {
         Children {
             live: false,
-            pods: of(&self.pods, uid).map(|pod| (*pod).clone()).collect(),
-            services: of(&self.services, uid).map(|service| (*service).clone()).collect(),
-            policies: of(&self.policies, uid).map(|policy| (*policy).clone()).collect(),
-            keys: of(&self.keys, uid).map(|keys| keys.metadata.clone()).collect(),
-            claims: of(&self.claims, uid).map(|claim| (*claim).clone()).collect(),
+            pods: self.pods.of(uid),
+            services: self.services.of(uid),
+            policies: self.policies.of(uid),
+            keys: self.keys.of(uid).into_iter().map(|keys| keys.metadata).collect(),
+            claims: self.claims.of(uid),
         }
     }
-}
-
-fn of<K>(store: &Store<K>, uid: &str) -> impl Iterator<Item = Arc<K>>
-where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-{
-    store.state_filter(|object| owner_uid(object.meta()) == Some(uid)).into_iter()
 }
 
 /// UID of the `KindCluster` that a child belongs to.

@@ -10,13 +10,15 @@ use k8s_openapi::api::core::v1::Pod;
 use nestling_core::plan::names::Identity;
 use nestling_core::plan::objects::attempt_of;
 use nestling_core::plan::wire::{AGENT_PORT, AgentReport, Contents, Orders};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::debug;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, error};
 
 use super::agent_client::{AgentClient, AgentError, Target};
 use super::key::{Key, Triggers};
 use super::metrics::Metrics;
+use super::packed::{Packed, Packer};
 
 /// Least time between two answers, so that an agent that talks without end does not keep the operator busy.
 const BREATH: Duration = Duration::from_millis(250);
@@ -27,10 +29,15 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 /// A report older than this is asked for again when its cluster is looked at next: the hourly pass of a cluster at rest.
 const OLD: Duration = Duration::from_mins(50);
 
+/// So many agents of clusters at rest are asked at once: an operator that starts has heard of none.
+const LOOKS: usize = 64;
+
 /// The reports and the listeners.
 pub struct Reports {
     entries: Mutex<HashMap<Key, Entry>>,
     client: AgentClient,
+    packer: Packer,
+    looks: Semaphore,
     /// Where all agents are asked, if not at their pods' addresses.
     address: Option<SocketAddr>,
     triggers: Triggers,
@@ -40,15 +47,38 @@ pub struct Reports {
 /// What is known of one cluster's current pod.
 struct Entry {
     pod_uid: String,
-    heard: Option<(AgentReport, Instant)>,
-    /// Ends the listener when dropped.
-    listener: Option<(Target, DropGuard)>,
+    heard: Option<Heard>,
+    listener: Option<Listener>,
+}
+
+/// What an agent has said last.
+struct Heard {
+    revision: u64,
+    control_plane_ready: bool,
+    report: Packed,
+    at: Instant,
+}
+
+/// A task that asks an agent.
+struct Listener {
+    target: Target,
+    how: Asking,
+    task: AbortOnDropHandle<()>,
+}
+
+/// How an agent is asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Asking {
+    /// Until it has answered, when it is its turn: nothing is expected of it.
+    Once,
+    /// Again and again, and at once.
+    On,
 }
 
 impl Reports {
     /// No reports yet.
     pub fn new(client: AgentClient, address: Option<SocketAddr>, triggers: Triggers, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { entries: Mutex::default(), client, address, triggers, metrics })
+        Arc::new(Self { entries: Mutex::default(), client, packer: Packer::default(), looks: Semaphore::new(LOOKS), address, triggers, metrics })
     }
 
     /// The channel to the agents.
@@ -60,7 +90,7 @@ impl Reports {
     pub fn newest(&self, key: &Key, pod: &Pod) -> Option<AgentReport> {
         let entries = self.entries();
         let entry = entries.get(key).filter(|entry| Some(&entry.pod_uid) == pod.metadata.uid.as_ref())?;
-        entry.heard.as_ref().map(|(report, _)| report.clone())
+        entry.heard.as_ref()?.report.unpack().inspect_err(|error| error!(%error, "a report is lost")).ok()
     }
 
     /// Starts or stops listening, after a pass. `moving`: the last word on this cluster is not spoken.
@@ -74,18 +104,19 @@ impl Reports {
             entries.insert(key.clone(), Entry { pod_uid: uid, heard: None, listener: None });
         }
         let Some(entry) = entries.get_mut(key) else { return };
-        let old = entry.heard.as_ref().is_none_or(|(_, at)| at.elapsed() >= OLD);
-        let disagrees = entry.heard.as_ref().is_some_and(|(report, _)| report.control_plane_ready != is_ready(pod));
-        let target = self.target(identity, pod);
-        match target.filter(|_| moving || old || disagrees) {
-            None => entry.listener = None,
-            Some(target) if entry.listener.as_ref().is_some_and(|(listened, _)| *listened == target) => {}
-            Some(target) => {
-                let token = CancellationToken::new();
-                tokio::spawn(Self::listen(Arc::clone(self), key.clone(), target.clone(), token.clone()));
-                entry.listener = Some((target, token.drop_guard()));
-            }
+        let old = entry.heard.as_ref().is_none_or(|heard| heard.at.elapsed() >= OLD);
+        let disagrees = entry.heard.as_ref().is_some_and(|heard| heard.control_plane_ready != is_ready(pod));
+        let how = if moving || disagrees { Asking::On } else { Asking::Once };
+        let target = self.target(identity, pod).filter(|_| how == Asking::On || old);
+        let goes_on =
+            |listener: &Listener| Some(&listener.target) == target.as_ref() && (listener.how == how || how == Asking::Once) && !listener.task.is_finished();
+        if entry.listener.as_ref().is_some_and(goes_on) {
+            return;
         }
+        entry.listener = target.map(|target| {
+            let task = tokio::spawn(Self::listen(Arc::clone(self), key.clone(), target.clone(), how));
+            Listener { target, how, task: AbortOnDropHandle::new(task) }
+        });
     }
 
     /// Gives the agent in a pod its orders, and takes the report that it answers with.
@@ -114,7 +145,7 @@ impl Reports {
         let report = answer?;
         let key = Key { namespace: identity.namespace.clone(), name: identity.name.clone() };
         let new = self.newest(&key, pod).is_none_or(|known| known.revision != report.revision);
-        self.heard(&key, target, report, new);
+        self.heard(&key, target, &report, new);
         Ok(())
     }
 
@@ -148,20 +179,26 @@ impl Reports {
         Some(SocketAddr::new(address, u16::try_from(AGENT_PORT).ok()?))
     }
 
-    /// Asks one agent again and again until it is cancelled.
-    async fn listen(self: Arc<Self>, key: Key, target: Target, token: CancellationToken) {
+    /// Asks one agent, for ever or until it has answered.
+    async fn listen(self: Arc<Self>, key: Key, target: Target, how: Asking) {
         let mut connection = None;
         let mut after = None;
         let mut pause = PAUSES.0;
         loop {
-            let Some(answer) = token.run_until_cancelled(self.client.ask(&mut connection, &target, after)).await else { return };
+            // Never closed.
+            let place = if how == Asking::Once { self.looks.acquire().await.ok() } else { None };
+            let answer = self.client.ask(&mut connection, &target, after).await;
+            drop(place);
             let breath = match answer {
                 Ok(report) => {
                     let new = after.is_none_or(|after| report.revision > after);
                     self.metrics.agent_request(if new { "report" } else { "unchanged" });
                     after = Some(report.revision.max(after.unwrap_or(0)));
                     pause = PAUSES.0;
-                    self.heard(&key, &target, report, new);
+                    self.heard(&key, &target, &report, new);
+                    if how == Asking::Once {
+                        return;
+                    }
                     BREATH
                 }
                 Err(error) => {
@@ -172,25 +209,28 @@ impl Reports {
                     now
                 }
             };
-            if token.run_until_cancelled(sleep(breath)).await.is_none() {
-                return;
-            }
+            sleep(breath).await;
         }
     }
 
     /// Keeps a report, if its pod is still the current one, and has the cluster looked at if it is new. Agents are listened to and told things at the
     /// same time, so a report may arrive behind a newer one: that one stays, since nobody would be told of it again.
-    fn heard(&self, key: &Key, target: &Target, report: AgentReport, new: bool) {
+    fn heard(&self, key: &Key, target: &Target, report: &AgentReport, new: bool) {
+        let packed = match self.packer.pack(report) {
+            Ok(packed) => packed,
+            Err(error) => return error!(%error, "a report cannot be kept"),
+        };
+        let now = Heard { revision: report.revision, control_plane_ready: report.control_plane_ready, report: packed, at: Instant::now() };
         {
             let mut entries = self.entries();
             let Some(entry) = entries.get_mut(key).filter(|entry| entry.pod_uid == target.pod_uid) else { return };
             match &mut entry.heard {
-                Some((known, _)) if report.revision < known.revision => return,
-                Some((_, at)) if !new => {
-                    *at = Instant::now();
+                Some(known) if now.revision < known.revision => return,
+                Some(known) if !new => {
+                    known.at = now.at;
                     return;
                 }
-                heard => *heard = Some((report, Instant::now())),
+                heard => *heard = Some(now),
             }
         }
         self.triggers.fire(key.clone());
@@ -240,7 +280,7 @@ mod tests {
         let (reports, mut keys) = reports(|_| report(7)).await;
         reports.tend(&key(), &identity(), Some(&pod("a")), false);
         let target = reports.target(&identity(), &pod("a")).unwrap();
-        let heard = |revision: u64| reports.heard(&key(), &target, AgentReport { revision, ..AgentReport::default() }, true);
+        let heard = |revision: u64| reports.heard(&key(), &target, &AgentReport { revision, ..AgentReport::default() }, true);
         heard(5);
         assert_eq!(timeout(SOON, keys.next()).await.unwrap(), Some(key()));
         heard(4);

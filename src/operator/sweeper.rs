@@ -1,20 +1,17 @@
 //! Children whose `KindCluster` is gone though its finalizer should have seen to them: somebody removed it by force.
 //!
 //! Slow on purpose. A child goes only if it carries this installation's label, is older than ten minutes, and its owner was found missing (by a
-//! live read, never by a cache) twice, ten minutes apart.
+//! live read; what a cache does not show is only a reason for one) twice, ten minutes apart.
 
-use std::collections::HashMap;
-use std::fmt::Debug;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::ListParams;
-use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
-use nestling_core::api::{KindCluster, labels};
+use nestling_core::api::KindCluster;
 use nestling_core::plan::decide::ChildKind;
 use nestling_core::plan::observed::created_at;
 use serde::de::DeserializeOwned;
@@ -22,9 +19,10 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::act::delete_exactly;
-use super::call::{CallError, call, list_all_metadata};
+use super::call::{CallError, call};
+use super::children::ChildCache;
 use super::key::Key;
-use super::observe::owner_uid;
+use super::observe::{Caches, owner_uid};
 
 /// Least age of a child, and least time between two sightings, of which there is one at the start and one each time this is over.
 const PATIENCE: Duration = Duration::from_mins(10);
@@ -45,25 +43,36 @@ fn is_due(now: Timestamp, child: &ObjectMeta, suspects: &Suspects) -> bool {
     seen_before && past(created_at(child)) && child.deletion_timestamp.is_none()
 }
 
-/// Sweeps for ever.
-pub async fn run(client: Client, namespace: String, install: String) {
+/// Sweeps for ever. The caches have to be complete.
+pub async fn run(client: Client, namespace: String, caches: Caches) {
     let mut suspects = Suspects::new();
     loop {
-        if let Err(error) = sweep(&client, &namespace, &install, Timestamp::now(), &mut suspects).await {
+        if let Err(error) = sweep(&client, &namespace, orphans(&caches), Timestamp::now(), &mut suspects).await {
             warn!(%error, "cannot look for children without an owner");
         }
         sleep(PATIENCE).await;
     }
 }
 
-/// One look at all children.
-async fn sweep(client: &Client, namespace: &str, install: &str, now: Timestamp, suspects: &mut Suspects) -> Result<(), CallError> {
-    let mut children = list::<Pod>(client, ChildKind::Pod, namespace, install).await?;
-    children.extend(list::<Service>(client, ChildKind::Service, namespace, install).await?);
-    children.extend(list::<NetworkPolicy>(client, ChildKind::NetworkPolicy, namespace, install).await?);
-    children.extend(list::<Secret>(client, ChildKind::Keys, namespace, install).await?);
-    children.extend(list::<PersistentVolumeClaim>(client, ChildKind::VolumeClaim, namespace, install).await?);
+/// Children whose owner the caches do not show: those that are worth a question. Most often there are none, and nobody is asked anything.
+fn orphans(caches: &Caches) -> Vec<Found> {
+    let clusters = caches.clusters.state();
+    let there: HashSet<&str> = clusters.iter().filter_map(|cluster| cluster.meta().uid.as_deref()).collect();
+    let mut found = without(&there, ChildKind::Pod, &caches.pods);
+    found.extend(without(&there, ChildKind::Service, &caches.services));
+    found.extend(without(&there, ChildKind::NetworkPolicy, &caches.policies));
+    found.extend(without(&there, ChildKind::Keys, &caches.keys));
+    found.extend(without(&there, ChildKind::VolumeClaim, &caches.claims));
+    found
+}
 
+fn without<K: Resource + DeserializeOwned>(there: &HashSet<&str>, kind: ChildKind, cache: &ChildCache<K>) -> Vec<Found> {
+    let gone = cache.owners().into_iter().filter(|owner| !there.contains(&**owner));
+    gone.flat_map(|owner| cache.of(&owner)).map(|child| Found { kind, meta: child.meta().clone() }).collect()
+}
+
+/// One look at these children.
+async fn sweep(client: &Client, namespace: &str, children: Vec<Found>, now: Timestamp, suspects: &mut Suspects) -> Result<(), CallError> {
     let mut owners: HashMap<Key, Option<String>> = HashMap::new();
     let mut still = Suspects::new();
     for child in children {
@@ -84,16 +93,6 @@ async fn sweep(client: &Client, namespace: &str, install: &str, now: Timestamp, 
     }
     *suspects = still;
     Ok(())
-}
-
-async fn list<K>(client: &Client, kind: ChildKind, namespace: &str, install: &str) -> Result<Vec<Found>, CallError>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
-{
-    let api: Api<K> = Api::namespaced(client.clone(), namespace);
-    let params = ListParams::default().labels(&format!("{}={install}", labels::INSTALL));
-    let all = list_all_metadata("list all children", &api, params).await?;
-    Ok(all.into_iter().map(|child| Found { kind, meta: child.metadata }).collect())
 }
 
 /// UID of the `KindCluster` of this name, if there is one.
@@ -117,32 +116,45 @@ async fn delete(client: &Client, namespace: &str, kind: ChildKind, name: &str, u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operator::kept::Kept;
     use crate::operator::mock::{Answer, Mock};
+    use crate::operator::packed::Packer;
+    use crate::operator::watch::caches;
+    use kube::runtime::watcher::Event;
     use serde_json::{Value, json};
 
     fn at(minute: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + minute * 60).unwrap()
     }
 
-    fn page(items: &[Value]) -> Answer {
-        Answer::ok(json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", "metadata": {}, "items": items}))
-    }
-
     fn child() -> Value {
-        json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {
+        json!({"metadata": {
             "name": "c-crane-x-1", "namespace": "clusters", "uid": "pod-uid", "creationTimestamp": at(-1).to_string(),
             "labels": {"nestling.dev/cluster-namespace": "marsh", "nestling.dev/cluster-name": "crane", "nestling.dev/cluster-uid": "gone"},
         }})
     }
 
+    fn found() -> Vec<Found> {
+        let pod: Pod = serde_json::from_value(child()).unwrap();
+        vec![Found { kind: ChildKind::Pod, meta: pod.metadata }]
+    }
+
+    #[test]
+    fn only_whose_owner_is_not_in_sight_is_asked_about() {
+        let (caches, mut writers) = caches();
+        writers.pods().follow(&Event::Apply(serde_json::from_value(child()).unwrap()));
+        let names = |found: Vec<Found>| found.into_iter().filter_map(|found| found.meta.name).collect::<Vec<_>>();
+        assert_eq!(names(orphans(&caches)), ["c-crane-x-1"]);
+        let owner = |uid: &str| serde_json::from_value(json!({"metadata": {"name": "crane", "namespace": "marsh", "uid": uid}, "spec": {}})).unwrap();
+        writers.clusters().apply_watcher_event(&Event::Apply(Kept::new(&Packer::default(), owner("another"))));
+        assert_eq!(names(orphans(&caches)), ["c-crane-x-1"]);
+        writers.clusters().apply_watcher_event(&Event::Apply(Kept::new(&Packer::default(), owner("gone"))));
+        assert!(orphans(&caches).is_empty());
+    }
+
     async fn look(minute: i64, suspects: &mut Suspects, owner: Answer, deleted: bool) {
         let (client, mut mock) = Mock::new();
         let server = tokio::spawn(async move {
-            mock.expect("GET", "/api/v1/namespaces/clusters/pods", page(&[child()])).await;
-            mock.expect("GET", "/api/v1/namespaces/clusters/services", page(&[])).await;
-            mock.expect("GET", "/apis/networking.k8s.io/v1/namespaces/clusters/networkpolicies", page(&[])).await;
-            mock.expect("GET", "/api/v1/namespaces/clusters/secrets", page(&[])).await;
-            mock.expect("GET", "/api/v1/namespaces/clusters/persistentvolumeclaims", page(&[])).await;
             mock.expect("GET", "/apis/nestling.dev/v1alpha1/namespaces/marsh/kindclusters/crane", owner).await;
             if deleted {
                 let sent = mock.expect("DELETE", "/api/v1/namespaces/clusters/pods/c-crane-x-1", Answer::missing()).await;
@@ -150,7 +162,7 @@ mod tests {
             }
             mock.done().await;
         });
-        sweep(&client, "clusters", "reed", at(minute), suspects).await.unwrap();
+        sweep(&client, "clusters", found(), at(minute), suspects).await.unwrap();
         server.await.unwrap();
     }
 
@@ -177,15 +189,10 @@ mod tests {
         let mut suspects = Suspects::from([("pod-uid".to_owned(), at(-60))]);
         let (client, mut mock) = Mock::new();
         let server = tokio::spawn(async move {
-            mock.expect("GET", "/api/v1/namespaces/clusters/pods", page(&[child()])).await;
-            mock.expect("GET", "/api/v1/namespaces/clusters/services", page(&[])).await;
-            mock.expect("GET", "/apis/networking.k8s.io/v1/namespaces/clusters/networkpolicies", page(&[])).await;
-            mock.expect("GET", "/api/v1/namespaces/clusters/secrets", page(&[])).await;
-            mock.expect("GET", "/api/v1/namespaces/clusters/persistentvolumeclaims", page(&[])).await;
             mock.expect("GET", "/apis/nestling.dev/v1alpha1/namespaces/marsh/kindclusters/crane", Answer::refused(403, "Forbidden", "no")).await;
             mock.done().await;
         });
-        assert!(sweep(&client, "clusters", "reed", at(10), &mut suspects).await.is_err());
+        assert!(sweep(&client, "clusters", found(), at(10), &mut suspects).await.is_err());
         assert_eq!(suspects.len(), 1);
         server.await.unwrap();
     }

@@ -4,8 +4,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use axum::extract::{Query, State};
 use axum::routing::{get, put};
@@ -24,17 +24,23 @@ use nestling_core::plan::wire::{
     AgentFailure, AgentReport, BUNDLE_PATH, CONTENTS_PATH, Contents, ContentsReport, GateReport, ManifestReport, ManifestState, NodeReport, ORDERS_PATH,
     Orders, OrdersReport, STATUS_PATH, Stage, keys,
 };
+use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use serde_json::json;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
 use super::operator::CLUSTERS_NAMESPACE;
 
 /// The node of all pods.
 pub const NODE: &str = "fake";
+
+/// What comes before the longest stage.
+const ON_THE_WAY: [Stage; 7] =
+    [Stage::Cgroups, Stage::Network, Stage::Dockerd, Stage::NodeImage, Stage::EnsuringNodeImage, Stage::PreparingNodes, Stage::WritingConfiguration];
 
 /// How an agent turns out.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,10 +72,18 @@ pub struct FakeHost {
     pub mute: Arc<AtomicBool>,
     /// The largest number of pods that were being created at one time.
     pub most_creating: Arc<Mutex<usize>>,
+    /// Whether agents tell of every stage on their way, as real ones do; of the longest only, if not.
+    pub thorough: Arc<AtomicBool>,
+    /// When the kubelet found the pod of a cluster ready, by cluster name.
+    pub pods_ready: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 #[derive(Default)]
 struct Agents {
+    /// What they all do TLS with. They ask for the operator's certificate; who may show which is tested with the real agent.
+    tls: OnceLock<TlsAcceptor>,
+    pods_ready: Arc<Mutex<HashMap<String, Instant>>>,
+    thorough: Arc<AtomicBool>,
     mute: Arc<AtomicBool>,
     /// By server name.
     certificates: Mutex<HashMap<String, Arc<CertifiedKey>>>,
@@ -104,12 +118,14 @@ impl FakeHost {
         let address = listener.local_addr().unwrap();
         let silent: Arc<AtomicBool> = Arc::default();
         let mute = agents.mute.clone();
+        let pods_ready = agents.pods_ready.clone();
+        let thorough = agents.thorough.clone();
         let pods = Api::namespaced(client.clone(), CLUSTERS_NAMESPACE);
         let node = json!({"metadata": {"name": NODE}});
         Api::<Node>::all(client.clone()).create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
         tokio::spawn(kubelet(client, agents.clone(), luck.clone(), started.clone(), most_creating.clone(), silent.clone()));
         tokio::spawn(serve(listener, agents.clone()));
-        Self { address, agents, pods, luck, started, silent, mute, most_creating }
+        Self { address, agents, pods, luck, started, silent, mute, most_creating, thorough, pods_ready }
     }
 
     /// Changes what the agent of this cluster says, and then what the kubelet finds of its pod.
@@ -200,7 +216,7 @@ async fn kubelet(
 }
 
 /// One pod's life. Answers whether it became a cluster.
-async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod, luck: Luck) -> bool {
+async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Arc<Agents>, pod: &Pod, luck: Luck) -> bool {
     let name = pod.name_any();
     let uid = pod.labels()[labels::CLUSTER_UID].clone();
     let attempt: i64 = pod.labels()[labels::ATTEMPT].parse().unwrap();
@@ -213,6 +229,7 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod,
     let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&data[keys::AGENT_CERTIFICATE].0).map(Result::unwrap).collect();
     let key = PrivateKeyDer::from_pem_slice(&data[keys::AGENT_KEY].0).unwrap();
     let signing = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
+    agents.tls.get_or_init(|| acceptor(agents, &data[keys::AGENT_AUTHORITY].0));
     agents.certificates.lock().unwrap().insert(format!("{uid}.agent.nestling"), Arc::new(CertifiedKey::new(certificates, signing)));
     let (sender, _) =
         watch::channel(AgentReport { schema: 1, revision: 1, cluster_uid: uid.clone(), attempt, stage: Stage::Preflight, ..AgentReport::default() });
@@ -237,6 +254,12 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod,
     };
     tokio::time::sleep(Duration::from_millis(50)).await;
     let resumes = nestling_core::plan::objects::resumes(pod);
+    if agents.thorough.load(Ordering::Relaxed) {
+        for stage in ON_THE_WAY {
+            say(&|report| report.stage = stage);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
     say(&|report| report.stage = if resumes { Stage::Resuming } else { Stage::StartingControlPlane });
     tokio::time::sleep(Duration::from_millis(100)).await;
     match luck {
@@ -269,6 +292,7 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Agents, pod: &Pod,
             let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}],
                 "containerStatuses": [{"name": "cluster", "ready": true, "restartCount": 0, "image": "i", "imageID": "i", "state": {"running": {}}}]}});
             let _ = pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(ready)).await;
+            agents.pods_ready.lock().unwrap().insert(pod.labels()[labels::CLUSTER_NAME].clone(), Instant::now());
             return true;
         }
     }
@@ -339,15 +363,24 @@ async fn status(State(report): State<watch::Sender<AgentReport>>, Query(poll): Q
     Json(report.borrow().clone())
 }
 
+/// TLS as the real agents do it: with each other's certificates, of this authority.
+fn acceptor(agents: &Arc<Agents>, authority: &[u8]) -> TlsAcceptor {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(authority) {
+        roots.add(certificate.unwrap()).unwrap();
+    }
+    let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap();
+    TlsAcceptor::from(Arc::new(rustls::ServerConfig::builder().with_client_cert_verifier(verifier).with_cert_resolver(agents.clone())))
+}
+
 async fn serve(listener: tokio::net::TcpListener, agents: Arc<Agents>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { return };
         let agents = agents.clone();
         tokio::spawn(async move {
-            // Any client certificate will do here; that the real agent asks for the operator's is tested with the agent.
-            let verifier = WebPkiClientVerifier::no_client_auth();
-            let config = rustls::ServerConfig::builder().with_client_cert_verifier(verifier).with_cert_resolver(agents.clone());
-            let Ok(stream) = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await else { return };
+            // Before there is an agent there is nobody to speak to.
+            let Some(tls) = agents.tls.get().cloned() else { return };
+            let Ok(stream) = tls.accept(stream).await else { return };
             let uid = stream.get_ref().1.server_name().unwrap_or_default().split('.').next().unwrap_or_default().to_owned();
             let Some(report) = agents.reports.lock().unwrap().get(&uid).cloned() else { return };
             let contents = Router::new().route(CONTENTS_PATH, put(take_contents)).with_state((report.clone(), agents.clone()));

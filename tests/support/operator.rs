@@ -29,7 +29,12 @@ pub struct Options {
     pub pod_image: &'static str,
     /// Its name among those that compete for the lease.
     pub identity: &'static str,
+    /// Where it serves `/metrics`; where nobody finds them if `None`.
+    pub admin: Option<SocketAddr>,
 }
+
+/// Any free port.
+const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
 /// Image of the clusters' pods; nobody runs it.
 pub const POD_IMAGE: &str = "nestling/node:test";
@@ -55,13 +60,16 @@ impl Operator {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nestling"));
         command
             .args(["operator", "--namespace", OPERATOR_NAMESPACE, "--clusters-namespace", CLUSTERS_NAMESPACE])
-            .args(["--pod-image", options.pod_image, "--allow-cgroup-v1", "--log-format", "text", "--admin-address", "127.0.0.1:0"])
+            .args(["--pod-image", options.pod_image, "--allow-cgroup-v1", "--log-format", "text"])
+            .args(["--admin-address", &options.admin.unwrap_or(NOWHERE).to_string()])
             .args(["--identity", options.identity])
             .args(["--agent-address-override", &options.agents.to_string()])
             .args(["--max-creating", &options.max_creating.to_string()])
             .args(arguments)
             .env("KUBECONFIG", options.kubeconfig.as_deref().unwrap_or_else(|| plane.control_plane.kubeconfig()))
-            .env("RUST_LOG", "info,nestling=debug")
+            .env("RUST_LOG", std::env::var("NESTLING_TEST_OPERATOR_LOG_LEVEL").as_deref().unwrap_or("info,nestling=debug"))
+            // As the chart does.
+            .envs([("MALLOC_ARENA_MAX", "2"), ("MALLOC_MMAP_THRESHOLD_", "131072"), ("MALLOC_TRIM_THRESHOLD_", "131072")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
@@ -80,6 +88,11 @@ impl Operator {
     /// Sends a signal, such as SIGSTOP.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Whether it is over.

@@ -9,6 +9,7 @@ mod kubectl;
 mod machine;
 mod memory;
 mod nested;
+mod operator;
 mod page;
 mod power;
 mod report;
@@ -38,6 +39,8 @@ pub struct Arguments {
 /// What there is besides clusters.
 #[derive(Subcommand)]
 enum Part {
+    /// Measure what the operator costs with many clusters; no container is started.
+    Operator(operator::Arguments),
     /// Write the tables of docs/performance.md from the reports of earlier runs; each run keeps a table of its own.
     Table(TableArguments),
 }
@@ -54,6 +57,7 @@ struct TableArguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.part {
         None => run::run(&arguments.clusters),
+        Some(Part::Operator(operator)) => operator::run(operator),
         Some(Part::Table(table)) => {
             let reports = table.reports.iter().map(|path| Report::read(path)).collect::<Result<Vec<_>>>()?;
             page::write(&reports)

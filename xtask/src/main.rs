@@ -14,7 +14,7 @@ mod slice;
 mod test;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -49,8 +49,8 @@ enum Task {
     Lab(lab::Task),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Images(arguments) => publish::run(&arguments),
@@ -58,6 +58,14 @@ fn main() -> anyhow::Result<()> {
         Task::Gen { check } => generate::run(check),
         Task::Reliability(arguments) => reliability::run(&arguments),
         Task::Lab(task) => lab::run(task),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // No backtrace of our own: the last lines are to tell what failed.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -181,8 +181,24 @@ fn fast(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Res
     let helm = paths.bin("helm")?;
     stages.run("pages can be typed", || status(&mut cargo_test(arguments, seed, &["--test", "docs"], &["--skip", "pages::", "--skip", "installation::"])))?;
     stages.run("API and chart on a bare control plane", || {
-        let binaries =
-            ["--features", "fault-injection", "--test", "api", "--test", "cli", "--test", "reconcile", "--test", "rbac", "--test", "policy", "--test", "chart"];
+        let binaries = [
+            "--features",
+            "fault-injection",
+            "--test",
+            "api",
+            "--test",
+            "cli",
+            "--test",
+            "reconcile",
+            "--test",
+            "rbac",
+            "--test",
+            "policy",
+            "--test",
+            "scale",
+            "--test",
+            "chart",
+        ];
         let mut command = cargo_test(arguments, seed, &binaries, &["--test-threads", "4"]);
         status(command.env("NESTLING_HELM", helm).env("NESTLING_REQUIRE_HELM", "1"))
     })

@@ -362,6 +362,16 @@ impl Reason {
         Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
     }
 
+    /// Whether it tells how far something is that goes on, and nothing else.
+    pub fn is_on_the_way(self) -> bool {
+        (Self::Pending..=Self::Progressing).contains(&self)
+    }
+
+    /// Whether it tells of something that is as it should be.
+    pub fn is_as_it_should_be(self) -> bool {
+        (Self::ClusterReady..=Self::ProbeBlocked).contains(&self)
+    }
+
     /// Whether it is about something that the spec refers to: the same would be found again until a person has changed it.
     pub const fn is_about_a_reference(self) -> bool {
         matches!(

@@ -202,9 +202,11 @@ pub fn may_publish(status: &KindClusterStatus, desired: &Desired) -> bool {
 
 /// The administrator's Secret has been written; one of an earlier name is to go.
 pub fn record_admin(written: KubeconfigSecretRef, status: &mut KindClusterStatus) {
-    status.further_secret_refs.retain(|have| have.name != written.name);
-    let earlier = status.kubeconfig_secret_ref.replace(written.clone());
-    status.further_secret_refs.extend(earlier.filter(|earlier| earlier.name != written.name).map(|earlier| unwritten(&earlier.name)));
+    let (is_it, earlier) = (|have: &KubeconfigSecretRef| have.name == written.name, status.kubeconfig_secret_ref.take());
+    let left = earlier.filter(|earlier| !is_it(earlier)).map(|earlier| unwritten(&earlier.name));
+    status.further_secret_refs.retain(|have| !is_it(have));
+    status.further_secret_refs.extend(left);
+    status.kubeconfig_secret_ref = Some(written);
 }
 
 /// What the condition `KubeconfigPublished` says, given what it says of the administrator's (`admin`), and whether that keeps the cluster from being ready. A

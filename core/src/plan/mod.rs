@@ -28,6 +28,7 @@ pub mod policy;
 pub mod power;
 pub mod preload;
 pub mod problem;
+pub mod progress;
 pub mod quantity;
 pub mod recreation;
 pub mod references;

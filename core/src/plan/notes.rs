@@ -28,7 +28,8 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
     let failure = new_failure(before, after);
     let mut notes = of_attempts(before, after, failure);
     let mut note = |warning, reason, message: String| notes.push(Note { warning, reason, message });
-    if became(conditions::KUBECONFIG_PUBLISHED, "True") {
+    // Who is told that the cluster is ready knows this, too.
+    if became(conditions::KUBECONFIG_PUBLISHED, "True") && !became(conditions::READY, "True") {
         note(false, "KubeconfigPublished", message_of(conditions::KUBECONFIG_PUBLISHED));
     }
     if became(conditions::MANIFESTS_APPLIED, "True") && conditions::has_reason(&after.conditions, conditions::MANIFESTS_APPLIED, Reason::ManifestsApplied) {
@@ -67,9 +68,13 @@ pub fn notes(before: &KindClusterStatus, after: &KindClusterStatus) -> Vec<Note>
         let reason = reason_while(after, conditions::READY, "False");
         note(true, reason.unwrap_or(Reason::Progressing).as_str(), message_of(conditions::READY));
     }
+    // The failure that stalls a cluster has been told when it happened, which may have been before its logs were kept.
+    let told = |reason: Reason| before.last_failure.as_ref().is_some_and(|failure| failure.reason == reason.as_str());
     if became(conditions::STALLED, "True") && failure.is_none() {
-        let reason = reason_while(after, conditions::STALLED, "True");
-        note(true, reason.unwrap_or(Reason::KindFailed).as_str(), message_of(conditions::STALLED));
+        let reason = reason_while(after, conditions::STALLED, "True").unwrap_or(Reason::KindFailed);
+        if !told(reason) {
+            note(true, reason.as_str(), message_of(conditions::STALLED));
+        }
     }
     let unreached = |status| reason_while(status, conditions::ENDPOINTS_READY, "False");
     if let Some(reason) = unreached(after).filter(|reason| exposure::is_told(*reason) && unreached(before) != Some(*reason)) {
