@@ -309,6 +309,7 @@ fn the_clusters_namespace_is_privileged_and_kept() {
 #[case::another_policy("cleanup.policy=Forget", "policy")]
 #[case::version_without_v("defaultVersion=1.34.4", "defaultVersion")]
 #[case::version_as_key("nodeImages.latest=a", "invalid propertyName 'latest'")]
+#[case::pods_version_as_key("podImages.latest=a", "invalid propertyName 'latest'")]
 #[case::pull_policy("image.pullPolicy=Sometimes", "pullPolicy")]
 #[case::namespace("clustersNamespace.name=No_Name", "name")]
 #[case::ipv6_range("hostRanges={fd00::/64}", "hostRanges")]

@@ -14,7 +14,7 @@ use crate::go;
 use crate::images::ARCHIVE;
 use crate::key::Inputs;
 use crate::node_image;
-use crate::node_store::STORE_ARCHIVE;
+use crate::node_store::{self, STORE_ARCHIVE};
 use crate::part::{Part, Recipe};
 use crate::progress::note;
 use crate::registry;
@@ -157,6 +157,23 @@ impl Lab {
     /// The cache.
     pub fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// Makes a store of a node image that Docker has, in a directory. Needs what [`LabPart::All`] has built. Nothing of it is kept.
+    ///
+    /// # Errors
+    /// What is not built, and what Docker says.
+    pub fn make_store(&self, docker: &Docker, node_image: &str, out: &Path) -> Result<PathBuf> {
+        let needed: Vec<Part> = Part::NodeStore.needs(self.pulling).iter().copied().filter(|part| *part != Part::NodeImage).collect();
+        let _lock = self.cache.lock()?;
+        let mut done = BTreeMap::new();
+        for part in needed {
+            let found = self.find(part).with_context(|| format!("{} is not built: run cargo xtask lab build", part.name()))?;
+            done.insert(part, found);
+        }
+        let workshop = Workshop { modules: &self.modules, out, parts: &done, key: &self.keys[&Part::NodeStore], cache: &self.cache, pulling: self.pulling };
+        node_store::make_of(docker, &workshop, node_image)?;
+        Ok(out.join(STORE_ARCHIVE))
     }
 
     fn make(&self, part: Part, done: &BTreeMap<Part, PathBuf>) -> Result<PathBuf> {

@@ -42,19 +42,20 @@ const START_WITHIN: Duration = Duration::from_mins(1);
 /// Makes the store.
 pub fn make(workshop: &Workshop) -> Result<()> {
     let docker = Docker::ensure(workshop.cache, None)?;
-    let load = |part: Part, archive: &str| -> Result<String> {
-        let reference = workshop.image(part)?;
-        docker.load(&reference, &workshop.part(part)?.join(archive))?;
-        Ok(reference)
-    };
-    let node = load(Part::NodeImage, node_image::NODE_ARCHIVE)?;
-    let base = load(Part::DindBase, ARCHIVE)?;
+    let node = load(&docker, workshop, Part::NodeImage, node_image::NODE_ARCHIVE)?;
+    make_of(&docker, workshop, &node)
+}
+
+/// Makes a store of a node image that Docker has. There it has its name without a digest: flattened, its digest is another.
+pub fn make_of(docker: &Docker, workshop: &Workshop, node: &str) -> Result<()> {
+    let node_there = node.split_once('@').map_or(node, |(name, _)| name);
+    let base = load(docker, workshop, Part::DindBase, ARCHIVE)?;
     let kinds = load_balancer::name(workshop)?;
     let balancer = if workshop.pulling {
         docker.run(&["pull", "-q", &kinds])?;
         kinds.clone()
     } else {
-        load(Part::LoadBalancer, ARCHIVE)?
+        load(docker, workshop, Part::LoadBalancer, ARCHIVE)?
     };
 
     // A volume, because overlay2 does not work on a container's own file system.
@@ -73,11 +74,19 @@ pub fn make(workshop: &Workshop) -> Result<()> {
         "--bridge=none",
         "--iptables=false",
     ])?;
-    let images = [(&*node, &*node), (&*balancer, &*kinds)];
-    let made =
-        fill(&docker, &container, &images, workshop).and_then(|()| unpack(&docker, &container, &node)).and_then(|()| save(&docker, &container, workshop));
+    let images = [(node, node_there), (&*balancer, &*kinds)];
+    let made = fill(docker, &container, &images, workshop)
+        .and_then(|()| unpack(docker, &container, node, node_there))
+        .and_then(|()| save(docker, &container, workshop));
     docker.run(&["rm", "-f", "-v", &container])?;
     made
+}
+
+/// Makes a finished image known to Docker, and returns its name.
+fn load(docker: &Docker, workshop: &Workshop, part: Part, archive: &str) -> Result<String> {
+    let reference = workshop.image(part)?;
+    docker.load(&reference, &workshop.part(part)?.join(archive))?;
+    Ok(reference)
 }
 
 /// Brings images into the inner daemon, each as `(its name here, its name there)`.
@@ -124,10 +133,10 @@ fn without_images(docker: &Docker, image: &str) -> Result<String> {
 }
 
 /// Unpacks what the node image holds for its containerd, into the store.
-fn unpack(docker: &Docker, store: &str, node: &str) -> Result<()> {
+fn unpack(docker: &Docker, store: &str, node: &str, node_there: &str) -> Result<()> {
     let unpacked = format!("{DATA_ROOT}/{UNPACKED}");
     docker.run(&["exec", store, "mkdir", "-p", &format!("{unpacked}/containerd")])?;
-    docker.run(&["exec", store, "sh", "-c", &format!("printf %s '{node}' > {unpacked}/image")])?;
+    docker.run(&["exec", store, "sh", "-c", &format!("printf %s '{node_there}' > {unpacked}/image")])?;
     // A volume again, because containerd stacks overlays as well.
     let container = docker.run(&["run", "-d", "--privileged", "--network=none", "-v", CONTAINERD, "--entrypoint=sleep", node, "infinity"])?;
     let moved = (|| {

@@ -1,6 +1,5 @@
 //! The operator's command line.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ipnet::Ipv4Net;
@@ -34,6 +33,10 @@ pub struct Args {
     /// imagePullPolicy of the clusters' pods.
     #[arg(long, env = "NESTLING_POD_IMAGE_PULL_POLICY", default_value = "IfNotPresent")]
     pub pod_image_pull_policy: String,
+
+    /// Image of the pods of clusters of a version, which carries the node image of that version. May be given more than once.
+    #[arg(long = "pod-image-for", env = "NESTLING_POD_IMAGES", value_name = "VERSION=IMAGE", value_delimiter = ',', value_parser = version_and_image)]
+    pub pod_images: Vec<(String, String)>,
 
     /// Image of the pods through which the command line reaches clusters; this program's own. KindClusters tell it to their users.
     #[arg(long, env = "NESTLING_RELAY_IMAGE", default_value = "")]
@@ -172,9 +175,10 @@ impl Args {
             service_account: self.service_account.clone(),
             clusters_namespace: self.clusters_namespace.clone(),
             pod_image: self.pod_image.clone(),
+            pod_images: self.pod_images.iter().cloned().collect(),
             pod_image_pull_policy: self.pod_image_pull_policy.clone(),
             relay_image: self.relay_image.clone(),
-            node_images: self.node_images.iter().cloned().collect::<BTreeMap<_, _>>(),
+            node_images: self.node_images.iter().cloned().collect(),
             node_image_repository: self.node_image_repository.clone(),
             default_version: self.default_version.clone(),
             allow_cgroup_v1: self.allow_cgroup_v1,
@@ -234,9 +238,11 @@ mod tests {
 
     #[test]
     fn arguments_become_settings() {
-        let args = parse(&["--install", "reed", "--node-image", "v1.34.4=a@sha256:1", "--node-image", "v1.33.1=b", "--host-range", "10.9.0.0/16"]).unwrap();
+        let images = ["--node-image", "v1.34.4=a@sha256:1", "--node-image", "v1.33.1=b", "--pod-image-for", "v1.33.1=registry:5000/c:1"];
+        let args = parse(&[&["--install", "reed", "--host-range", "10.9.0.0/16"][..], &images].concat()).unwrap();
         let settings = args.settings(HostFacts::default());
         assert_eq!((settings.install.as_str(), settings.node_images["v1.33.1"].as_str()), ("reed", "b"));
+        assert_eq!((settings.pod_image_for(Some("v1.33.1")), settings.pod_image_for(None)), ("registry:5000/c:1", "registry.example/node:1"));
         assert_eq!(settings.default_version, "v1.34.4");
         assert_eq!(args.host_ranges, ["10.9.0.0/16".parse().unwrap()]);
         assert!(settings.egress_guard && settings.egress_allowed.is_empty());

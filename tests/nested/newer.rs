@@ -14,6 +14,8 @@ use nestling_lab::{Lab, LabPart};
 use serde_json::{Value, json};
 
 const NAMESPACE: &str = "t-newer";
+/// Of the cluster whose pod carries the node image.
+const CARRIED: &str = "t-newer-carried";
 const NAME: &str = "swift";
 const NODES: [&str; 2] = ["swift-control-plane", "swift-worker"];
 /// The group of kubeadm's objects in the format that kind uses from v1.36 on.
@@ -119,4 +121,25 @@ async fn a_newer_kubernetes_has_all_patches() {
     super::serves_by_name(&host, &external, Some(NODES[1]));
     host.delete(NAMESPACE, NAME).await;
     host.delete_namespace(NAMESPACE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_kubernetes_comes_with_its_pod() {
+    if !soak() {
+        println!("the pods' image for a newer Kubernetes is made by ./dev test --soak only");
+        return;
+    }
+    let (host, version) = (Host::find().await, NEWER.version().unwrap());
+    host.namespace(CARRIED).await;
+    let mut wish = spec("{access: {service: {type: NodePort}}}");
+    wish["version"] = json!(version);
+    host.create(CARRIED, NAME, wish).await;
+    let pod = host.ready(CARRIED, NAME).await.status.unwrap().pod_ref.unwrap().name;
+    let external = host.kubeconfig(CARRIED, NAME, "external").await;
+    let kubelet = host.kubectl_outside(&external, &["get", "nodes", "-o", "jsonpath={.items[*].status.nodeInfo.kubeletVersion}"]).unwrap();
+    assert_eq!(kubelet, version);
+    // No registry has an image of this name; and what is in the node was unpacked before, like that of the usual release.
+    host.in_node(&pod, NODES[0], "test -d /opt/nestling/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots");
+    host.delete(CARRIED, NAME).await;
+    host.delete_namespace(CARRIED).await;
 }

@@ -7,8 +7,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use data_encoding::HEXLOWER;
 use nestling_lab::progress::note;
-use nestling_lab::{Docker, LabPaths, Part};
+use nestling_lab::{Docker, Lab, LabPaths, Part};
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 /// References of the built images in the local Docker daemon.
 pub struct Images {
@@ -16,6 +17,10 @@ pub struct Images {
     pub operator: String,
     /// The pods'.
     pub node: String,
+    /// The program in them.
+    program: PathBuf,
+    /// What they were made by.
+    dockerfile: PathBuf,
 }
 
 /// Builds the program and both images; what has not changed is not built again.
@@ -38,33 +43,64 @@ pub fn pack(paths: &LabPaths, docker: &Docker, program: &Path, dockerfile: &Path
         hash.update(text);
     }
     let tag = &HEXLOWER.encode(&hash.finalize())[..12];
-    let images = Images { operator: format!("nestling/operator:{tag}"), node: format!("nestling/node:{tag}") };
+    let images = Images {
+        operator: format!("nestling/operator:{tag}"),
+        node: format!("nestling/node:{tag}"),
+        program: program.to_owned(),
+        dockerfile: dockerfile.to_owned(),
+    };
     if docker.succeeds(&["image", "inspect", &images.operator, &images.node]) {
         note("the images are built already");
         return Ok(images);
     }
+    let context = stage(paths, program, dockerfile, &paths.node_store_archive()?)?;
+    build_target(paths, docker, context.path(), &OPERATOR, &images.operator)?;
+    build_target(paths, docker, context.path(), &NODE, &images.node)?;
+    Ok(images)
+}
 
+/// The pods' image for another version of Kubernetes, with a node image that Docker has. Made anew each time.
+pub fn build_node_for(lab: &Lab, paths: &LabPaths, docker: &Docker, usual: &Images, (version, node_image): (&str, &str)) -> Result<String> {
+    let image = format!("{}-{version}", usual.node);
+    note(format!("unpacking {node_image}"));
+    let out = tempfile::Builder::new().prefix("store-").tempdir_in(paths.cache().run_directory()?)?;
+    let store = lab.make_store(docker, node_image, out.path())?;
+    let context = stage(paths, &usual.program, &usual.dockerfile, &store)?;
+    build_target(paths, docker, context.path(), &NODE, &image)?;
+    Ok(image)
+}
+
+/// One of the images of the Dockerfile.
+struct Target {
+    name: &'static str,
+    base: &'static str,
+    other_base: &'static str,
+    part: Part,
+}
+
+const OPERATOR: Target = Target { name: "operator", base: "OPERATOR_BASE", other_base: "NODE_BASE", part: Part::OperatorBase };
+const NODE: Target = Target { name: "node", base: "NODE_BASE", other_base: "OPERATOR_BASE", part: Part::DindBase };
+
+/// The directory that the Dockerfile is built in.
+fn stage(paths: &LabPaths, program: &Path, dockerfile: &Path, store: &Path) -> Result<TempDir> {
     let context = tempfile::Builder::new().prefix("images-").tempdir_in(paths.cache().run_directory()?)?;
     let staged = |name: &str| context.path().join(name);
     fs::create_dir_all(staged("bin"))?;
     run(Command::new("strip").arg("-o").arg(staged("bin/nestling")).arg(program))?;
     fs::copy(paths.bin("kind")?, staged("bin/kind"))?;
-    let store = paths.node_store_archive()?;
-    fs::hard_link(&store, staged("store.tar")).or_else(|_| fs::copy(&store, staged("store.tar")).map(drop))?;
+    fs::hard_link(store, staged("store.tar")).or_else(|_| fs::copy(store, staged("store.tar")).map(drop))?;
     fs::copy(dockerfile, staged("Dockerfile"))?;
+    Ok(context)
+}
 
-    for (part, target, base, image) in
-        [(Part::OperatorBase, "operator", "OPERATOR_BASE", &images.operator), (Part::DindBase, "node", "NODE_BASE", &images.node)]
-    {
-        note(format!("building the image {image}"));
-        let base_image = paths.load(docker, part)?;
-        let other = if target == "operator" { "NODE_BASE" } else { "OPERATOR_BASE" };
-        let directory = context.path().to_string_lossy();
-        // The old builder builds all stages above the wanted one, and the other base may not be there.
-        let arguments = [format!("{base}={base_image}"), format!("{other}={base_image}")];
-        docker.run(&["build", "-q", "--target", target, "--build-arg", &arguments[0], "--build-arg", &arguments[1], "-t", image, &directory])?;
-    }
-    Ok(images)
+fn build_target(paths: &LabPaths, docker: &Docker, context: &Path, target: &Target, image: &str) -> Result<()> {
+    note(format!("building the image {image}"));
+    let base_image = paths.load(docker, target.part)?;
+    let directory = context.to_string_lossy();
+    // The old builder builds all stages above the wanted one, and the other base may not be there.
+    let arguments = [format!("{}={base_image}", target.base), format!("{}={base_image}", target.other_base)];
+    docker.run(&["build", "-q", "--target", target.name, "--build-arg", &arguments[0], "--build-arg", &arguments[1], "-t", image, &directory])?;
+    Ok(())
 }
 
 /// Builds `nestling` without the hooks for faults. `directory` is where cargo puts what it builds with these arguments.

@@ -1,6 +1,6 @@
 //! `cargo xtask images`: the project's two images, in a registry of the user's.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use nestling_lab::progress::note;
 use nestling_lab::{Docker, Lab, LabPart, announce};
@@ -13,6 +13,10 @@ pub struct Arguments {
     /// Registry and path that the images go below, such as registry.example/team. Docker must be logged in there.
     #[arg(long, value_name = "PREFIX")]
     push: String,
+    /// Make an image of the pods for this node image as well, such as kindest/node:v1.33.1@sha256:…, so that clusters of that version pull nothing. May be
+    /// given more than once.
+    #[arg(long = "node-image", value_name = "IMAGE")]
+    node_images: Vec<String>,
     /// Do not ask.
     #[arg(long)]
     yes: bool,
@@ -33,16 +37,53 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let built = images::build_release(&paths, &docker)?;
     let mut settings = Vec::new();
     for (key, name, image) in [("image", "nestling", &built.operator), ("nodeImage", "nestling-node", &built.node)] {
-        let repository = format!("{}/{name}", arguments.push.trim_end_matches('/'));
-        let tag = image.rsplit_once(':').map_or("latest", |(_, tag)| tag);
-        let reference = format!("{repository}:{tag}");
-        note(format!("pushing {reference}"));
-        docker.run(&["tag", image, &reference])?;
-        let pushed = docker.run(&["push", "--quiet", &reference]);
-        docker.run(&["rmi", &reference])?;
-        pushed?;
+        let (repository, tag) = push(&docker, image, &arguments.push, name)?;
         settings.push(format!("--set {key}.repository={repository} --set {key}.tag={tag}"));
+    }
+    for node_image in &arguments.node_images {
+        docker.run(&["pull", "--quiet", node_image])?;
+        let version = version_of(node_image).with_context(|| format!("{node_image} has no tag like v1.33.1, which tells its version"))?;
+        let image = images::build_node_for(&lab, &paths, &docker, &built, (version, node_image))?;
+        let pushed = push(&docker, &image, &arguments.push, "nestling-node");
+        docker.run(&["rmi", &image])?;
+        let ((repository, tag), key) = (pushed?, version.replace('.', "\\."));
+        settings.push(format!("--set nodeImages.{key}={node_image} --set podImages.{key}={repository}:{tag}"));
     }
     println!("\nhelm install nestling charts/nestling --namespace nestling-system --create-namespace \\\n  {}", settings.join(" \\\n  "));
     Docker::stop_if_ours(paths.cache())
+}
+
+/// Pushes an image below a prefix, under another name, and returns repository and tag.
+fn push(docker: &Docker, image: &str, prefix: &str, name: &str) -> Result<(String, String)> {
+    let repository = format!("{}/{name}", prefix.trim_end_matches('/'));
+    let tag = image.rsplit_once(':').map_or("latest", |(_, tag)| tag);
+    let reference = format!("{repository}:{tag}");
+    note(format!("pushing {reference}"));
+    docker.run(&["tag", image, &reference])?;
+    let pushed = docker.run(&["push", "--quiet", &reference]);
+    docker.run(&["rmi", &reference])?;
+    pushed?;
+    Ok((repository, tag.to_owned()))
+}
+
+/// `v1.33.1` of `kindest/node:v1.33.1@sha256:…`.
+fn version_of(image: &str) -> Option<&str> {
+    let tagged = image.split_once('@').map_or(image, |(tagged, _)| tagged);
+    let (_, tag) = tagged.rsplit_once('/').map_or(tagged, |(_, name)| name).rsplit_once(':')?;
+    tag.starts_with('v').then_some(tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_tell_versions() {
+        for image in ["kindest/node:v1.33.1", "registry.example:5000/node:v1.33.1@sha256:00"] {
+            assert_eq!(version_of(image), Some("v1.33.1"));
+        }
+        for image in ["registry.example:5000/node", "kindest/node:latest", "kindest/node@sha256:00"] {
+            assert_eq!(version_of(image), None);
+        }
+    }
 }

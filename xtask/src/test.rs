@@ -11,6 +11,7 @@ use nestling_lab::accounting::Snapshot;
 use nestling_lab::command::output;
 use nestling_lab::host::{HostOptions, bare_kind_benchmark};
 use nestling_lab::progress::note;
+use nestling_lab::release::NEWER;
 use nestling_lab::{Docker, HostCluster, Lab, LabPart, LabPaths, announce};
 use serde_json::json;
 
@@ -233,7 +234,7 @@ fn whole(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Re
     })?;
     let docker = Docker::ensure(paths.cache(), None)?;
     let before = Snapshot::take(Some(&docker), &[])?;
-    let mut result = real(&paths, &docker, arguments, seed, stages);
+    let mut result = real(lab, &paths, &docker, arguments, seed, stages);
     if arguments.soak {
         result = result.and(stages.run("virtual machine: cgroup v2, all capabilities", || {
             lab.build(LabPart::Vm)?;
@@ -257,14 +258,18 @@ fn whole(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Re
     result.and(left).and(Docker::stop_if_ours(paths.cache()))
 }
 
-fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Result<()> {
+fn real(lab: &Lab, paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Result<()> {
     let images = stages.run("images", || images::build(paths, docker))?;
     let bare = stages.run("bare kind, for comparison", || bare_kind_benchmark(paths))?;
     let bare: f64 = bare.iter().map(|stage| stage.seconds).sum();
     let host = stages.run("host cluster up", || HostCluster::up(paths, &HostOptions { name: HOST.to_owned(), nodes: arguments.host_nodes }))?;
     let pushed = stages.run("images to the host cluster", || install::push(&host, &images))?;
     // The exception is one of tests/nested/isolation.rs.
-    let settings = ["--set", "maxCreating=2", "--set", "egress.allowedCIDRs={10.96.77.77/32}"];
+    let mut settings = ["--set", "maxCreating=2", "--set", "egress.allowedCIDRs={10.96.77.77/32}"].map(str::to_owned).to_vec();
+    if arguments.soak {
+        settings.extend(stages.run("the pods' image for a newer Kubernetes", || newer(lab, paths, docker, &host, &images))?);
+    }
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
     stages.run("chart installed", || install::install(paths, &host, &pushed, &settings))?;
     let values = install::values(paths, &pushed)?.join("\n");
     let environment = |command: &mut Command| {
@@ -314,6 +319,16 @@ fn real(paths: &LabPaths, docker: &Docker, arguments: &Arguments, seed: u64, sta
         environment(&mut command);
         status(&mut command)
     })
+}
+
+/// Hands the pods' image for the newer release to the host cluster, and returns the settings that let the operator know of it.
+fn newer(lab: &Lab, paths: &LabPaths, docker: &Docker, host: &HostCluster, images: &images::Images) -> Result<Vec<String>> {
+    let version = NEWER.version()?;
+    let node_image = lab.paths(LabPart::Newer)?.load(docker, NEWER.image)?;
+    let image = images::build_node_for(lab, paths, docker, images, (&version, &node_image))?;
+    let pushed = host.push(&image)?;
+    let key = version.replace('.', "\\.");
+    Ok([format!("nodeImages.{key}={node_image}"), format!("podImages.{key}={pushed}")].into_iter().flat_map(|value| ["--set".to_owned(), value]).collect())
 }
 
 /// Has a run that is not of the soak tier leave out what its seed says, and prints it.

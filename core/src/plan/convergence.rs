@@ -71,6 +71,8 @@ enum Happening {
     Manifests(u8),
     /// The user lets somebody else and Argo CD in, or nobody.
     Users(bool),
+    /// The user gives the administrator's Secret a name, or none.
+    SecretName(bool),
     /// The user asks for a new cluster in the place of this one.
     Recreate(u8),
     /// The user pauses or resumes.
@@ -104,6 +106,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Ports),
         1 => (0..3_u8).prop_map(Happening::Manifests),
         2 => any::<bool>().prop_map(Happening::Users),
+        1 => any::<bool>().prop_map(Happening::SecretName),
         1 => (0..3_u8).prop_map(Happening::Recreate),
         1 => any::<bool>().prop_map(Happening::Pause),
         1 => Just(Happening::Delete),
@@ -137,6 +140,8 @@ struct World {
     contents: Option<(String, ContentsReport, Timestamp)>,
     /// The further Secrets with credentials that are there.
     published: BTreeSet<String>,
+    /// The administrator's.
+    admins: BTreeSet<String>,
     /// Nested UID of the whole cluster on the volume.
     on_volume: Option<String>,
     /// The object was restored: what it says of a cluster on a volume is another object's.
@@ -166,6 +171,7 @@ impl World {
             orders: None,
             contents: None,
             published: BTreeSet::new(),
+            admins: BTreeSet::new(),
             on_volume: None,
             restored: false,
         }
@@ -309,6 +315,13 @@ impl World {
         Some(())
     }
 
+    /// `None` where the name is not on record: from a state of the object before one's own last write, as below.
+    fn publish(&mut self, secret: &str) -> Option<()> {
+        let status = self.status();
+        let mut known = status.kubeconfig_secret_ref.iter().chain(&status.further_secret_refs);
+        (status.kubeconfig_secret_ref.is_none() || known.any(|have| have.name == secret)).then(|| _ = self.admins.insert(secret.to_owned()))
+    }
+
     /// `None` from a state of the object before one's own last write, which an operator does not go back to (`own_writes.rs`).
     fn publish_further(&mut self, secret: &str) -> Option<()> {
         self.status().further_secret_refs.iter().find(|have| have.name == secret)?;
@@ -319,8 +332,9 @@ impl World {
     /// `None` from a state of the object before one's own last write, as above.
     fn retract(&mut self, secret: &str) -> Option<()> {
         let ending = self.cluster.as_ref().is_none_or(|cluster| cluster.metadata.deletion_timestamp.is_some());
-        let vouched = self.status().further_secret_refs.iter().any(|have| have.name == secret && have.digest.is_some());
-        (ending || !vouched).then(|| drop(self.published.take(secret)))
+        let status = self.status();
+        let mut vouched = status.further_secret_refs.iter().chain(&status.kubeconfig_secret_ref).filter(|have| have.digest.is_some());
+        (ending || !vouched.any(|have| have.name == secret)).then(|| drop((self.published.take(secret), self.admins.take(secret))))
     }
 
     fn act(&mut self, step: &Step) -> Result<(), Problem> {
@@ -380,7 +394,8 @@ impl World {
                 pod.status = Some(running());
                 self.children.pods.push(pod);
             }
-            Step::PublishKubeconfig(_) | Step::DropLogs { .. } => {}
+            Step::PublishKubeconfig(plan) => self.publish(&plan.secret).ok_or_else(conflict)?,
+            Step::DropLogs { .. } => {}
             Step::PublishFurther(plan) => self.publish_further(&plan.secret).ok_or_else(conflict)?,
             Step::RetractKubeconfig { secret } => self.retract(secret).ok_or_else(conflict)?,
             Step::Order(orders) => {
@@ -530,7 +545,11 @@ impl World {
                 cluster.spec.manifests = ["a", "b"].map(manifest).into_iter().take(which.into()).collect();
                 cluster.spec.readiness = Some(Readiness { dns: which > 0, ..Readiness::default() });
             }),
-            Happening::Users(some) => self.edit(|cluster| cluster.spec.kubeconfig = some.then(kubeconfig)),
+            Happening::Users(some) => self.edit(|cluster| {
+                let secret_name = cluster.spec.kubeconfig.as_ref().and_then(|kubeconfig| kubeconfig.secret_name.clone());
+                cluster.spec.kubeconfig = Some(Kubeconfig { secret_name, ..if some { kubeconfig() } else { Kubeconfig::default() } });
+            }),
+            Happening::SecretName(some) => self.edit(|cluster| cluster.spec.kubeconfig.get_or_insert_default().secret_name = some.then(|| "other".to_owned())),
             Happening::Recreate(value) => {
                 if let Some(cluster) = &mut self.cluster {
                     cluster.metadata.annotations.get_or_insert_default().insert(annotations::RECREATE.to_owned(), value.to_string());
@@ -565,7 +584,7 @@ impl World {
         self.identity = testing::identity(&cluster);
         self.children = Children::default();
         // Their owner is gone.
-        self.published.clear();
+        (self.published, self.admins) = Default::default();
         (self.on_volume, self.restored) = (None, true);
         // Of another object, which no cache mixes up with this one.
         self.history.clear();
@@ -710,8 +729,12 @@ proptest! {
                 prop_assert_eq!(status.conditions.len(), conditions::ALL.len());
                 let asked = cluster.spec.power_state.unwrap_or_default();
                 if ready {
-                    let names = if cluster.spec.kubeconfig.is_some() { vec!["crane-argocd", "crane-kubeconfig-ci"] } else { vec![] };
+                    let spec = cluster.spec.kubeconfig.clone().unwrap_or_default();
+                    let names = if spec.users.is_empty() { vec![] } else { vec!["crane-argocd", "crane-kubeconfig-ci"] };
                     prop_assert_eq!(world.published.iter().map(String::as_str).collect::<Vec<_>>(), names);
+                    let name = spec.secret_name.unwrap_or_else(|| "crane-kubeconfig".to_owned());
+                    prop_assert!(world.admins.contains(&name), "{name} of {:?}: {status:#?}", world.admins);
+                    prop_assert_eq!(status.kubeconfig_secret_ref.as_ref().map(|have| &have.name), Some(&name));
                 }
                 if !stalled {
                     prop_assert_eq!(status.power_state, Some(asked));

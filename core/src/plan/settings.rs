@@ -22,6 +22,8 @@ pub struct Settings {
     pub clusters_namespace: String,
     /// Image of the pods.
     pub pod_image: String,
+    /// Images of the pods by version of Kubernetes, where another one carries the node image of that version.
+    pub pod_images: BTreeMap<String, String>,
     /// `imagePullPolicy` of the pods.
     pub pod_image_pull_policy: String,
     /// Image of the pods through which the command line reaches clusters: the operator's own. Empty if it is not known.
@@ -52,6 +54,13 @@ pub struct Settings {
     pub deletion_protection: bool,
     /// What is known of the host cluster.
     pub host: HostFacts,
+}
+
+impl Settings {
+    /// Image of the pod of a cluster of this version, if that is known.
+    pub fn pod_image_for(&self, version: Option<&str>) -> &str {
+        version.and_then(|version| self.pod_images.get(version)).unwrap_or(&self.pod_image)
+    }
 }
 
 /// The way out of the host's network, for the pods and all that runs in them.

@@ -36,6 +36,7 @@ pub fn settings() -> Settings {
         service_account: "reed-nestling".into(),
         clusters_namespace: "clusters".into(),
         pod_image: "registry.example/node:1".into(),
+        pod_images: BTreeMap::new(),
         pod_image_pull_policy: "IfNotPresent".into(),
         relay_image: "registry.example/operator:1".into(),
         node_images: BTreeMap::from([("v1.34.4".to_owned(), "kindest/node:v1.34.4@sha256:aa".to_owned())]),

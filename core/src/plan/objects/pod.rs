@@ -127,7 +127,7 @@ fn container(desired: &Desired, settings: &Settings, se_linux_options: Option<SE
         ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"].map(|name| EnvVar { name: name.to_owned(), value: Some(String::new()), ..EnvVar::default() });
     Container {
         name: "cluster".to_owned(),
-        image: Some(settings.pod_image.clone()),
+        image: Some(settings.pod_image_for(desired.version.as_deref()).to_owned()),
         image_pull_policy: Some(settings.pod_image_pull_policy.clone()).filter(|policy| !policy.is_empty()),
         args: Some(vec!["agent".to_owned()]),
         env: Some(env.into_iter().chain(proxy(&settings.proxy)).collect()),
@@ -284,6 +284,17 @@ mod tests {
         assert_eq!((spec.runtime_class_name.as_deref(), spec.priority_class_name.as_deref()), (Some("kata"), Some("high")));
         assert_eq!(spec.image_pull_secrets.unwrap()[0].name, "s");
         assert_eq!(spec.tolerations.unwrap()[0].key.as_deref(), Some("k"));
+    }
+
+    #[rstest]
+    #[case("{version: v1.33.1}", "registry.example/node:1-v1.33.1")]
+    #[case("{image: 'mine/node:v1.33.1'}", "registry.example/node:1-v1.33.1")]
+    #[case("{image: 'mine/node:latest'}", "registry.example/node:1")]
+    #[case("{}", "registry.example/node:1")]
+    fn the_pod_carries_the_version_of_its_cluster(#[case] spec: &str, #[case] image: &str) {
+        let pod_images = BTreeMap::from([("v1.33.1".to_owned(), "registry.example/node:1-v1.33.1".to_owned())]);
+        let pod = made_with(&Settings { pod_images, ..testing::settings() }, spec);
+        assert_eq!(pod.spec.unwrap().containers[0].image.as_deref(), Some(image));
     }
 
     /// Name, value and Secret of each variable.
