@@ -65,8 +65,8 @@ const SETTLE_LIMIT: Duration = Duration::from_mins(2);
 /// Time for a cluster that was there before to come up again. Its API server takes ten seconds on an idle machine, and minutes on one where many come back.
 const RETURN_LIMIT: Duration = Duration::from_mins(5);
 
-/// Time for a node to stop.
-const NODE_STOP_LIMIT: Duration = Duration::from_secs(20);
+/// Time for a node to stop, as `docker stop` gives it.
+const NODE_STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Time for freezing all nodes, which takes a fraction of a second.
 const FREEZE_LIMIT: Duration = Duration::from_secs(30);
