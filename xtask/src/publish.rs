@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Args;
+use nestling_lab::host::stop_docker_if_unused;
 use nestling_lab::progress::note;
 use nestling_lab::{Docker, Lab, LabPart, announce};
 
@@ -50,7 +51,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         settings.push(format!("--set nodeImages.{key}={node_image} --set podImages.{key}={repository}:{tag}"));
     }
     println!("\nhelm install nestling charts/nestling --namespace nestling-system --create-namespace \\\n  {}", settings.join(" \\\n  "));
-    Docker::stop_if_ours(paths.cache())
+    stop_docker_if_unused(paths.cache())
 }
 
 /// Pushes an image below a prefix, under another name, and returns repository and tag.
