@@ -164,13 +164,8 @@ impl Lab {
     /// # Errors
     /// What is not built, and what Docker says.
     pub fn make_store(&self, docker: &Docker, node_image: &str, out: &Path) -> Result<PathBuf> {
-        let needed: Vec<Part> = Part::NodeStore.needs(self.pulling).iter().copied().filter(|part| *part != Part::NodeImage).collect();
         let _lock = self.cache.lock()?;
-        let mut done = BTreeMap::new();
-        for part in needed {
-            let found = self.find(part).with_context(|| format!("{} is not built: run cargo xtask lab build", part.name()))?;
-            done.insert(part, found);
-        }
+        let done = Part::ALL.into_iter().filter_map(|part| Some((part, self.find(part)?))).collect();
         let workshop = Workshop { modules: &self.modules, out, parts: &done, key: &self.keys[&Part::NodeStore], cache: &self.cache, pulling: self.pulling };
         node_store::make_of(docker, &workshop, node_image)?;
         Ok(out.join(STORE_ARCHIVE))

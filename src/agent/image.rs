@@ -6,6 +6,7 @@ use std::io::Read;
 use nestling_core::api::kind_config::{KindConfig, KindNode, KindRole};
 use nestling_core::api::reasons::Reason;
 use nestling_core::plan::classify::classify;
+use nestling_core::plan::desired::version_of_tag;
 use nestling_core::plan::kind_config::KubernetesVersion;
 use nestling_core::plan::wire::AgentFailure;
 
@@ -106,10 +107,7 @@ pub async fn kubernetes_version(docker: &Docker, nodes: &[KindNode], default: &s
 
 /// `repo:v1.34.4[@sha256:…]`. A tag of another form says nothing.
 fn version_in_tag(reference: &str) -> Option<KubernetesVersion> {
-    let (tagged, _) = reference.split_once('@').unwrap_or((reference, ""));
-    // A colon before the last slash is a port.
-    let (_, tag) = tagged.rsplit_once('/').map_or(tagged, |(_, name)| name).rsplit_once(':')?;
-    tag.starts_with('v').then(|| KubernetesVersion::parse(tag))?
+    KubernetesVersion::parse(&version_of_tag(reference)?)
 }
 
 fn version_in_archive(archive: &[u8]) -> Option<KubernetesVersion> {

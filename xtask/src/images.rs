@@ -70,16 +70,11 @@ pub fn build_node_for(lab: &Lab, paths: &LabPaths, docker: &Docker, usual: &Imag
     Ok(image)
 }
 
-/// One of the images of the Dockerfile.
-struct Target {
-    name: &'static str,
-    base: &'static str,
-    other_base: &'static str,
-    part: Part,
-}
+/// One of the images of the Dockerfile: its name there, and what it starts from.
+struct Target(&'static str, Part);
 
-const OPERATOR: Target = Target { name: "operator", base: "OPERATOR_BASE", other_base: "NODE_BASE", part: Part::OperatorBase };
-const NODE: Target = Target { name: "node", base: "NODE_BASE", other_base: "OPERATOR_BASE", part: Part::DindBase };
+const OPERATOR: Target = Target("operator", Part::OperatorBase);
+const NODE: Target = Target("node", Part::DindBase);
 
 /// The directory that the Dockerfile is built in.
 fn stage(paths: &LabPaths, program: &Path, dockerfile: &Path, store: &Path) -> Result<TempDir> {
@@ -93,13 +88,13 @@ fn stage(paths: &LabPaths, program: &Path, dockerfile: &Path, store: &Path) -> R
     Ok(context)
 }
 
-fn build_target(paths: &LabPaths, docker: &Docker, context: &Path, target: &Target, image: &str) -> Result<()> {
+fn build_target(paths: &LabPaths, docker: &Docker, context: &Path, &Target(target, base): &Target, image: &str) -> Result<()> {
     note(format!("building the image {image}"));
-    let base_image = paths.load(docker, target.part)?;
+    let base_image = paths.load(docker, base)?;
     let directory = context.to_string_lossy();
     // The old builder builds all stages above the wanted one, and the other base may not be there.
-    let arguments = [format!("{}={base_image}", target.base), format!("{}={base_image}", target.other_base)];
-    docker.run(&["build", "-q", "--target", target.name, "--build-arg", &arguments[0], "--build-arg", &arguments[1], "-t", image, &directory])?;
+    let arguments = ["OPERATOR_BASE", "NODE_BASE"].map(|name| format!("{name}={base_image}"));
+    docker.run(&["build", "-q", "--target", target, "--build-arg", &arguments[0], "--build-arg", &arguments[1], "-t", image, &directory])?;
     Ok(())
 }
 

@@ -35,9 +35,13 @@ pub fn values(paths: &LabPaths, pushed: &Pushed) -> Result<Vec<String>> {
         let (repository, tag) = reference.rsplit_once(':').unwrap_or((reference, "latest"));
         values.extend(["--set".to_owned(), format!("{key}.repository={repository}"), "--set".to_owned(), format!("{key}.tag={tag}")]);
     }
-    // A dot in a key separates levels, unless it is escaped.
-    values.extend(["--set".to_owned(), format!("nodeImages.v1\\.34\\.4={}", paths.node_image_ref()?)]);
+    values.extend(["--set".to_owned(), format!("nodeImages.{}={}", key_of("v1.34.4"), paths.node_image_ref()?)]);
     Ok(values)
+}
+
+/// A version as a key of `--set`: a dot there separates levels, unless it is escaped.
+pub fn key_of(version: &str) -> String {
+    version.replace('.', "\\.")
 }
 
 /// Installs the chart, or upgrades it, and waits until the operator runs.

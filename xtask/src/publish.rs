@@ -1,12 +1,13 @@
 //! `cargo xtask images`: the project's two images, in a registry of the user's.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
+use nestling_core::plan::desired::version_of_tag;
 use nestling_lab::host::stop_docker_if_unused;
 use nestling_lab::progress::note;
 use nestling_lab::{Docker, Lab, LabPart, announce};
 
-use crate::{consent, images};
+use crate::{consent, images, install};
 
 /// Where to.
 #[derive(Args)]
@@ -16,11 +17,23 @@ pub struct Arguments {
     push: String,
     /// Make an image of the pods for this node image as well, such as kindest/node:v1.33.1@sha256:…, so that clusters of that version pull nothing. May be
     /// given more than once.
-    #[arg(long = "node-image", value_name = "IMAGE")]
-    node_images: Vec<String>,
+    #[arg(long = "node-image", value_name = "IMAGE", value_parser = node_image)]
+    node_images: Vec<NodeImage>,
     /// Do not ask.
     #[arg(long)]
     yes: bool,
+}
+
+/// A node image whose tag tells its version.
+#[derive(Clone)]
+struct NodeImage {
+    version: String,
+    reference: String,
+}
+
+fn node_image(reference: &str) -> Result<NodeImage, String> {
+    let version = version_of_tag(reference).ok_or("it has no tag like v1.33.1, which tells its version")?;
+    Ok(NodeImage { version, reference: reference.to_owned() })
 }
 
 /// Builds and pushes them, and says how to install them.
@@ -41,14 +54,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let (repository, tag) = push(&docker, image, &arguments.push, name)?;
         settings.push(format!("--set {key}.repository={repository} --set {key}.tag={tag}"));
     }
-    for node_image in &arguments.node_images {
-        docker.run(&["pull", "--quiet", node_image])?;
-        let version = version_of(node_image).with_context(|| format!("{node_image} has no tag like v1.33.1, which tells its version"))?;
-        let image = images::build_node_for(&lab, &paths, &docker, &built, (version, node_image))?;
+    for NodeImage { version, reference } in &arguments.node_images {
+        docker.run(&["pull", "--quiet", reference])?;
+        let image = images::build_node_for(&lab, &paths, &docker, &built, (version, reference))?;
         let pushed = push(&docker, &image, &arguments.push, "nestling-node");
         docker.run(&["rmi", &image])?;
-        let ((repository, tag), key) = (pushed?, version.replace('.', "\\."));
-        settings.push(format!("--set nodeImages.{key}={node_image} --set podImages.{key}={repository}:{tag}"));
+        let ((repository, tag), key) = (pushed?, install::key_of(version));
+        settings.push(format!("--set nodeImages.{key}={reference} --set podImages.{key}={repository}:{tag}"));
     }
     println!("\nhelm install nestling charts/nestling --namespace nestling-system --create-namespace \\\n  {}", settings.join(" \\\n  "));
     stop_docker_if_unused(paths.cache())
@@ -67,13 +79,6 @@ fn push(docker: &Docker, image: &str, prefix: &str, name: &str) -> Result<(Strin
     Ok((repository, tag.to_owned()))
 }
 
-/// `v1.33.1` of `kindest/node:v1.33.1@sha256:…`.
-fn version_of(image: &str) -> Option<&str> {
-    let tagged = image.split_once('@').map_or(image, |(tagged, _)| tagged);
-    let (_, tag) = tagged.rsplit_once('/').map_or(tagged, |(_, name)| name).rsplit_once(':')?;
-    tag.starts_with('v').then_some(tag)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,10 +86,10 @@ mod tests {
     #[test]
     fn tags_tell_versions() {
         for image in ["kindest/node:v1.33.1", "registry.example:5000/node:v1.33.1@sha256:00"] {
-            assert_eq!(version_of(image), Some("v1.33.1"));
+            assert_eq!(node_image(image).ok().map(|image| image.version).as_deref(), Some("v1.33.1"));
         }
         for image in ["registry.example:5000/node", "kindest/node:latest", "kindest/node@sha256:00"] {
-            assert_eq!(version_of(image), None);
+            assert!(node_image(image).is_err());
         }
     }
 }

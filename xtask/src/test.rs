@@ -327,7 +327,7 @@ fn newer(lab: &Lab, paths: &LabPaths, docker: &Docker, host: &HostCluster, image
     let node_image = lab.paths(LabPart::Newer)?.load(docker, NEWER.image)?;
     let image = images::build_node_for(lab, paths, docker, images, (&version, &node_image))?;
     let pushed = host.push(&image)?;
-    let key = version.replace('.', "\\.");
+    let key = install::key_of(&version);
     Ok([format!("nodeImages.{key}={node_image}"), format!("podImages.{key}={pushed}")].into_iter().flat_map(|value| ["--set".to_owned(), value]).collect())
 }
 

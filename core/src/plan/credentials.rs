@@ -164,7 +164,7 @@ pub fn next_look(now: Timestamp, seen: &Observed, desired: &Desired) -> Option<T
         Some(have) => renewal(seen, have).filter(|time| *time > now),
     };
     // It is not vouched for after this pass.
-    let left = status.further_secret_refs.iter().find(|have| is_left(seen, desired)(have)).map(|_| now);
+    let left = status.further_secret_refs.iter().any(is_left(seen, desired)).then_some(now);
     wanted(seen, desired).into_iter().filter_map(one).chain(left).min()
 }
 

@@ -218,7 +218,7 @@ fn image(cluster: &KindCluster, settings: &Settings) -> Result<(Option<String>, 
 }
 
 /// `v1.34.4` of `kindest/node:v1.34.4@sha256:…`.
-fn version_of_tag(image: &str) -> Option<String> {
+pub fn version_of_tag(image: &str) -> Option<String> {
     let name = image.split('@').next()?;
     let (_, tag) = name.rsplit_once(':')?;
     (tag.starts_with('v') && kind_config::KubernetesVersion::parse(tag).is_some()).then(|| tag.to_owned())
