@@ -22,6 +22,9 @@ use support::wait::{condition, describe, gone, until};
 const NAMESPACE: &str = "t-faults";
 const MARKER: &str = "marker";
 
+/// The longest time without a leader: a lease of fifteen seconds, and the next one's start.
+const NEXT_LEADER: Duration = Duration::from_mins(1);
+
 /// What a cluster is doing when the fault comes.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum When {
@@ -187,9 +190,17 @@ fn kill_operators(victim: &Victim<'_>) -> bool {
     true
 }
 
+/// Takes the leader's pod. One that was taken a moment ago holds the lease until the next leader does: that one is waited for.
 fn delete_the_leader(victim: &Victim<'_>) -> bool {
-    let leader = victim.host.kubectl(&["get", "lease", "-n", OPERATOR_NAMESPACE, "nestling", "-o", "jsonpath={.spec.holderIdentity}"]);
-    victim.kubectl(&["delete", "pod", "-n", OPERATOR_NAMESPACE, &leader, "--force", "--grace-period=0"])
+    let begun = Instant::now();
+    while begun.elapsed() < NEXT_LEADER {
+        let leader = victim.host.kubectl(&["get", "lease", "-n", OPERATOR_NAMESPACE, "nestling", "-o", "jsonpath={.spec.holderIdentity}"]);
+        if victim.kubectl(&["delete", "pod", "-n", OPERATOR_NAMESPACE, &leader, "--force", "--grace-period=0"]) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    false
 }
 
 fn delete_by_force(victim: &Victim<'_>) -> bool {

@@ -12,6 +12,7 @@ mod publish;
 mod reliability;
 mod slice;
 mod test;
+mod told;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};

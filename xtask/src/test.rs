@@ -15,7 +15,7 @@ use nestling_lab::release::NEWER;
 use nestling_lab::{Docker, HostCluster, Lab, LabPart, LabPaths, announce};
 use serde_json::json;
 
-use crate::{consent, generate, images, install, previous, slice};
+use crate::{consent, generate, images, install, previous, slice, told};
 
 /// Name of the host cluster of the tests.
 pub const HOST: &str = "nestling-test";
@@ -96,7 +96,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 pub fn machine(more: impl FnOnce(&mut Command) -> &mut Command) -> Result<()> {
     let mut command = crate::cargo();
     command.args(["test", "--locked", "--features", "fault-injection", "--test", "machine", "--", "--test-threads", "1", "--nocapture"]);
-    status(more(&mut command).env("NESTLING_TEST_MACHINE", "1"))
+    told::run(more(&mut command).env("NESTLING_TEST_MACHINE", "1"))
 }
 
 /// Leaves beside cargo's work what was run and how it went, so that it can be run again.
@@ -138,7 +138,8 @@ fn announcement(arguments: &Arguments) -> String {
 /// `cargo test` of one or more test binaries.
 fn cargo_test(arguments: &Arguments, seed: u64, what: &[&str], runner: &[&str]) -> Command {
     let mut command = crate::cargo();
-    command.args(["test", "--locked"]).args(what);
+    // The same features throughout: otherwise all is built once more for each change.
+    command.args(["test", "--locked", "--features", "nestling/fault-injection"]).args(what);
     command.arg("--").args(runner).args(arguments.only.iter());
     command.env("NESTLING_TEST_FINDINGS", findings());
     command.env("NESTLING_TEST_SEED", seed.to_string()).env("PROPTEST_RNG_SEED", seed.to_string());
@@ -174,34 +175,18 @@ fn fast(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Res
         })?;
         stages.run("generated files", || generate::run(true))?;
     }
-    stages.run("unit tests", || status(&mut cargo_test(arguments, seed, &["--workspace", "--lib", "--bins"], &[])))?;
+    stages.run("unit tests", || told::run(&mut cargo_test(arguments, seed, &["--workspace", "--lib", "--bins"], &[])))?;
     let paths = stages.run("lab: control plane", || {
         announce(lab, LabPart::ControlPlane);
         lab.build(LabPart::ControlPlane)
     })?;
     let helm = paths.bin("helm")?;
-    stages.run("pages can be typed", || status(&mut cargo_test(arguments, seed, &["--test", "docs"], &["--skip", "pages::", "--skip", "installation::"])))?;
+    stages
+        .run("pages can be typed", || told::run(&mut cargo_test(arguments, seed, &["--test", "docs"], &["--skip", "pages::", "--skip", "installation::"])))?;
     stages.run("API and chart on a bare control plane", || {
-        let binaries = [
-            "--features",
-            "fault-injection",
-            "--test",
-            "api",
-            "--test",
-            "cli",
-            "--test",
-            "reconcile",
-            "--test",
-            "rbac",
-            "--test",
-            "policy",
-            "--test",
-            "scale",
-            "--test",
-            "chart",
-        ];
+        let binaries = ["--test", "api", "--test", "cli", "--test", "reconcile", "--test", "rbac", "--test", "policy", "--test", "scale", "--test", "chart"];
         let mut command = cargo_test(arguments, seed, &binaries, &["--test-threads", "4"]);
-        status(command.env("NESTLING_HELM", helm).env("NESTLING_REQUIRE_HELM", "1"))
+        told::run(command.env("NESTLING_HELM", helm).env("NESTLING_REQUIRE_HELM", "1"))
     })
 }
 
@@ -238,8 +223,8 @@ fn whole(lab: &Lab, arguments: &Arguments, seed: u64, stages: &mut Stages) -> Re
     if arguments.soak {
         result = result.and(stages.run("virtual machine: cgroup v2, all capabilities", || {
             lab.build(LabPart::Vm)?;
-            let mut command = cargo_test(arguments, seed, &["--features", "fault-injection", "--test", "machine"], &["--test-threads", "1", "--nocapture"]);
-            status(command.env("NESTLING_TEST_MACHINE", "1"))
+            let mut command = cargo_test(arguments, seed, &["--test", "machine"], &["--test-threads", "1", "--nocapture"]);
+            told::run(command.env("NESTLING_TEST_MACHINE", "1"))
         }));
     }
     if arguments.keep {
@@ -280,10 +265,10 @@ fn real(lab: &Lab, paths: &LabPaths, docker: &Docker, arguments: &Arguments, see
             .env("NESTLING_TEST_BARE_SECONDS", format!("{bare:.1}"));
     };
     stages.run("nested clusters", || {
-        let mut command = cargo_test(arguments, seed, &["--features", "fault-injection", "--test", "nested"], &["--test-threads", "3", "--nocapture"]);
+        let mut command = cargo_test(arguments, seed, &["--test", "nested"], &["--test-threads", "3", "--nocapture"]);
         environment(&mut command);
         leave_out(arguments, seed, &slice::NESTED, &mut command);
-        status(&mut command)
+        told::run(&mut command)
     })?;
     stages.run("faults on real clusters", || {
         let mut command = cargo_test(arguments, seed, &["--test", "faults"], &["--test-threads", "1", "--nocapture"]);
@@ -291,13 +276,13 @@ fn real(lab: &Lab, paths: &LabPaths, docker: &Docker, arguments: &Arguments, see
         if arguments.only.is_none() {
             command.env("NESTLING_TEST_WARM", "1");
         }
-        status(&mut command)
+        told::run(&mut command)
     })?;
     stages.run("commands of the pages", || {
         let mut command = cargo_test(arguments, seed, &["--test", "docs"], &["--test-threads", "1", "--nocapture", "--skip", "installation::"]);
         environment(&mut command);
         leave_out(arguments, seed, &slice::PAGES, &mut command);
-        status(&mut command)
+        told::run(&mut command)
     })?;
     let before = if arguments.soak { Some(stages.run("the commit before this one", || previous::build(paths, docker))?) } else { None };
     let before = before.map(|before| -> Result<(String, String)> {
@@ -312,12 +297,12 @@ fn real(lab: &Lab, paths: &LabPaths, docker: &Docker, arguments: &Arguments, see
             command.env("NESTLING_TEST_PREVIOUS_CHART", chart).env("NESTLING_TEST_PREVIOUS_VALUES", values);
         }
         leave_out(arguments, seed, &slice::SOLO, &mut command);
-        status(&mut command)
+        told::run(&mut command)
     })?;
     stages.run("commands of the pages about the installation", || {
         let mut command = cargo_test(arguments, seed, &["--test", "docs"], &["--test-threads", "1", "--nocapture", "--skip", "pages::"]);
         environment(&mut command);
-        status(&mut command)
+        told::run(&mut command)
     })
 }
 
