@@ -203,14 +203,19 @@ pub fn bare_kind_benchmark(paths: &LabPaths) -> Result<Vec<Stage>> {
     let docker = Docker::ensure(paths.cache(), None)?;
     let image = paths.load(&docker, Part::NodeImage)?;
     let cli = Kind::new(paths.bin("kind")?, kubeconfig_path(paths.cache(), BENCHMARK)?);
-    cli.delete(BENCHMARK)?;
+    with_bare_cluster(&docker, &cli, BENCHMARK, &image, Ok)
+}
+
+/// Makes a cluster of one node on this machine, works with it, and removes it again, also after a failure. `work` gets the time of each stage.
+pub(crate) fn with_bare_cluster<T>(docker: &Docker, cli: &Kind, name: &str, image: &str, work: impl FnOnce(Vec<Stage>) -> Result<T>) -> Result<T> {
+    cli.delete(name)?;
     let made_network = !docker.succeeds(&["network", "inspect", NETWORK]);
-    let stages = cli.create(BENCHMARK, &image, &cluster_config(&Machine::look()?, 1));
-    cli.delete(BENCHMARK)?;
+    let done = cli.create(name, image, &cluster_config(&Machine::look()?, 1)).and_then(work);
+    cli.delete(name)?;
     if made_network {
         docker.run(&["network", "rm", NETWORK])?;
     }
-    stages
+    done
 }
 
 /// Ends the Docker daemon if the lab started it and no host cluster stands on it.

@@ -13,6 +13,7 @@ pub mod control_plane;
 pub mod debian;
 pub mod docker;
 pub mod go;
+mod golden;
 pub mod host;
 pub mod images;
 pub mod key;

@@ -2,7 +2,8 @@
 //! image has them at once, where loading an archive takes longer than everything else together.
 //!
 //! Each image is flattened to one layer: the marks by which a layer deletes files of the one below are devices that no image layer can carry. What a node image holds for
-//! its own containerd comes beside it, with all images unpacked: in the node image, Docker would copy it for every node, and each would unpack it anew.
+//! its own containerd comes beside it, with all images unpacked: in the node image, Docker would copy it for every node, and each would unpack it anew. So does the golden
+//! state of its API server ([`golden`]).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,6 +15,7 @@ use serde_json::Value;
 
 use crate::command::{output, wait_for};
 use crate::docker::Docker;
+use crate::golden::{self, GOLDEN};
 use crate::images::ARCHIVE;
 use crate::load_balancer;
 use crate::node_image;
@@ -77,6 +79,7 @@ pub fn make_of(docker: &Docker, workshop: &Workshop, node: &str) -> Result<()> {
     let images = [(node, node_there), (&*balancer, &*kinds)];
     let made = fill(docker, &container, &images, workshop)
         .and_then(|()| unpack(docker, &container, node, node_there))
+        .and_then(|()| seal(docker, &container, workshop, (node, node_there)))
         .and_then(|()| save(docker, &container, workshop));
     docker.run(&["rm", "-f", "-v", &container])?;
     made
@@ -154,6 +157,14 @@ fn unpack(docker: &Docker, store: &str, node: &str, node_there: &str) -> Result<
     moved
 }
 
+/// Puts the golden state of the node image into the store.
+fn seal(docker: &Docker, store: &str, workshop: &Workshop, (node, node_there): (&str, &str)) -> Result<()> {
+    let directory = format!("{DATA_ROOT}/{GOLDEN}");
+    docker.run(&["exec", store, "mkdir", &directory])?;
+    docker.run(&["exec", store, "sh", "-c", &format!("printf %s '{node_there}' > {directory}/image")])?;
+    golden::seal(docker, workshop, node, (store, &directory))
+}
+
 /// What `docker import` would lose of an image's configuration, as instructions of a Dockerfile.
 fn changes(config: &Value) -> Vec<String> {
     let mut changes = Vec::new();
@@ -194,6 +205,7 @@ fn save(docker: &Docker, container: &str, workshop: &Workshop) -> Result<()> {
         "-",
         REFERENCES,
         UNPACKED,
+        GOLDEN,
         "image",
         "overlay2",
     ]);

@@ -107,7 +107,8 @@ pub enum Recipe {
 }
 
 const VM_DISK_SOURCE: &str = concat!(include_str!("vm_disk.rs"), include_str!("../scripts/vm/job.sh"), include_str!("../scripts/vm/job.service"));
-const NODE_STORE_SOURCE: &str = concat!(include_str!("node_store.rs"), include_str!("../scripts/unpack.sh"));
+const NODE_STORE_SOURCE: &str =
+    concat!(include_str!("node_store.rs"), include_str!("../scripts/unpack.sh"), include_str!("golden.rs"), include_str!("../scripts/seal.sh"));
 const LOAD_BALANCER_SOURCE: &str = concat!(include_str!("load_balancer.rs"), include_str!("../scripts/envoy.sh"));
 const CONTAINERD: &str = "github.com/containerd/containerd/v2";
 
@@ -221,8 +222,8 @@ impl Part {
             Self::NodeImage => &[Self::Kind, Self::NodeBase, Self::NodeServer],
             Self::LoadBalancer => &[Self::LoadBalancerRoot],
             // The load balancer's image is pulled, too.
-            Self::NodeStore if pulling => &[Self::DindBase, Self::NodeImage],
-            Self::NodeStore => &[Self::DindBase, Self::NodeImage, Self::LoadBalancer],
+            Self::NodeStore if pulling => &[Self::DindBase, Self::NodeImage, Self::Kind],
+            Self::NodeStore => &[Self::DindBase, Self::NodeImage, Self::LoadBalancer, Self::Kind],
             Self::VmDisk => &[Self::VmRoot, Self::DindRoot, Self::KubernetesApi, Self::Kind, Self::Runc, Self::NodeStore],
             Self::NodeServerNewer => &[Self::KubernetesNewer, Self::Etcd, Self::Coredns, Self::Provisioner, Self::Kindnetd, Self::Pause, Self::ToolsRoot],
             Self::NodeImageNewer if pulling => &[Self::ToolsRoot, Self::KubernetesNewer],

@@ -1,4 +1,4 @@
-//! The Docker daemon: its configuration, its start, its end.
+//! The Docker daemon: its configuration, its start, its end. Its containerd comes first ([`containerd`]).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -17,6 +17,7 @@ use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::containerd::{self, Containerd, Environment};
 use super::docker::Docker;
 use super::failure::{evident, failure, judge};
 use super::fault::disabled;
@@ -54,6 +55,7 @@ pub struct Dockerd {
     pid: Pid,
     ended: watch::Receiver<Option<ExitStatus>>,
     log: Tail,
+    containerd: Containerd,
 }
 
 /// The daemon's configuration (`daemon.json`), for Docker 25 to 29.
@@ -63,6 +65,7 @@ fn configuration(settings: &Settings, shim: &Path) -> Value {
     let mut configuration = json!({
         // No TCP: whoever reaches it is root on the host's node.
         "hosts": [format!("unix://{DOCKER_SOCKET}")],
+        "containerd": containerd::SOCKET,
         "data-root": DATA_ROOT,
         // Without a name Docker falls back to vfs, which is slow and large, where overlay2 cannot be had.
         "storage-driver": "overlay2",
@@ -100,11 +103,11 @@ fn configuration(settings: &Settings, shim: &Path) -> Value {
 ///
 /// # Errors
 /// [`Reason::DockerFailed`] if it cannot be started.
-pub fn start(settings: &Settings) -> Result<Dockerd, AgentFailure> {
-    launch(settings).map_err(|error| failure(Reason::DockerFailed, format!("the Docker daemon cannot be started: {error}")))
+pub async fn start(settings: &Settings) -> Result<Dockerd, AgentFailure> {
+    launch(settings).await.map_err(|error| failure(Reason::DockerFailed, format!("the Docker daemon cannot be started: {error}")))
 }
 
-fn launch(settings: &Settings) -> std::io::Result<Dockerd> {
+async fn launch(settings: &Settings) -> std::io::Result<Dockerd> {
     let directory = Path::new(RUN_DIRECTORY);
     let shim = directory.join("oci-runtime");
     write_shim(&shim)?;
@@ -114,12 +117,17 @@ fn launch(settings: &Settings) -> std::io::Result<Dockerd> {
     let _ = fs::remove_file("/var/run/docker.pid");
 
     let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+    let environment = vec![
+        ("PATH", format!("{}:{path}", settings.programs.display())),
+        // Keeps the daemons from loading AppArmor profiles into the host's kernel (containerd `pkg/apparmor`).
+        ("container", if disabled("profiles") { "" } else { "docker" }.to_owned()),
+    ];
+    let log = Tail::new(LOG_LIMIT.0);
+    let containerd = containerd::start(Environment(environment.clone()), log.clone()).await?;
     let mut child = Command::new("dockerd")
         .arg("--config-file")
         .arg(&file)
-        .env("PATH", format!("{}:{path}", settings.programs.display()))
-        // Keeps the daemon from loading AppArmor profiles into the host's kernel (containerd `pkg/apparmor`).
-        .env("container", if disabled("profiles") { "" } else { "docker" })
+        .envs(environment)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -127,7 +135,6 @@ fn launch(settings: &Settings) -> std::io::Result<Dockerd> {
         .process_group(0)
         .spawn()?;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw).ok_or_else(|| std::io::Error::other("no process id"))?;
-    let log = Tail::new(LOG_LIMIT.0);
     if let Some(output) = child.stderr.take() {
         tokio::spawn(keep(output, log.clone(), Some(directory.join("dockerd.log"))));
     }
@@ -139,7 +146,7 @@ fn launch(settings: &Settings) -> std::io::Result<Dockerd> {
         let status = child.wait().await;
         sender.send_replace(status.ok());
     });
-    Ok(Dockerd { pid, ended, log })
+    Ok(Dockerd { pid, ended, log, containerd })
 }
 
 /// A script, because Docker takes a runtime's path without arguments.
@@ -150,7 +157,7 @@ fn write_shim(path: &Path) -> std::io::Result<()> {
 }
 
 /// Keeps an output until it ends. The file begins anew when it is full: it lives in memory.
-async fn keep(output: impl AsyncRead + Unpin, tail: Tail, file: Option<PathBuf>) {
+pub async fn keep(output: impl AsyncRead + Unpin, tail: Tail, file: Option<PathBuf>) {
     let open = |path: &PathBuf| OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path).ok();
     let mut written = 0;
     let mut target: Option<File> = file.as_ref().and_then(open);
@@ -215,6 +222,11 @@ impl Dockerd {
 
     /// Stops the daemon with all that it runs, in the end by force.
     pub async fn stop(&self) {
+        self.end().await;
+        self.containerd.stop().await;
+    }
+
+    async fn end(&self) {
         for (signal, limit) in [(Signal::SIGTERM, STOP_LIMIT), (Signal::SIGKILL, Duration::from_secs(5))] {
             let mut ended = self.ended.clone();
             // The number is free for others as soon as the process has been waited for.

@@ -16,6 +16,7 @@ use nestling_core::api::reasons::Reason;
 use nestling_core::plan::cidr;
 use nestling_core::plan::classify::classify;
 use nestling_core::plan::egress::Guard;
+use nestling_core::plan::golden::fits;
 use nestling_core::plan::kind_config::{self, NodeHost};
 use nestling_core::plan::resume::Made;
 use nestling_core::plan::wire::{
@@ -46,8 +47,8 @@ use super::registries::Registries;
 use super::report::Report;
 use super::server::{self, Health};
 use super::{
-    RUN_DIRECTORY, certificates, cgroup, cni, egress, image, init, keeper, keys, made, network, node_files, output, policy_probe, ports, preflight, preload,
-    registration, serving_names, storage, store, teardown, unpacked, users,
+    RUN_DIRECTORY, certificates, cgroup, cni, egress, golden, image, init, keeper, keys, made, network, node_files, output, policy_probe, ports, preflight,
+    preload, registration, serving_names, storage, store, teardown, unpacked, users,
 };
 
 /// How long a failed agent stays to be asked, in the end nobody came.
@@ -293,7 +294,7 @@ impl Machine {
         let restricted = self.settings.persistent || !facts.missing_capabilities.is_empty();
         let registries = self.registries.daemon();
         let settings = dockerd::Settings { network: self.settings.network.clone(), mtu: ground.mtu, restricted, registries, programs: programs.clone() };
-        let dockerd = dockerd::start(&settings)?;
+        let dockerd = dockerd::start(&settings).await?;
         let dockerd = self.dockerd.get_or_init(|| dockerd);
         let docker = dockerd.ready().await?;
         if let Some(guard) = &guard {
@@ -519,7 +520,8 @@ impl Machine {
             networking.dns_search = None;
         }
         image::rename(&mut config, &present);
-        give_images(config).await
+        let fits = fits(self.settings.config.as_ref(), &nodes) && !disabled("golden-state");
+        lay_out_nodes(config, fits).await
     }
 
     /// Checks what kind wrote for kubeadm, as soon as it is whole.
@@ -743,11 +745,18 @@ async fn lay_out_store(own: bool) -> Result<(), AgentFailure> {
     Ok(())
 }
 
-/// Gives the nodes the images that the pod image carries unpacked.
-async fn give_images(mut config: KindConfig) -> Result<KindConfig, AgentFailure> {
-    lay_out("the images of the nodes", move || {
-        let data_root = Path::new(DATA_ROOT);
-        unpacked::find(Path::new(STORE_DIRECTORY), data_root).map_or(Ok(()), |images| images.give(&mut config, data_root)).map(|()| config)
+/// Gives the nodes what the pod image carries for them: images, unpacked, and the golden state where it `fits`.
+async fn lay_out_nodes(mut config: KindConfig, fits: bool) -> Result<KindConfig, AgentFailure> {
+    lay_out("what the pod image carries for the nodes", move || {
+        let (store, data_root) = (Path::new(STORE_DIRECTORY), Path::new(DATA_ROOT));
+        if let Some(images) = unpacked::find(store, data_root) {
+            images.give(&mut config, data_root)?;
+        }
+        if let Some(golden) = golden::find(store).filter(|_| fits) {
+            let given = golden.give(&mut config, data_root)?;
+            tracing::info!(given, "golden state");
+        }
+        Ok(config)
     })
     .await
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use nestling_core::api::kind_config::{KindConfig, KindMount};
+use nestling_core::api::kind_config::{KindConfig, KindMount, KindNode};
 
 use super::store::{self, UNPACKED};
 
@@ -62,11 +62,10 @@ impl Unpacked {
             fs::remove_dir_all(&all)?;
         }
         for (index, node) in config.nodes.iter_mut().flatten().enumerate() {
-            let taken = |mount: &KindMount| mount.container_path.as_deref().is_some_and(|path| overlaps(path, CONTAINERD));
-            if node.image.as_ref() != Some(&self.image) || node.extra_mounts.iter().any(taken) {
+            if node.image.as_ref() != Some(&self.image) || mounts_over(node, CONTAINERD) {
                 continue;
             }
-            let own = all.join(index.to_string()).join("containerd");
+            let own = own_part(data_root, index).join("containerd");
             self.lay_out(&own)?;
             let mount = |host: &Path, container: &str, read_only| KindMount {
                 host_path: Some(host.display().to_string()),
@@ -104,15 +103,20 @@ fn names(directory: &Path) -> io::Result<Vec<std::ffi::OsString>> {
     fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
 }
 
-/// Whether one of two paths is inside of the other.
-fn overlaps(one: &str, other: &str) -> bool {
-    Path::new(one).starts_with(other) || Path::new(other).starts_with(one)
+/// The part of the data-root that is of the node with this place in the configuration.
+pub fn own_part(data_root: &Path, index: usize) -> PathBuf {
+    data_root.join(NODES).join(index.to_string())
+}
+
+/// Whether something is to be mounted in a node at, above or below a path.
+pub fn mounts_over(node: &KindNode, path: &str) -> bool {
+    let over = |one: &str| Path::new(one).starts_with(path) || Path::new(path).starts_with(one);
+    node.extra_mounts.iter().any(|mount| mount.container_path.as_deref().is_some_and(over))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nestling_core::api::kind_config::KindNode;
 
     fn store() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();

@@ -290,8 +290,9 @@ fn haste_patch(nodes: &[KindNode]) -> Value {
     // second: six seconds in which no DaemonSet gets a pod.
     let mut patch = json!({"kind": "ClusterConfiguration", "controllerManager": {"extraArgs": {"kube-api-qps": "200", "kube-api-burst": "400"}}});
     if control_planes(nodes) == 1 {
-        // A single member waits for others before it elects itself. Five heartbeats are the least that etcd takes; at rest, only the heartbeats count.
-        patch["etcd"] = json!({"local": {"extraArgs": {"election-timeout": "500"}}});
+        // A single member waits for others before it elects itself, and serves nobody until then; an API server that asks too early tries again a second later.
+        // Five heartbeats are the least that etcd takes. With nobody to send one to, a heartbeat is a tick of a clock.
+        patch["etcd"] = json!({"local": {"extraArgs": {"heartbeat-interval": "20", "election-timeout": "100"}}});
     }
     patch
 }

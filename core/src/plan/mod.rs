@@ -13,6 +13,7 @@ pub mod evidence;
 pub mod expiry;
 pub mod exposure;
 pub mod findings;
+pub mod golden;
 pub mod host_loss;
 pub mod image_reference;
 pub mod kind_config;
