@@ -11,6 +11,7 @@ use crate::archive;
 use crate::cache::{Cache, size};
 use crate::docker::Docker;
 use crate::go;
+use crate::golden::GOLDEN_KUBECONFIG;
 use crate::images::ARCHIVE;
 use crate::key::Inputs;
 use crate::node_image;
@@ -261,6 +262,14 @@ impl LabPaths {
     /// The node image as Docker keeps it on disk, as a tar file.
     pub fn node_store_archive(&self) -> Result<PathBuf> {
         Ok(self.part(Part::NodeStore)?.join(STORE_ARCHIVE))
+    }
+
+    /// What an administrator of the cluster had in hand whose state the store carries; its keys are gone, and it opens no cluster.
+    ///
+    /// # Errors
+    /// If the store is not built.
+    pub fn golden_kubeconfig(&self) -> Result<PathBuf> {
+        Ok(self.part(Part::NodeStore)?.join(GOLDEN_KUBECONFIG))
     }
 
     /// The name of the image that the node pod's image starts from.

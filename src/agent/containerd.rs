@@ -80,7 +80,7 @@ fn spawn(file: &PathBuf, environment: &Environment, log: &Tail) -> io::Result<Ch
         .process_group(0)
         .spawn()?;
     if let Some(output) = child.stderr.take() {
-        tokio::spawn(keep(output, log.clone(), None));
+        tokio::spawn(keep(output, log.clone(), Some(Path::new(RUN_DIRECTORY).join("containerd.log"))));
     }
     Ok(child)
 }

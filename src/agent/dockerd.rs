@@ -157,7 +157,7 @@ fn write_shim(path: &Path) -> std::io::Result<()> {
 }
 
 /// Keeps an output until it ends. The file begins anew when it is full: it lives in memory.
-pub async fn keep(output: impl AsyncRead + Unpin, tail: Tail, file: Option<PathBuf>) {
+pub(super) async fn keep(output: impl AsyncRead + Unpin, tail: Tail, file: Option<PathBuf>) {
     let open = |path: &PathBuf| OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path).ok();
     let mut written = 0;
     let mut target: Option<File> = file.as_ref().and_then(open);

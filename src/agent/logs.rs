@@ -114,11 +114,9 @@ impl Logs {
         let _turn = self.busy.lock().await;
         let end = Instant::now() + LOOK_LIMIT;
         let report = self.report.borrow().clone();
-        let mut entries = vec![
-            Entry::new(&["report.json"], &serde_json::to_string_pretty(&report).unwrap_or_default()),
-            Entry::new(&["agent.log"], &OWN.text()),
-            Entry::new(&["dockerd.log"], &end_of(&Path::new(RUN_DIRECTORY).join("dockerd.log"))),
-        ];
+        let mut entries =
+            vec![Entry::new(&["report.json"], &serde_json::to_string_pretty(&report).unwrap_or_default()), Entry::new(&["agent.log"], &OWN.text())];
+        entries.extend(["dockerd.log", "containerd.log"].map(|name| Entry::new(&[name], &end_of(&Path::new(RUN_DIRECTORY).join(name)))));
         let mut looks: FuturesUnordered<BoxFuture<'_, Vec<Entry>>> = FuturesUnordered::new();
         looks.push(of_the_pod().boxed());
         looks.push(processes().boxed());

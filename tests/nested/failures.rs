@@ -70,6 +70,7 @@ async fn a_cluster_that_fails_for_good_leaves_its_logs_and_nothing_else() {
         ("wreck-control-plane/containerd.log", "containerd"),
         ("wreck-control-plane/serial.log", "systemd"),
         ("dockerd.log", "level="),
+        ("containerd.log", "level="),
         ("pod.txt", "/var/lib/docker"),
         ("host.txt", "memory_bytes"),
         ("processes.txt", "dockerd"),

@@ -8,6 +8,7 @@ mod clients;
 mod cluster;
 mod contents;
 mod failures;
+mod golden;
 mod high_availability;
 mod images;
 mod inside;

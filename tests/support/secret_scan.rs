@@ -138,7 +138,9 @@ fn places(host: &Host) -> Vec<Place> {
             }
             if namespace == CLUSTERS_NAMESPACE {
                 places.push(read(format!("a command line in {pod}"), &["exec", "-n", namespace, pod, "--", "ps", "-eo", "args", "-ww"]));
-                places.push(read(format!("dockerd's log in {pod}"), &["exec", "-n", namespace, pod, "--", "cat", "/run/nestling/dockerd.log"]));
+                for log in ["dockerd.log", "containerd.log"] {
+                    places.push(read(format!("{log} in {pod}"), &["exec", "-n", namespace, pod, "--", "cat", &format!("/run/nestling/{log}")]));
+                }
             }
         }
     }

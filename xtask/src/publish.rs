@@ -42,7 +42,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     consent::ask(
         "This builds Nestling's two images and pushes them to the registry that you named. It installs Debian packages that are missing (docker.io,\n\
          mmdebstrap and what building needs) and starts dockerd if none answers. Where no image registry answers it builds Kubernetes and kind's node\n\
-         image from source. Disk: about 8 GB. Cold about 30 minutes, with caches about 4.",
+         image from source. For each node image a kind cluster runs for half a minute. Disk: about 8 GB. Cold about 30 minutes, with caches about 4.",
         arguments.yes,
     )?;
     announce(&lab, LabPart::All);

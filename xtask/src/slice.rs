@@ -20,6 +20,7 @@ pub const NESTED: Suite = Suite {
         "clients::",
         "contents::",
         "failures::",
+        "golden::",
         "high_availability::",
         "images::",
         "ports::",

@@ -68,14 +68,19 @@ impl Kubectl {
         output(self.command().args(["--request-timeout=10s", verb, "-f"]).arg(file.path())).map(drop)
     }
 
-    /// Waits until the API server says that it is ready. One that was frozen is asked more often than one that starts.
+    /// Waits until the API server answers: one that starts, until it says that it is ready; one that was frozen, and is asked more often, until it gives an object. That
+    /// one never ceased to be ready, but asks etcd once a second only whether it is well, and repeats until then what it heard before (`newETCD3Check` of
+    /// `k8s.io/apiserver`).
     ///
     /// # Errors
     /// If it does not in this time.
     pub fn api_answers(&self, was: Was, limit: Duration) -> Result<()> {
-        let pause = if was == Was::Frozen { SHORT_PAUSE } else { PAUSE };
-        every(pause, "the API server answers /readyz", limit, || {
-            if succeeds(self.command().args(["--request-timeout=1s", "get", "--raw", "/readyz"])) { Ok(()) } else { bail!("no answer, or not ready") }
+        let (pause, path) = match was {
+            Was::Frozen => (SHORT_PAUSE, "/api/v1/namespaces/default"),
+            Was::Stopped => (PAUSE, "/readyz"),
+        };
+        every(pause, "the API server answers", limit, || {
+            if succeeds(self.command().args(["--request-timeout=1s", "get", "--raw", path])) { Ok(()) } else { bail!("no answer to {path}") }
         })
     }
 }
