@@ -22,6 +22,9 @@ use support::wait::{condition, describe, gone, until};
 const NAMESPACE: &str = "t-faults";
 const MARKER: &str = "marker";
 
+/// Time for a fault to show in the status.
+const NOTICED: Duration = Duration::from_secs(3);
+
 /// The longest time without a leader: a lease of fifteen seconds, and the next one's start.
 const NEXT_LEADER: Duration = Duration::from_mins(1);
 
@@ -282,6 +285,8 @@ impl<'a> Suite<'a> {
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
+        // It may have become ready while it was hit: what was said before the fault proves nothing.
+        tokio::time::sleep(NOTICED).await;
         let cluster = condition(&self.host.clusters(NAMESPACE), name, READY, "True", None, fault.within).await;
         if fault.promise(When::Creating) == Some(Promise::Kept) {
             assert_eq!(cluster.status.as_ref().unwrap().attempt, Some(1), "{}: {}", fault.name, describe(&cluster));
@@ -301,7 +306,7 @@ impl<'a> Suite<'a> {
         let kept = fault.promise(When::Ready) == Some(Promise::Kept);
         if kept {
             // What was said before the fault proves nothing.
-            tokio::time::sleep(Duration::from_secs(3)).await;
+            tokio::time::sleep(NOTICED).await;
         }
         until(&format!("{}: {name} to be back", fault.name), fault.within, async || {
             let cluster = self.host.clusters(NAMESPACE).get(name).await.map_err(|error| error.to_string())?;
