@@ -10,6 +10,14 @@ use anyhow::{Context, Result, bail};
 const LINES_SHOWN: usize = 25;
 const POLL: Duration = Duration::from_millis(20);
 
+/// Runs two commands, the first one's output being the second one's input, and tells whether both went well.
+pub fn pipe(from: &mut Command, to: &mut Command) -> Result<bool> {
+    let mut writer = from.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{}`", describe(from)))?;
+    let stream = writer.stdout.take().context("a command has no output")?;
+    let read = to.stdin(stream).status().with_context(|| format!("cannot start `{}`", describe(to)))?;
+    Ok(writer.wait()?.success() && read.success())
+}
+
 /// Runs a command to its end and returns its standard output, trimmed; output is shown only where it fails.
 pub fn output(command: &mut Command) -> Result<String> {
     let shown = describe(command);
@@ -76,6 +84,18 @@ mod tests {
     fn a_failure_shows_the_program_and_its_last_words() {
         let error = output(Command::new("sh").args(["-c", "echo said; exit 3"])).unwrap_err().to_string();
         assert!(error.contains("sh -c") && error.contains("said"), "{error}");
+    }
+
+    #[test]
+    fn both_ends_of_a_pipe_count() {
+        let shell = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            command
+        };
+        for (from, to, good) in [("echo said", "grep -q said", true), ("echo said", "grep -q other", false), ("echo said; exit 3", "cat > /dev/null", false)] {
+            assert_eq!(pipe(&mut shell(from), &mut shell(to)).unwrap(), good, "{from} | {to}");
+        }
     }
 
     #[test]

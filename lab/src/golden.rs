@@ -1,10 +1,9 @@
 //! The golden state: what an API server writes when it first starts, sealed once from a cluster of the real kind CLI, so that no later API server of this node image has to.
 //! The cluster and its keys are gone when it is sealed.
 
-use std::process::Stdio;
+use anyhow::{Result, bail};
 
-use anyhow::{Context, Result, bail};
-
+use crate::command::pipe;
 use crate::docker::Docker;
 use crate::host::with_bare_cluster;
 use crate::kind::Kind;
@@ -30,12 +29,10 @@ pub fn seal(docker: &Docker, workshop: &Workshop, node: &str, (container, direct
     let kept = workshop.out.join("kept.kubeconfig");
     with_bare_cluster(docker, &cli, CLUSTER, node, |_| {
         std::fs::copy(workshop.out.join(GOLDEN_KUBECONFIG), &kept)?;
-        let mut from = docker.command().args(["exec", &format!("{CLUSTER}-control-plane"), "bash", "-c", SEAL]).stdout(Stdio::piped()).spawn()?;
-        let stream = from.stdout.take().context("docker exec has no output")?;
-        let mut to = docker.command();
+        let (mut from, mut to) = (docker.command(), docker.command());
+        from.args(["exec", &format!("{CLUSTER}-control-plane"), "bash", "-c", SEAL]);
         to.args(["exec", "-i", container, "tar", "-C", directory, "--numeric-owner", "-xpf", "-"]);
-        let written = to.stdin(stream).status()?;
-        if !from.wait()?.success() || !written.success() {
+        if !pipe(&mut from, &mut to)? {
             bail!("the state of a cluster of {node} cannot be sealed");
         }
         Ok(())

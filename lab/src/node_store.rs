@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::command::{output, wait_for};
+use crate::command::{output, pipe, wait_for};
 use crate::docker::Docker;
 use crate::golden::{self, GOLDEN};
 use crate::images::ARCHIVE;
@@ -116,10 +116,7 @@ fn bring(docker: &Docker, container: &str, here: &str, there: &str, config: &Val
     }
     let stopped = without_images(docker, here)?;
     let imported = (|| {
-        let mut export = docker.command().args(["export", &stopped]).stdout(Stdio::piped()).spawn()?;
-        let stream = export.stdout.take().context("docker export has no output")?;
-        let imported = import.args(["-", there]).stdin(stream).stdout(Stdio::null()).status()?;
-        if !export.wait()?.success() || !imported.success() {
+        if !pipe(docker.command().args(["export", &stopped]), import.args(["-", there]).stdout(Stdio::null()))? {
             bail!("cannot flatten {here}");
         }
         Ok(())
@@ -137,18 +134,15 @@ fn without_images(docker: &Docker, image: &str) -> Result<String> {
 
 /// Unpacks what the node image holds for its containerd, into the store.
 fn unpack(docker: &Docker, store: &str, node: &str, node_there: &str) -> Result<()> {
-    let unpacked = format!("{DATA_ROOT}/{UNPACKED}");
-    docker.run(&["exec", store, "mkdir", "-p", &format!("{unpacked}/containerd")])?;
-    docker.run(&["exec", store, "sh", "-c", &format!("printf %s '{node_there}' > {unpacked}/image")])?;
+    let unpacked = begin_part(docker, store, UNPACKED, node_there)?;
+    docker.run(&["exec", store, "mkdir", &format!("{unpacked}/containerd")])?;
     // A volume again, because containerd stacks overlays as well.
     let container = docker.run(&["run", "-d", "--privileged", "--network=none", "-v", CONTAINERD, "--entrypoint=sleep", node, "infinity"])?;
     let moved = (|| {
-        let mut from = docker.command().args(["exec", &container, "bash", "-c", UNPACK]).stdout(Stdio::piped()).spawn()?;
-        let stream = from.stdout.take().context("docker exec has no output")?;
-        let mut to = docker.command();
+        let (mut from, mut to) = (docker.command(), docker.command());
+        from.args(["exec", &container, "bash", "-c", UNPACK]);
         to.args(["exec", "-i", store, "tar", "-C", &format!("{unpacked}/containerd"), "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", "-"]);
-        let written = to.stdin(stream).status()?;
-        if !from.wait()?.success() || !written.success() {
+        if !pipe(&mut from, &mut to)? {
             bail!("cannot unpack the images in {node}");
         }
         Ok(())
@@ -159,10 +153,16 @@ fn unpack(docker: &Docker, store: &str, node: &str, node_there: &str) -> Result<
 
 /// Puts the golden state of the node image into the store.
 fn seal(docker: &Docker, store: &str, workshop: &Workshop, (node, node_there): (&str, &str)) -> Result<()> {
-    let directory = format!("{DATA_ROOT}/{GOLDEN}");
+    let directory = begin_part(docker, store, GOLDEN, node_there)?;
+    golden::seal(docker, workshop, node, (store, &directory))
+}
+
+/// Makes a directory of the store that says which node image it belongs to, and returns its path.
+fn begin_part(docker: &Docker, store: &str, name: &str, node_there: &str) -> Result<String> {
+    let directory = format!("{DATA_ROOT}/{name}");
     docker.run(&["exec", store, "mkdir", &directory])?;
     docker.run(&["exec", store, "sh", "-c", &format!("printf %s '{node_there}' > {directory}/image")])?;
-    golden::seal(docker, workshop, node, (store, &directory))
+    Ok(directory)
 }
 
 /// What `docker import` would lose of an image's configuration, as instructions of a Dockerfile.
