@@ -7,6 +7,10 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use nestling::cli::{self, HostArgs, Verb};
 use nestling::relay::{self, RelayArgs};
 use nestling::{agent, operator};
+use tikv_jemallocator::Jemalloc;
+
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Real kind clusters as Kubernetes objects.
 #[derive(Parser)]

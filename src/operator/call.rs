@@ -6,7 +6,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use kube::Api;
-use kube::api::{ListParams, PartialObjectMeta};
+use kube::api::ListParams;
 use kube::core::Status;
 use nestling_core::api::conditions::clip;
 use nestling_core::api::reasons::Reason;
@@ -60,23 +60,6 @@ where
     let mut all = Vec::new();
     loop {
         let page = call(what, api.list(&params)).await?;
-        all.extend(page.items);
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params.continue_token = Some(token),
-            None => return Ok(all),
-        }
-    }
-}
-
-/// As [`list_all`], metadata only.
-pub async fn list_all_metadata<K>(what: &'static str, api: &Api<K>, params: ListParams) -> Result<Vec<PartialObjectMeta<K>>, CallError>
-where
-    K: Clone + DeserializeOwned + Debug,
-{
-    let mut params = params.limit(PAGE);
-    let mut all = Vec::new();
-    loop {
-        let page = call(what, api.list_metadata(&params)).await?;
         all.extend(page.items);
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params.continue_token = Some(token),

@@ -22,6 +22,7 @@ mod kubeconfig;
 mod lead;
 mod lease;
 mod leftovers;
+mod live;
 mod logs;
 pub mod metrics;
 #[cfg(test)]

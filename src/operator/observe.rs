@@ -14,10 +14,11 @@ use nestling_core::plan::settings::Settings;
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::call::{CallError, call, list_all, list_all_metadata};
+use super::call::{CallError, call, list_all};
 use super::children::ChildCache;
 use super::kept::Kept;
 use super::key::Key;
+use super::live;
 use super::logs::LogStore;
 use super::reports::Reports;
 
@@ -85,7 +86,7 @@ impl Observer {
             let live = call("read the KindCluster", api.get_opt(&identity.name)).await?;
             let Some(live) = live.filter(|live| live.metadata.uid.as_ref() == Some(&identity.uid)) else { return Ok(None) };
             cluster = live;
-            children = Box::pin(live_children(&self.client, &settings.clusters_namespace, &identity.uid)).await?;
+            children = Box::pin(live::children(&self.client, &settings.clusters_namespace, &identity)).await?;
         }
         let key = Key { namespace: identity.namespace.clone(), name: identity.name.clone() };
         let report = children.current_pod().and_then(|pod| self.reports.newest(&key, pod));
@@ -139,22 +140,6 @@ impl Caches {
 /// UID of the `KindCluster` that a child belongs to.
 pub fn owner_uid(child: &ObjectMeta) -> Option<&str> {
     child.labels.as_ref()?.get(labels::CLUSTER_UID).map(String::as_str)
-}
-
-/// The children of this object, from complete lists of the API server's newest state.
-async fn live_children(client: &Client, namespace: &str, uid: &str) -> Result<Children, CallError> {
-    let params = || ListParams::default().labels(&format!("{}={uid}", labels::CLUSTER_UID));
-    let (pods, services, policies) =
-        (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace));
-    let (secrets, claims): (Api<Secret>, _) = (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace));
-    let (pods, services, policies, keys, claims) = tokio::try_join!(
-        list_all::<Pod>("list the cluster's pods", &pods, params()),
-        list_all::<Service>("list the cluster's Services", &services, params()),
-        list_all::<NetworkPolicy>("list the cluster's network policies", &policies, params()),
-        list_all_metadata("list the cluster's keys", &secrets, params()),
-        list_all::<PersistentVolumeClaim>("list the claims on the cluster's volume", &claims, params()),
-    )?;
-    Ok(Children { live: true, pods, services, policies, keys: keys.into_iter().map(|keys| keys.metadata).collect(), claims })
 }
 
 #[cfg(test)]

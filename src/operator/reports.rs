@@ -9,6 +9,7 @@ use hyper::body::Bytes;
 use k8s_openapi::api::core::v1::Pod;
 use nestling_core::plan::names::Identity;
 use nestling_core::plan::objects::attempt_of;
+use nestling_core::plan::observed::is_ready;
 use nestling_core::plan::wire::{AGENT_PORT, AgentReport, Contents, Orders};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
@@ -29,7 +30,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 /// A report older than this is asked for again when its cluster is looked at next: the hourly pass of a cluster at rest.
 const OLD: Duration = Duration::from_mins(50);
 
-/// So many agents of clusters at rest are asked at once: an operator that starts has heard of none.
+/// So many agents of clusters at rest are asked at once.
 const LOOKS: usize = 64;
 
 /// The reports and the listeners.
@@ -44,9 +45,21 @@ pub struct Reports {
     metrics: Arc<Metrics>,
 }
 
+/// What is expected of an agent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Interest {
+    /// The last word on its cluster is not spoken: it is listened to.
+    Moves,
+    /// What it says may matter: it is asked, unless it has been lately.
+    Asks,
+    /// Nothing is to be done, whatever it has said to an earlier operator: it is asked as rarely as those that this operator has heard.
+    Rests,
+}
+
 /// What is known of one cluster's current pod.
 struct Entry {
     pod_uid: String,
+    since: Instant,
     heard: Option<Heard>,
     listener: Option<Listener>,
 }
@@ -93,20 +106,21 @@ impl Reports {
         entry.heard.as_ref()?.report.unpack().inspect_err(|error| error!(%error, "a report is lost")).ok()
     }
 
-    /// Starts or stops listening, after a pass. `moving`: the last word on this cluster is not spoken.
-    pub fn tend(self: &Arc<Self>, key: &Key, identity: &Identity, pod: Option<&Pod>, moving: bool) {
+    /// Starts or stops listening, after a pass.
+    pub fn tend(self: &Arc<Self>, key: &Key, identity: &Identity, pod: Option<&Pod>, interest: Interest) {
         let mut entries = self.entries();
         let Some((pod, uid)) = pod.and_then(|pod| Some((pod, pod.metadata.uid.clone()?))) else {
             entries.remove(key);
             return;
         };
         if entries.get(key).is_none_or(|entry| entry.pod_uid != uid) {
-            entries.insert(key.clone(), Entry { pod_uid: uid, heard: None, listener: None });
+            entries.insert(key.clone(), Entry { pod_uid: uid, since: Instant::now(), heard: None, listener: None });
         }
         let Some(entry) = entries.get_mut(key) else { return };
-        let old = entry.heard.as_ref().is_none_or(|heard| heard.at.elapsed() >= OLD);
+        let heard = entry.heard.as_ref().map(|heard| heard.at).or_else(|| (interest == Interest::Rests).then_some(entry.since));
+        let old = heard.is_none_or(|at| at.elapsed() >= OLD);
         let disagrees = entry.heard.as_ref().is_some_and(|heard| heard.control_plane_ready != is_ready(pod));
-        let how = if moving || disagrees { Asking::On } else { Asking::Once };
+        let how = if interest == Interest::Moves || disagrees { Asking::On } else { Asking::Once };
         let target = self.target(identity, pod).filter(|_| how == Asking::On || old);
         let goes_on =
             |listener: &Listener| Some(&listener.target) == target.as_ref() && (listener.how == how || how == Asking::Once) && !listener.task.is_finished();
@@ -241,12 +255,6 @@ impl Reports {
     }
 }
 
-/// Whether the kubelet finds the pod ready.
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,7 +286,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_was_overtaken_changes_nothing() {
         let (reports, mut keys) = reports(|_| report(7)).await;
-        reports.tend(&key(), &identity(), Some(&pod("a")), false);
+        reports.tend(&key(), &identity(), Some(&pod("a")), Interest::Asks);
         let target = reports.target(&identity(), &pod("a")).unwrap();
         let heard = |revision: u64| reports.heard(&key(), &target, &AgentReport { revision, ..AgentReport::default() }, true);
         heard(5);
@@ -294,32 +302,49 @@ mod tests {
         let asked = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&asked);
         let (reports, mut keys) = reports(move |_| report(count.fetch_add(1, Ordering::Relaxed) + 1)).await;
-        reports.tend(&key(), &identity(), Some(&pod("a")), true);
-        reports.tend(&key(), &identity(), Some(&pod("a")), true);
+        reports.tend(&key(), &identity(), Some(&pod("a")), Interest::Moves);
+        reports.tend(&key(), &identity(), Some(&pod("a")), Interest::Moves);
         for _ in 0..2 {
             assert_eq!(timeout(SOON, keys.next()).await.unwrap(), Some(key()));
         }
         assert!(reports.newest(&key(), &pod("a")).unwrap().revision >= 2);
         assert_eq!(reports.newest(&key(), &pod("b")), None, "another pod's report is nobody's business");
-        reports.tend(&key(), &identity(), Some(&pod("a")), false);
+        reports.tend(&key(), &identity(), Some(&pod("a")), Interest::Asks);
         tokio::time::sleep(Duration::from_millis(100)).await;
         let before = asked.load(Ordering::Relaxed);
         tokio::time::sleep(2 * BREATH).await;
         assert_eq!(asked.load(Ordering::Relaxed), before, "a cluster at rest is not asked");
-        reports.tend(&key(), &identity(), None, true);
+        reports.tend(&key(), &identity(), None, Interest::Moves);
         assert_eq!(reports.newest(&key(), &pod("a")), None);
+    }
+
+    #[tokio::test]
+    async fn who_rests_is_asked_when_it_matters_or_after_an_hour() {
+        let (reports, mut keys) = reports(|_| report(1)).await;
+        let tend = |interest| reports.tend(&key(), &identity(), Some(&pod("a")), interest);
+        let is_asked = || reports.entries().get(&key()).unwrap().listener.is_some();
+        tend(Interest::Rests);
+        assert!(!is_asked());
+        reports.entries().get_mut(&key()).unwrap().since -= OLD;
+        tend(Interest::Rests);
+        assert!(is_asked());
+        reports.forget(&key());
+        tend(Interest::Rests);
+        tend(Interest::Asks);
+        timeout(SOON, keys.next()).await.unwrap();
+        assert_eq!(reports.newest(&key(), &pod("a")).unwrap().revision, 1);
     }
 
     #[tokio::test]
     async fn a_pod_that_disagrees_with_its_last_report_is_asked_again() {
         let (reports, mut keys) = reports(|_| report(1)).await;
-        reports.tend(&key(), &identity(), Some(&pod("a")), true);
+        reports.tend(&key(), &identity(), Some(&pod("a")), Interest::Moves);
         timeout(SOON, keys.next()).await.unwrap();
         let mut ready = pod("a");
         ready.status = Some(serde_json::from_value(json!({"conditions": [{"type": "Ready", "status": "True"}]})).unwrap());
-        reports.tend(&key(), &identity(), Some(&ready), false);
+        reports.tend(&key(), &identity(), Some(&ready), Interest::Asks);
         assert!(reports.entries().get(&key()).unwrap().listener.is_some());
-        reports.tend(&key(), &identity(), Some(&pod("a")), false);
+        reports.tend(&key(), &identity(), Some(&pod("a")), Interest::Asks);
         assert!(reports.entries().get(&key()).unwrap().listener.is_none());
     }
 }

@@ -89,6 +89,11 @@ impl Load {
     pub async fn warm_up(&self) {
         self.create(0..1, None).await;
         self.all_ready(1, Duration::from_mins(1)).await;
+        self.forget();
+    }
+
+    /// From now on only those count that are created from now on; how many are ready stays.
+    pub fn forget(&self) {
         self.times.lock().unwrap().clear();
     }
 

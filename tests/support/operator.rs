@@ -68,8 +68,6 @@ impl Operator {
             .args(arguments)
             .env("KUBECONFIG", options.kubeconfig.as_deref().unwrap_or_else(|| plane.control_plane.kubeconfig()))
             .env("RUST_LOG", std::env::var("NESTLING_TEST_OPERATOR_LOG_LEVEL").as_deref().unwrap_or("info,nestling=debug"))
-            // As the chart does.
-            .envs([("MALLOC_ARENA_MAX", "2"), ("MALLOC_MMAP_THRESHOLD_", "131072"), ("MALLOC_TRIM_THRESHOLD_", "131072")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);

@@ -115,6 +115,13 @@ pub fn renewal(seen: &Observed, published: &KubeconfigSecretRef) -> Option<Times
     Some(published.renewal_time.as_ref().map_or_else(|| earlier(ends, KUBECONFIG_LIFE / 3), |time| time.0))
 }
 
+/// Whether one of the published Secrets is to be renewed now.
+pub fn is_any_due(now: Timestamp, seen: &Observed) -> bool {
+    let status = seen.status();
+    let mut published = status.kubeconfig_secret_ref.iter().chain(&status.further_secret_refs);
+    published.any(|published| renewal(seen, published).is_some_and(|at| now >= at))
+}
+
 /// When the keys of the channel in a cluster's Secret are made anew, given what stands on it.
 pub fn channel_renewal(keys: &ObjectMeta) -> Option<Timestamp> {
     keys.annotations.as_ref()?.get(crate::api::annotations::RENEW_AT)?.parse().ok()

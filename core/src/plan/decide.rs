@@ -17,7 +17,7 @@ use super::exposure;
 use super::host_loss;
 use super::names::Identity;
 use super::objects::{self, attempt_of, digests_of};
-use super::observed::{Observed, created_at};
+use super::observed::{Observed, created_at, is_ready};
 use super::orders;
 use super::power;
 use super::preload;
@@ -443,6 +443,20 @@ pub fn is_moving(status: &KindClusterStatus, seen_report: bool) -> bool {
     let ready = conditions::is_true(&status.conditions, conditions::READY);
     let changes = [serving_names::is_changing, preload::is_under_way, exposure::is_changing, contents::is_changing, users::is_changing];
     !seen_report || !rests && (!ready || changes.iter().any(|changing| changing(status)))
+}
+
+/// Whether a cluster was as it is wanted before this pass, which has found nothing to do or to say, and finds nothing before it is looked at in any case: its
+/// agent need not be asked, not even by an operator that has never heard it.
+pub fn rests(now: Timestamp, seen: &Observed, plan: &Plan, after: &KindClusterStatus) -> bool {
+    let meta = &seen.cluster.metadata;
+    plan.steps.is_empty()
+        && plan.wake_at.is_none_or(|at| at >= later(now, REST))
+        && seen.cluster.status.as_ref() == Some(after)
+        && after.observed_generation == meta.generation
+        && meta.deletion_timestamp.is_none()
+        && !is_moving(after, true)
+        && !certificates::is_any_due(now, seen)
+        && seen.children.current_pod().is_some_and(is_ready)
 }
 
 /// Whether a pod takes one of the slots for clusters under creation.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::observed::{HostNode, Observed};
+use super::observed::{HostNode, Observed, is_ready};
 use super::situation::later;
 use super::wire::AgentFailure;
 use crate::api::conditions::Claim;
@@ -56,11 +56,6 @@ pub fn disruption(pod: &Pod) -> Option<AgentFailure> {
     };
     let words = found.message.clone().unwrap_or_default();
     Some(AgentFailure { reason, message: format!("the pod was taken away: {words}"), log_tail: String::new() })
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn name(seen: &Observed) -> &str {

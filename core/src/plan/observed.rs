@@ -22,7 +22,7 @@ pub struct Observed {
     pub identity: Identity,
     /// The operator's settings.
     pub settings: Arc<Settings>,
-    /// Everything in the clusters namespace that carries this object's UID.
+    /// Its children.
     pub children: Children,
     /// The newest report of the agent in the newest pod.
     pub report: Option<AgentReport>,
@@ -130,9 +130,13 @@ pub fn needs_live(cluster: &KindCluster, children: &Children) -> bool {
 pub fn needs_node<'a>(cluster: &KindCluster, children: &'a Children) -> Option<&'a str> {
     let pod = children.current_pod()?;
     let established = cluster.status.as_ref().is_some_and(|status| status.cluster_attempt == Some(attempt_of(pod)));
+    pod.spec.as_ref()?.node_name.as_deref().filter(|_| established && !is_ready(pod))
+}
+
+/// Whether the kubelet finds a pod ready.
+pub fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let ready = conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    pod.spec.as_ref()?.node_name.as_deref().filter(|_| established && !ready)
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// The identity of an object that the API server has accepted; `None` for one that it has not seen.

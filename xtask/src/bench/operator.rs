@@ -128,7 +128,7 @@ const fn figure(name: &'static str, unit: &'static str, pointer: &'static str, d
     Figure { name, unit, pointer, digits, grows }
 }
 
-const FIGURES: [Figure; 15] = [
+const FIGURES: [Figure; 19] = [
     figure("Memory (RSS), all ready", "MiB", "/usage/ready/rssMiB", 1, true),
     figure("Memory (RSS), at rest", "MiB", "/usage/rest/rssMiB", 1, true),
     figure("Memory, most ever until then", "MiB", "/usage/rest/peakMiB", 1, true),
@@ -136,6 +136,10 @@ const FIGURES: [Figure; 15] = [
     figure("Memory, most ever since the start", "MiB", "/usage/restarted/peakMiB", 1, true),
     figure("CPU until all are ready", "s", "/usage/ready/cpuSeconds", 1, true),
     figure("CPU from the start anew to rest", "s", "/usage/restarted/cpuSeconds", 1, true),
+    figure("The driver alone, clusters per second", "", "/driver/clustersPerSecond", 1, false),
+    figure("Asked of the operator, clusters per second", "", "/clustersPerSecond/asked", 1, false),
+    figure("The driver alone, apply to first status, median", "ms", "/driver/firstStatusMsAtHalf/p50", 0, false),
+    figure("The driver alone, apply to first status, 99 %", "ms", "/driver/firstStatusMsAtHalf/p99", 0, false),
     figure("Apply to first status, median", "ms", "/firstStatusMs/p50", 0, false),
     figure("Apply to first status, 99 %", "ms", "/firstStatusMs/p99", 0, false),
     figure("Pod ready to cluster ready, median", "ms", "/podReadyToReadyMs/p50", 0, false),
@@ -159,23 +163,13 @@ fn table(report: &Value) -> Result<String> {
         text("machine"),
         text("load")
     )?;
-    if let Some(driver) = report.get("driver") {
-        let number = |pointer: &str| driver.pointer(pointer).and_then(Value::as_f64).unwrap_or(f64::NAN);
-        writeln!(
-            out,
-            "The driver alone, with the same writes: {:.1} clusters per second ({} clusters). At half of that, apply to first status takes it {:.0} ms in the median and {:.0} ms at 99 %.\n",
-            number("/clustersPerSecond"),
-            driver["clusters"],
-            number("/firstStatusMsAtHalf/p50"),
-            number("/firstStatusMsAtHalf/p99")
-        )?;
-    }
     let counts: Vec<f64> = runs.iter().map(|run| run["clusters"].as_f64().unwrap_or(f64::NAN)).collect();
     let heads: Vec<String> = counts.iter().map(|count| format!("{count} clusters")).collect();
     writeln!(out, "| | {} | Slope, per 1,000 clusters |\n|---|{}---|", heads.join(" | "), "---|".repeat(counts.len()))?;
     for figure in &FIGURES {
         let values: Vec<f64> = runs.iter().map(|run| run.pointer(figure.pointer).and_then(Value::as_f64).unwrap_or(f64::NAN)).collect();
-        let cells: Vec<String> = values.iter().map(|value| format!("{value:.*}", figure.digits)).collect();
+        // With --rate the driver is not measured alone.
+        let cells: Vec<String> = values.iter().map(|value| if value.is_nan() { "–".to_owned() } else { format!("{value:.*}", figure.digits) }).collect();
         let slope = if figure.grows { slopes(&counts, &values, figure.digits) } else { String::new() };
         let unit = if figure.unit.is_empty() { String::new() } else { format!(", {}", figure.unit) };
         writeln!(out, "| {}{unit} | {} | {slope} |", figure.name, cells.join(" | "))?;
