@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::apt::{self, Need};
 use crate::cache::Cache;
-use crate::command::{last_lines, output, succeeds, succeeds_within, wait_for};
+use crate::command::{last_lines, output, pipe, succeeds, succeeds_within, wait_for};
 use crate::machine::Machine;
 use crate::progress::note;
 
@@ -91,10 +91,8 @@ impl Docker {
         }
         note(format!("loading {reference}"));
         if archive.extension().is_some_and(|extension| extension == "zst") {
-            let mut unpack = Command::new("zstd").arg("-dcq").arg(archive).stdout(Stdio::piped()).spawn()?;
-            let stream = unpack.stdout.take().context("zstd has no output")?;
-            let loaded = self.command().args(["load", "-q"]).stdin(stream).stdout(Stdio::null()).status()?;
-            if !unpack.wait()?.success() || !loaded.success() {
+            let mut unpack = Command::new("zstd");
+            if !pipe(unpack.arg("-dcq").arg(archive), self.command().args(["load", "-q"]).stdout(Stdio::null()))? {
                 bail!("docker load of {} failed", archive.display());
             }
         } else {

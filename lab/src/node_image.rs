@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::archive::{self, Image};
-use crate::command::output;
+use crate::command::{output, pipe};
 use crate::docker::Docker;
 use crate::go;
 use crate::images::ARCHIVE;
@@ -112,8 +112,11 @@ pub fn make(workshop: &Workshop) -> Result<()> {
 fn build(workshop: &Workshop, docker: &Docker, reference: &str) -> Result<()> {
     let base = workshop.image(Part::NodeBase)?;
     docker.load(&base, &workshop.part(Part::NodeBase)?.join(ARCHIVE))?;
+    // kind unpacks the server archive, a gigabyte, into the temporary directory and leaves it there.
+    let scratch = tempfile::tempdir_in(workshop.out)?;
     output(
         Command::new(workshop.program(Part::Kind, "kind")?)
+            .env("TMPDIR", scratch.path())
             .args(["build", "node-image", "--type", "file", "--base-image", &base, "--image", reference])
             .arg(workshop.part(Part::NodeServer)?.join(SERVER)),
     )
@@ -155,10 +158,7 @@ pub fn published_image(version: &str) -> String {
 }
 
 fn save(docker: &Docker, reference: &str, to: &Path) -> Result<()> {
-    let mut saving = docker.command().args(["save", reference]).stdout(Stdio::piped()).spawn()?;
-    let stream = saving.stdout.take().context("docker save has no output")?;
-    let packed = Command::new("zstd").args(["-q", "-T0", "-3", "-o"]).arg(to).stdin(stream).status().context("cannot start zstd")?;
-    if !saving.wait()?.success() || !packed.success() {
+    if !pipe(docker.command().args(["save", reference]), Command::new("zstd").args(["-q", "-T0", "-3", "-o"]).arg(to))? {
         bail!("cannot save {reference}");
     }
     Ok(())

@@ -14,8 +14,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::RUN_DIRECTORY;
-use super::dockerd::keep;
-use super::output::Tail;
+use super::output::{Tail, keep};
 use super::wait::until;
 
 /// Where it listens.

@@ -1,8 +1,7 @@
 //! The Docker daemon: its configuration, its start, its end. Its containerd comes first ([`containerd`]).
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -12,7 +11,6 @@ use nestling_core::plan::wire::{AgentFailure, DATA_ROOT, NetworkPlan};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Map, Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -21,7 +19,7 @@ use super::containerd::{self, Containerd, Environment};
 use super::docker::Docker;
 use super::failure::{evident, failure, judge};
 use super::fault::disabled;
-use super::output::{Tail, presentable};
+use super::output::{Tail, keep};
 use super::wait::{OFTEN, until};
 use super::{DOCKER_SOCKET, RUN_DIRECTORY};
 
@@ -31,8 +29,8 @@ const START_LIMIT: Duration = Duration::from_mins(1);
 /// Time for the daemon to stop its containers and itself.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
-/// Bytes of output that are kept: in memory for evidence, and in a file for whoever looks into the pod.
-const LOG_LIMIT: (usize, u64) = (32 << 10, 1 << 20);
+/// Bytes of output that are kept in memory, for evidence.
+const LOG_LIMIT: usize = 32 << 10;
 
 /// What the daemon's configuration depends on.
 #[derive(Clone, Debug)]
@@ -122,7 +120,7 @@ async fn launch(settings: &Settings) -> std::io::Result<Dockerd> {
         // Keeps the daemons from loading AppArmor profiles into the host's kernel (containerd `pkg/apparmor`).
         ("container", if disabled("profiles") { "" } else { "docker" }.to_owned()),
     ];
-    let log = Tail::new(LOG_LIMIT.0);
+    let log = Tail::new(LOG_LIMIT);
     let containerd = containerd::start(Environment(environment.clone()), log.clone()).await?;
     let mut child = Command::new("dockerd")
         .arg("--config-file")
@@ -154,25 +152,6 @@ fn write_shim(path: &Path) -> std::io::Result<()> {
     let agent = std::env::current_exe()?;
     fs::write(path, format!("#!/bin/sh\nexec '{}' oci-runtime \"$@\"\n", agent.display()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
-}
-
-/// Keeps an output until it ends. The file begins anew when it is full: it lives in memory.
-pub(super) async fn keep(output: impl AsyncRead + Unpin, tail: Tail, file: Option<PathBuf>) {
-    let open = |path: &PathBuf| OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path).ok();
-    let mut written = 0;
-    let mut target: Option<File> = file.as_ref().and_then(open);
-    let mut lines = BufReader::new(output).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        let line = presentable(&line, &[]);
-        tail.push(&line);
-        written += line.len() as u64 + 1;
-        if written > LOG_LIMIT.1 {
-            (written, target) = (0, file.as_ref().and_then(open));
-        }
-        if let Some(target) = &mut target {
-            let _ = writeln!(target, "{line}");
-        }
-    }
 }
 
 impl Dockerd {
@@ -268,14 +247,5 @@ mod tests {
         let registries = json!({"insecure-registries": ["10.0.0.7:5000"]}).as_object().cloned().unwrap();
         let configuration = configuration(&Settings { registries, ..daemon(false) }, Path::new("/shim"));
         assert_eq!(configuration["insecure-registries"], json!(["10.0.0.7:5000"]));
-    }
-
-    #[tokio::test]
-    async fn output_is_kept_without_passwords() {
-        let directory = tempfile::tempdir().unwrap();
-        let (tail, file) = (Tail::new(1000), directory.path().join("log"));
-        keep(&b"one\nproxy=http://u:p@x\n"[..], tail.clone(), Some(file.clone())).await;
-        assert_eq!(tail.text(), "one\nproxy=http://<secret>@x\n");
-        assert_eq!(fs::read_to_string(file).unwrap(), tail.text());
     }
 }

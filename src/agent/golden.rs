@@ -5,10 +5,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use nestling_core::api::kind_config::{KindConfig, KindMount, KindRole};
+use nestling_core::api::kind_config::{KindConfig, KindRole};
 
-use super::store;
-use super::unpacked::{mounts_over, own_part};
+use super::{own_parts, store};
 
 /// The part of a store with the state.
 pub const GOLDEN: &str = "golden";
@@ -28,8 +27,7 @@ pub struct Golden {
 /// What the store holds.
 pub fn find(store: &Path) -> Option<Golden> {
     let directory = store.join(GOLDEN);
-    let image = fs::read_to_string(directory.join("image")).ok()?;
-    Some(Golden { image: image.trim().to_owned(), etcd: directory.join("etcd") })
+    Some(Golden { image: own_parts::image_of(&directory)?, etcd: directory.join("etcd") })
 }
 
 impl Golden {
@@ -41,10 +39,10 @@ impl Golden {
         let Some((index, node)) = config.nodes.iter_mut().flatten().enumerate().find(|(_, node)| node.role() == KindRole::ControlPlane) else {
             return Ok(false);
         };
-        if node.image.as_ref() != Some(&self.image) || mounts_over(node, ETCD) {
+        if !own_parts::takes(node, &self.image, ETCD) {
             return Ok(false);
         }
-        let own = own_part(data_root, index);
+        let own = own_parts::of(data_root, index);
         fs::create_dir_all(&own)?;
         let own = own.join("etcd");
         // Another try begins with nothing of the first.
@@ -52,12 +50,7 @@ impl Golden {
             fs::remove_dir_all(&own)?;
         }
         store::copy(&self.etcd, &own)?;
-        node.extra_mounts.push(KindMount {
-            host_path: Some(own.display().to_string()),
-            container_path: Some(ETCD.to_owned()),
-            read_only: Some(false),
-            ..KindMount::default()
-        });
+        node.extra_mounts.push(own_parts::mount(&own, ETCD, false));
         Ok(true)
     }
 }
@@ -65,7 +58,7 @@ impl Golden {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nestling_core::api::kind_config::KindNode;
+    use nestling_core::api::kind_config::{KindMount, KindNode};
 
     fn store() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();

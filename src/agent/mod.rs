@@ -46,6 +46,7 @@ mod node_files;
 mod nodes;
 pub mod oci_runtime;
 mod output;
+mod own_parts;
 mod policy_probe;
 mod ports;
 mod power;

@@ -2,10 +2,17 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
 
 use regex::{Captures, Regex};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+
+/// Size of a file with output, in bytes, from which it begins anew: it lives in memory.
+const FILE_LIMIT: u64 = 1 << 20;
 
 /// Longest line that is kept, in bytes.
 const LINE_LIMIT: usize = 2048;
@@ -192,6 +199,25 @@ fn without_passwords(text: &str) -> String {
     clean + rest
 }
 
+/// Keeps an output until it ends, [`presentable`]: its end in memory, and in a file for whoever looks into the pod.
+pub async fn keep(output: impl AsyncRead + Unpin, tail: Tail, file: Option<PathBuf>) {
+    let open = |path: &PathBuf| OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path).ok();
+    let mut written = 0;
+    let mut target: Option<File> = file.as_ref().and_then(open);
+    let mut lines = BufReader::new(output).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let line = presentable(&line, &[]);
+        tail.push(&line);
+        written += line.len() as u64 + 1;
+        if written > FILE_LIMIT {
+            (written, target) = (0, file.as_ref().and_then(open));
+        }
+        if let Some(target) = &mut target {
+            let _ = writeln!(target, "{line}");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,5 +304,14 @@ mod tests {
         let mut written = Vec::new();
         Presentable(&mut written).write_all(b"abc wade-at-dusk reed:warbler unschemed-word proxy:3128\n").unwrap();
         assert_eq!(String::from_utf8(written).unwrap(), "abc <secret> <secret> <secret> proxy:3128\n");
+    }
+
+    #[tokio::test]
+    async fn output_is_kept_without_passwords() {
+        let directory = tempfile::tempdir().unwrap();
+        let (tail, file) = (Tail::new(1000), directory.path().join("log"));
+        keep(&b"one\nproxy=http://u:p@x\n"[..], tail.clone(), Some(file.clone())).await;
+        assert_eq!(tail.text(), "one\nproxy=http://<secret>@x\n");
+        assert_eq!(std::fs::read_to_string(file).unwrap(), tail.text());
     }
 }

@@ -9,8 +9,9 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use nestling_core::api::kind_config::{KindConfig, KindMount, KindNode};
+use nestling_core::api::kind_config::KindConfig;
 
+use super::own_parts;
 use super::store::{self, UNPACKED};
 
 /// Where a node's containerd keeps its images.
@@ -18,9 +19,6 @@ const CONTAINERD: &str = "/var/lib/containerd";
 
 /// Where nodes see what they share.
 const SHARED: &str = "/opt/nestling/containerd";
-
-/// The directory of the data-root with the nodes' own parts.
-const NODES: &str = "nestling-nodes";
 
 /// containerd's book-keeping, of which each node needs its own.
 const DATABASES: &str = "io.containerd.metadata.v1.bolt";
@@ -47,8 +45,7 @@ pub struct Unpacked {
 pub fn find(store: &Path, data_root: &Path) -> Option<Unpacked> {
     let own = store::own_unpacked(data_root);
     let directory = if own.is_dir() { own } else { store.join(UNPACKED) };
-    let image = fs::read_to_string(directory.join("image")).ok()?;
-    Some(Unpacked { image: image.trim().to_owned(), shared: directory.join("containerd") })
+    Some(Unpacked { image: own_parts::image_of(&directory)?, shared: directory.join("containerd") })
 }
 
 impl Unpacked {
@@ -57,23 +54,17 @@ impl Unpacked {
     /// # Errors
     /// What the file system says.
     pub fn give(&self, config: &mut KindConfig, data_root: &Path) -> io::Result<()> {
-        let all = data_root.join(NODES);
+        let all = own_parts::all(data_root);
         if all.exists() {
             fs::remove_dir_all(&all)?;
         }
         for (index, node) in config.nodes.iter_mut().flatten().enumerate() {
-            if node.image.as_ref() != Some(&self.image) || mounts_over(node, CONTAINERD) {
+            if !own_parts::takes(node, &self.image, CONTAINERD) {
                 continue;
             }
-            let own = own_part(data_root, index).join("containerd");
+            let own = own_parts::of(data_root, index).join("containerd");
             self.lay_out(&own)?;
-            let mount = |host: &Path, container: &str, read_only| KindMount {
-                host_path: Some(host.display().to_string()),
-                container_path: Some(container.to_owned()),
-                read_only: Some(read_only),
-                ..KindMount::default()
-            };
-            node.extra_mounts.extend([mount(&self.shared, SHARED, true), mount(&own, CONTAINERD, false)]);
+            node.extra_mounts.extend([own_parts::mount(&self.shared, SHARED, true), own_parts::mount(&own, CONTAINERD, false)]);
         }
         Ok(())
     }
@@ -103,20 +94,10 @@ fn names(directory: &Path) -> io::Result<Vec<std::ffi::OsString>> {
     fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
 }
 
-/// The part of the data-root that is of the node with this place in the configuration.
-pub fn own_part(data_root: &Path, index: usize) -> PathBuf {
-    data_root.join(NODES).join(index.to_string())
-}
-
-/// Whether something is to be mounted in a node at, above or below a path.
-pub fn mounts_over(node: &KindNode, path: &str) -> bool {
-    let over = |one: &str| Path::new(one).starts_with(path) || Path::new(path).starts_with(one);
-    node.extra_mounts.iter().any(|mount| mount.container_path.as_deref().is_some_and(over))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nestling_core::api::kind_config::{KindMount, KindNode};
 
     fn store() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();

@@ -35,7 +35,9 @@ impl Replay {
     pub fn new(events: &[Value], user: &str, cluster: &KindCluster) -> Self {
         let ours = events.iter().filter(|event| event["user"]["username"] == user && event["objectRef"]["resource"] != "leases");
         let about = |event: &&Value| event["requestObject"].to_string().contains(&cluster.name_any());
-        let writes = ours.filter(about).map(|event| {
+        // What was refused was written again.
+        let taken = |event: &&Value| event["responseStatus"]["code"].as_u64().is_some_and(|code| code < 300);
+        let writes = ours.filter(about).filter(taken).map(|event| {
             let uri = event["requestURI"].as_str().unwrap().to_owned();
             let body = event["requestObject"].clone();
             let (method, content_type) = match event["verb"].as_str().unwrap() {

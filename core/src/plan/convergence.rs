@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use proptest::prelude::*;
 
 use super::contents::{self, ContentsPlan, Source};
-use super::decide::{Child, ChildKind, Step, decide, is_moving};
+use super::decide::{Child, ChildKind, Step, decide, is_moving, rests};
 use super::objects::{attempt_of, resumes};
 use super::observed::{Children, Logs, Observed, Turn, needs_live};
 use super::problem::Problem;
@@ -271,6 +271,7 @@ impl World {
             turn: Turn::Granted,
         };
         let plan = decide(self.now, &seen);
+        assert!(plan.steps.is_empty() || !self.would_rest_unheard(&seen), "an operator that has not heard the agent would not ask it: {:#?}", plan.steps);
         let mut outcome = Outcome::default();
         for (index, step) in plan.steps.into_iter().enumerate() {
             if kill_at == Some(index) {
@@ -303,6 +304,13 @@ impl World {
             cluster.status = Some(status);
             self.changed();
         }
+    }
+
+    /// Whether an operator that starts now would leave the cluster at rest.
+    fn would_rest_unheard(&self, seen: &Observed) -> bool {
+        let unheard = Observed { report: None, ..seen.clone() };
+        let after = settle(self.now, &unheard, &Outcome::default());
+        rests(self.now, &unheard, &decide(self.now, &unheard), &after)
     }
 
     fn expire(&mut self) -> Option<()> {
