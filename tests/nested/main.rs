@@ -81,7 +81,9 @@ spec: {{selector: {{app: web}}, ports: [{{port: 80, targetPort: 8080}}]}}
 fn serves_by_name(host: &Host, kubeconfig: &str, node: Option<&str>) {
     host.apply_outside(kubeconfig, &workload());
     host.kubectl_outside(kubeconfig, &["rollout", "status", "deployment/web", "--timeout=120s"]).unwrap();
-    let page = host.run_nested(kubeconfig, node, &["curl", "-sS", "--retry", "10", "--retry-all-errors", "http://web.default.svc.cluster.local/"]);
+    // Short tries: one that asks a name server which has gone would wait longer and longer for it, minutes in all.
+    let patience = ["-sS", "--max-time", "5", "--retry", "40", "--retry-delay", "1", "--retry-max-time", "110", "--retry-all-errors"];
+    let page = host.run_nested(kubeconfig, node, &[&["curl"], &patience[..], &["http://web.default.svc.cluster.local/"]].concat());
     assert!(page.contains("served-from-a-claim"), "{page}");
 }
 
