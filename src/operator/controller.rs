@@ -13,7 +13,7 @@ use kube::runtime::controller::{Action, Config, Error as ControllerError, Reconc
 use kube::{Client, Resource};
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{KindCluster, KindClusterStatus};
-use nestling_core::plan::decide::{Plan, Step, decide, is_moving, rests, takes_slot};
+use nestling_core::plan::decide::{Step, decide, is_moving, rests, takes_slot};
 use nestling_core::plan::evidence::is_asked;
 use nestling_core::plan::milestones::{became_ready, failed};
 use nestling_core::plan::notes::notes;
@@ -259,7 +259,8 @@ impl Context {
         self.take_turn(now, key, &mut seen, held.as_ref().map(|(held, _)| held));
 
         let plan = decide(now, &seen);
-        let acted = self.actor.act(&seen, plan.steps.clone(), held.as_ref().map(|(held, _)| held)).await;
+        let at_rest = rests(now, &seen, &plan);
+        let acted = self.actor.act(&seen, plan.steps, held.as_ref().map(|(held, _)| held)).await;
         self.after_acting(now, key, &seen, &acted);
         let finished = acted.outcome.done.iter().any(|step| matches!(step, Step::RemoveFinalizer));
         if finished || acted.cut_short == Some(CutShort::Gone) {
@@ -267,7 +268,7 @@ impl Context {
         }
 
         let after = settle(now, &seen, &acted.outcome);
-        self.reports.tend(key, &seen.identity, seen.children.current_pod(), interest(now, &seen, &plan, &after));
+        self.reports.tend(key, &seen.identity, seen.children.current_pod(), interest(&seen, at_rest, &after));
         self.logs.tend(key, &seen.identity, seen.children.current_pod(), is_asked(now, &seen, &situation(now, &seen)));
         let mut wake_at = plan.wake_at;
         match self.write_status(key, &seen, &acted, &after).await? {
@@ -397,13 +398,13 @@ impl Context {
     }
 }
 
-/// What is expected of a cluster's agent after a pass.
-fn interest(now: Timestamp, seen: &Observed, plan: &Plan, after: &KindClusterStatus) -> Interest {
+/// What is expected of a cluster's agent after a pass. `at_rest`: before it, the cluster [rested](rests).
+fn interest(seen: &Observed, at_rest: bool, after: &KindClusterStatus) -> Interest {
     let going = seen.cluster.metadata.deletion_timestamp.is_some() || seen.cluster.spec.paused;
     let over = after.last_failure.as_ref().is_some_and(|failure| Some(failure.attempt) == after.attempt);
     if !going && !over && is_moving(after, true) {
         Interest::Moves
-    } else if rests(now, seen, plan, after) {
+    } else if at_rest && seen.cluster.status.as_ref() == Some(after) {
         Interest::Rests
     } else {
         Interest::Asks

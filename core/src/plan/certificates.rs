@@ -117,8 +117,7 @@ pub fn renewal(seen: &Observed, published: &KubeconfigSecretRef) -> Option<Times
 
 /// Whether one of the published Secrets is to be renewed now.
 pub fn is_any_due(now: Timestamp, seen: &Observed) -> bool {
-    let status = seen.status();
-    let mut published = status.kubeconfig_secret_ref.iter().chain(&status.further_secret_refs);
+    let mut published = seen.cluster.status.iter().flat_map(|status| status.kubeconfig_secret_ref.iter().chain(&status.further_secret_refs));
     published.any(|published| renewal(seen, published).is_some_and(|at| now >= at))
 }
 

@@ -310,7 +310,7 @@ impl World {
     fn would_rest_unheard(&self, seen: &Observed) -> bool {
         let unheard = Observed { report: None, ..seen.clone() };
         let after = settle(self.now, &unheard, &Outcome::default());
-        rests(self.now, &unheard, &decide(self.now, &unheard), &after)
+        rests(self.now, &unheard, &decide(self.now, &unheard)) && unheard.cluster.status == Some(after)
     }
 
     fn expire(&mut self) -> Option<()> {

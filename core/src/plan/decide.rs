@@ -445,16 +445,15 @@ pub fn is_moving(status: &KindClusterStatus, seen_report: bool) -> bool {
     !seen_report || !rests && (!ready || changes.iter().any(|changing| changing(status)))
 }
 
-/// Whether a cluster was as it is wanted before this pass, which has found nothing to do or to say, and finds nothing before it is looked at in any case: its
-/// agent need not be asked, not even by an operator that has never heard it.
-pub fn rests(now: Timestamp, seen: &Observed, plan: &Plan, after: &KindClusterStatus) -> bool {
+/// Whether a cluster is as it is wanted, as far as its status says, and this pass has nothing to do nor anything before it is looked at in any case. If it then has
+/// nothing to say either, the agent need not be asked, not even by an operator that has never heard it.
+pub fn rests(now: Timestamp, seen: &Observed, plan: &Plan) -> bool {
     let meta = &seen.cluster.metadata;
+    let is_settled = |status: &KindClusterStatus| status.observed_generation == meta.generation && !is_moving(status, true);
     plan.steps.is_empty()
         && plan.wake_at.is_none_or(|at| at >= later(now, REST))
-        && seen.cluster.status.as_ref() == Some(after)
-        && after.observed_generation == meta.generation
         && meta.deletion_timestamp.is_none()
-        && !is_moving(after, true)
+        && seen.cluster.status.as_ref().is_some_and(is_settled)
         && !certificates::is_any_due(now, seen)
         && seen.children.current_pod().is_some_and(is_ready)
 }

@@ -60,7 +60,7 @@ pub enum HostNode {
     Gone,
 }
 
-/// Everything in the clusters namespace that carries one `KindCluster`'s UID.
+/// What one `KindCluster` is made of in the clusters namespace; it carries the object's UID.
 #[derive(Clone, Debug, Default)]
 pub struct Children {
     /// Whether this, and the object itself, was read from the API server rather than from a cache.
