@@ -1,10 +1,14 @@
 //! The end: everything that would outlive the pod, or keep the kubelet from removing it, is taken down.
 
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
 use nestling_core::plan::wire::DATA_ROOT;
 use nix::mount::{MntFlags, umount2};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::docker::{Docker, Error};
@@ -13,7 +17,7 @@ use super::fault::disabled;
 use super::kind::Kind;
 use super::loop_devices;
 use super::mountinfo::{self, Mount};
-use super::nodes;
+use super::{nodes, own_parts};
 
 /// Time for thawing all containers.
 const THAW_LIMIT: Duration = Duration::from_secs(5);
@@ -24,13 +28,16 @@ const DELETE_LIMIT: Duration = Duration::from_secs(45);
 /// Time for removing what kind left.
 const REMOVE_LIMIT: Duration = Duration::from_secs(15);
 
+/// Time for removing what nodes had of their own.
+const PARTS_LIMIT: Duration = Duration::from_secs(5);
+
 /// Time for a node of a cluster that stays to end its work and to write down its state. Workers and control planes end one after the other.
 const NODE_LIMIT: Duration = Duration::from_secs(25);
 
 /// Time for all of them, after which Docker ends them by force; state that is on the volume survives that, too.
 const STOP_LIMIT: Duration = Duration::from_mins(1);
 
-/// Takes the cluster and Docker down, within about 105 seconds at worst; the pod has 120. A cluster that is to stay on its volume (`keep`) is only
+/// Takes the cluster and Docker down, within about 110 seconds at worst; the pod has 120. A cluster that is to stay on its volume (`keep`) is only
 /// stopped. Never fails: what cannot be removed is told in the log, and the rest goes on.
 pub async fn run(kind: &Kind, cluster: &str, keep: bool, dockerd: &Dockerd) {
     // A daemon that was stopped answers nobody.
@@ -51,6 +58,9 @@ pub async fn run(kind: &Kind, cluster: &str, keep: bool, dockerd: &Dockerd) {
     }
     dockerd.stop().await;
     unmount();
+    if !keep {
+        remove_parts(own_parts::all(Path::new(DATA_ROOT))).await;
+    }
     loop_devices::detach(&devices).await;
     tracing::info!("teardown complete");
 }
@@ -82,6 +92,20 @@ fn unmount() {
         if let Err(error) = umount2(path.as_str(), MntFlags::MNT_DETACH) {
             tracing::warn!("cannot unmount {path}: {error}");
         }
+    }
+}
+
+/// Removes what nodes had of their own, of which Docker knows nothing: a volume that outlives the cluster shall keep none of its Secrets.
+async fn remove_parts(parts: PathBuf) {
+    let removed = spawn_blocking(move || match fs::remove_dir_all(parts) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    });
+    match timeout(PARTS_LIMIT, removed).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => tracing::warn!("cannot remove what nodes had of their own: {error}"),
+        Ok(Err(error)) => tracing::warn!("cannot remove what nodes had of their own: {error}"),
+        Err(_) => tracing::warn!("what nodes had of their own was not removed within {} s", PARTS_LIMIT.as_secs()),
     }
 }
 
