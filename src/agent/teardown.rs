@@ -1,14 +1,13 @@
 //! The end: everything that would outlive the pod, or keep the kubelet from removing it, is taken down.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
 use nestling_core::plan::wire::DATA_ROOT;
 use nix::mount::{MntFlags, umount2};
-use tokio::task::spawn_blocking;
+use tokio::fs::remove_dir_all;
 use tokio::time::timeout;
 
 use super::docker::{Docker, Error};
@@ -59,7 +58,7 @@ pub async fn run(kind: &Kind, cluster: &str, keep: bool, dockerd: &Dockerd) {
     dockerd.stop().await;
     unmount();
     if !keep {
-        remove_parts(own_parts::all(Path::new(DATA_ROOT))).await;
+        remove_parts(&own_parts::all(Path::new(DATA_ROOT))).await;
     }
     loop_devices::detach(&devices).await;
     tracing::info!("teardown complete");
@@ -96,15 +95,10 @@ fn unmount() {
 }
 
 /// Removes what nodes had of their own, of which Docker knows nothing: a volume that outlives the cluster shall keep none of its Secrets.
-async fn remove_parts(parts: PathBuf) {
-    let removed = spawn_blocking(move || match fs::remove_dir_all(parts) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    });
-    match timeout(PARTS_LIMIT, removed).await {
-        Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(error))) => tracing::warn!("cannot remove what nodes had of their own: {error}"),
-        Ok(Err(error)) => tracing::warn!("cannot remove what nodes had of their own: {error}"),
+async fn remove_parts(parts: &Path) {
+    match timeout(PARTS_LIMIT, remove_dir_all(parts)).await {
+        Ok(Err(error)) if error.kind() != ErrorKind::NotFound => tracing::warn!("cannot remove what nodes had of their own: {error}"),
+        Ok(_) => {}
         Err(_) => tracing::warn!("what nodes had of their own was not removed within {} s", PARTS_LIMIT.as_secs()),
     }
 }
