@@ -47,8 +47,8 @@ use super::registries::Registries;
 use super::report::Report;
 use super::server::{self, Health};
 use super::{
-    RUN_DIRECTORY, certificates, cgroup, cni, egress, golden, image, init, keeper, keys, made, network, node_files, output, policy_probe, ports, preflight,
-    preload, registration, serving_names, storage, store, teardown, unpacked, users,
+    RUN_DIRECTORY, certificates, cgroup, cni, egress, golden, image, init, keeper, keys, kubelet_unit, made, network, node_files, output, policy_probe, ports,
+    preflight, preload, registration, serving_names, storage, store, teardown, unpacked, users,
 };
 
 /// How long a failed agent stays to be asked, in the end nobody came.
@@ -452,11 +452,8 @@ impl Machine {
     /// Notes that the cluster is whole, beside its data, and how it can be brought back.
     async fn note_whole(&self, docker: &Docker, ground: &Ground) {
         let addresses = nodes::addresses(docker, &self.settings.cluster_name).await;
-        for name in addresses.keys() {
-            nodes::order_starts(docker, name).await;
-            if self.settings.persistent
-                && let Err(error) = docker.leave_starts_to_us(name).await
-            {
+        for name in addresses.keys().filter(|_| self.settings.persistent) {
+            if let Err(error) = docker.leave_starts_to_us(name).await {
                 tracing::warn!("Docker may start {name} by itself: {error}");
             }
         }
@@ -486,6 +483,8 @@ impl Machine {
         };
         // While kind works: what it wrote is checked, and the API server is used as soon as it answers.
         let along = async {
+            self.nodes_are_configured().await;
+            kubelet_unit::write(docker, &self.settings.cluster_name, self.settings.network.services).await;
             self.verify(docker, &config).await?;
             let network = self.begin_network(docker, &config, ground).await;
             let nested = self.open(docker, CREATION_LIMIT).await?;
@@ -524,11 +523,15 @@ impl Machine {
         lay_out_nodes(config, fits).await
     }
 
-    /// Checks what kind wrote for kubeadm, as soon as it is whole.
-    async fn verify(&self, docker: &Docker, config: &KindConfig) -> Result<(), AgentFailure> {
+    /// Waits until kind has written what kubeadm is told; the nodes run, and nothing in them yet.
+    async fn nodes_are_configured(&self) {
         let mut report = self.report.subscribe();
         // kind writes the file in place and begins the next step afterwards.
         let _ = report.wait_for(|report| report.stage > Stage::WritingConfiguration).await;
+    }
+
+    /// Checks what kind wrote for kubeadm.
+    async fn verify(&self, docker: &Docker, config: &KindConfig) -> Result<(), AgentFailure> {
         for name in self.control_planes() {
             let written = match docker.pid(&name).await {
                 Some(pid) => node_files::read(pid, KUBEADM_CONF).map_err(|error| error.to_string()),

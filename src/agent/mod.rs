@@ -35,6 +35,7 @@ mod init;
 mod keeper;
 mod keys;
 mod kind;
+mod kubelet_unit;
 mod logs;
 mod loop_devices;
 mod machine;

@@ -29,9 +29,6 @@ const WORKER: &str = "worker";
 /// kind's role of what stands before several control planes, and is no node.
 pub const LOAD_BALANCER: &str = "external-load-balancer";
 
-/// Beside kind's own (`images/base/files/etc/systemd/system/kubelet.service.d`).
-const KUBELET_DROP_IN: &str = "/etc/systemd/system/kubelet.service.d/20-nestling.conf";
-
 /// What Docker says of a fixed address that somebody else has.
 const TAKEN: &str = "Address already in use";
 
@@ -105,15 +102,6 @@ pub async fn stop(docker: &Docker, cluster: &str, limit: Duration) -> bool {
         stopped &= join_all(group.map(|container| docker.stop(&container.name, limit))).await.iter().all(Result::is_ok);
     }
     stopped
-}
-
-/// Lets a node that starts again start its kubelet when containerd is there: as kind has it, the kubelet starts at once, dies and waits for a second.
-pub async fn order_starts(docker: &Docker, node: &str) {
-    let Some(pid) = docker.pid(node).await else { return };
-    // The load balancer has no such directory.
-    if let Err(error) = node_files::replace(pid, KUBELET_DROP_IN, "[Unit]\nAfter=containerd.service\n") {
-        tracing::debug!(node, "its kubelet starts without an order: {error}");
-    }
 }
 
 /// Addresses of all nodes that run, by name.

@@ -103,6 +103,15 @@ pub fn etcd_does_not_wait_for_the_disk(cluster: &Cluster<'_>) {
     assert!(cluster.node(&cluster.nodes[0], "tr '\\0' '\\n' < /proc/$(pgrep -x etcd)/cmdline").lines().any(|argument| argument == "--unsafe-no-fsync=true"));
 }
 
+/// A pod that asks where no Service is (any more, or yet: kube-proxy begins when pods do) hears so at once.
+pub fn what_has_no_service_is_refused(cluster: &Cluster<'_>, kubeconfig: &str, node: &str) {
+    let address = cluster.settings.network.services.broadcast();
+    let script = format!("curl -sS --connect-timeout 10 http://{address}/ 2>&1 || true");
+    let said = cluster.host.run_nested(kubeconfig, Some(node), &["bash", "-c", &script]);
+    // Not (28), its time is over.
+    assert!(said.contains("curl: (7) "), "{said}");
+}
+
 /// The log of a node turns over.
 pub async fn logs_are_bounded(cluster: &Cluster<'_>) {
     let node = cluster.nodes.last().unwrap();

@@ -29,7 +29,7 @@ mod volume;
 
 use std::time::Duration;
 
-use cluster::{Cluster, nodes_offer_what_the_pod_has};
+use cluster::{Cluster, nodes_offer_what_the_pod_has, what_has_no_service_is_refused};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
@@ -170,7 +170,9 @@ async fn three_nodes_become_ready() {
     for node in ["trio-worker", "trio-worker2"] {
         serves_by_name(&host, &external, Some(node));
     }
-    nodes_offer_what_the_pod_has(&Cluster::of(&host, CLUSTERS_NAMESPACE, &status.pod_ref.unwrap().name).await);
+    let trio = Cluster::of(&host, CLUSTERS_NAMESPACE, &status.pod_ref.unwrap().name).await;
+    nodes_offer_what_the_pod_has(&trio);
+    what_has_no_service_is_refused(&trio, &external, "trio-worker");
     host.delete("t-three", "trio").await;
     host.delete_namespace("t-three").await;
 }

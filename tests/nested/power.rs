@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::cluster::{Cluster, what_has_no_service_is_refused};
 use crate::serves_by_name;
 use crate::support::operator::CLUSTERS_NAMESPACE;
 use crate::support::real::{CREATED, Host, spec};
@@ -181,4 +182,5 @@ async fn stopped_and_back(host: &Host, external: &str) {
     assert_eq!(running.status.unwrap().container_statuses.unwrap()[0].restart_count, 0);
     assert_eq!(workload(host, external, ""), before, "the pods are the same");
     all_is_there(host, external);
+    what_has_no_service_is_refused(&Cluster::of(host, CLUSTERS_NAMESPACE, &pod).await, external, "swan-worker");
 }
