@@ -28,6 +28,9 @@ use super::packed::Packer;
 /// Objects per page of a list: what is read at a time is in memory unpacked.
 const PAGE: u32 = 100;
 
+/// The same for kinds whose objects are small. A page costs the API server the more, the more objects come after it.
+const PAGE_OF_SMALL: u32 = 500;
+
 /// The writing ends of [`Caches`].
 pub struct Writers {
     clusters: Writer<Kept>,
@@ -72,19 +75,20 @@ pub fn start(
 ) -> JoinSet<()> {
     let all = watcher::Config::default().page_size(PAGE);
     let ours = all.clone().labels(&format!("{}={install}", labels::INSTALL));
+    let small = ours.clone().page_size(PAGE_OF_SMALL);
     let mut tasks = JoinSet::new();
     let clusters = watch(Api::<Guarded>::all(client.clone()), all);
     tasks.spawn(keep_clusters(clusters, writers.clusters, main_events(caches.clusters.clone(), triggers.clone(), gone)));
     let child = || child_events(triggers.clone(), caches.clusters.clone());
-    let pods = watch(Api::namespaced(client.clone(), namespace), ours.clone()).modify(without_managed_fields);
+    let pods = watch(Api::namespaced(client.clone(), namespace), ours).modify(without_managed_fields);
     tasks.spawn(keep("pods", pods, writers.pods, child()));
     // Whose a field of a Service is decides whether it can be applied (`core/src/plan/objects/service.rs`).
-    tasks.spawn(keep("Services", watch(Api::namespaced(client.clone(), namespace), ours.clone()), writers.services, child()));
-    let policies = watch(Api::namespaced(client.clone(), namespace), ours.clone()).modify(without_managed_fields);
+    tasks.spawn(keep("Services", watch(Api::namespaced(client.clone(), namespace), small.clone()), writers.services, child()));
+    let policies = watch(Api::namespaced(client.clone(), namespace), small.clone()).modify(without_managed_fields);
     tasks.spawn(keep("network policies", policies, writers.policies, child()));
-    let keys = watch(Api::namespaced(client.clone(), namespace), ours.clone()).modify(without_managed_fields);
+    let keys = watch(Api::namespaced(client.clone(), namespace), small.clone()).modify(without_managed_fields);
     tasks.spawn(keep("Secrets", keys, writers.keys, child()));
-    let claims = watch(Api::namespaced(client.clone(), namespace), ours).modify(without_managed_fields);
+    let claims = watch(Api::namespaced(client.clone(), namespace), small).modify(without_managed_fields);
     tasks.spawn(keep("claims on volumes", claims, writers.claims, child()));
     tasks
 }
