@@ -358,6 +358,15 @@ async fn operators(host: &Host, replicas: usize) {
         if pods.lines().count() == replicas { Ok(()) } else { Err(pods) }
     })
     .await;
+    if replicas == 0 {
+        // A node's firewall learns a moment later than its pods are gone that nobody answers for a Service any more.
+        until("the nodes to know of no operator", Duration::from_mins(1), async || {
+            let rules = |node: &String| host.on_node(node, "iptables-save -t nat | grep ' -j DNAT ' | grep -F nestling-system/nestling || true");
+            let known: String = host.nodes().iter().map(rules).collect();
+            if known.is_empty() { Ok(()) } else { Err(known) }
+        })
+        .await;
+    }
 }
 
 /// Gives the host its one operator back, also after a failure.
