@@ -8,8 +8,7 @@
 use ipnet::Ipv4Net;
 
 use super::docker::Docker;
-use super::node_files;
-use super::nodes::LOAD_BALANCER;
+use super::{node_files, nodes};
 
 /// Beside kind's own (`images/base/files/etc/systemd/system/kubelet.service.d`).
 const FILE: &str = "/etc/systemd/system/kubelet.service.d/20-nestling.conf";
@@ -17,12 +16,8 @@ const FILE: &str = "/etc/systemd/system/kubelet.service.d/20-nestling.conf";
 /// Writes it into all nodes that run. Without it, all takes longer.
 pub async fn write(docker: &Docker, cluster: &str, services: Ipv4Net) {
     let text = text(services);
-    for container in docker.containers(cluster).await.unwrap_or_default() {
-        if container.role == LOAD_BALANCER {
-            continue;
-        }
-        let node = container.name.as_str();
-        let Some(pid) = docker.pid(node).await else { continue };
+    for node in nodes::names(docker, cluster).await.unwrap_or_default() {
+        let Some(pid) = docker.pid(&node).await else { continue };
         if let Err(error) = node_files::replace(pid, FILE, &text) {
             tracing::warn!(node, "its kubelet starts as kind has it: {error}");
         }

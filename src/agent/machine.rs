@@ -523,7 +523,7 @@ impl Machine {
         lay_out_nodes(config, fits).await
     }
 
-    /// Waits until kind has written what kubeadm is told; the nodes run, and nothing in them yet.
+    /// Waits until kind has written what kubeadm is told; the nodes run, and nothing of Kubernetes in them yet.
     async fn nodes_are_configured(&self) {
         let mut report = self.report.subscribe();
         // kind writes the file in place and begins the next step afterwards.

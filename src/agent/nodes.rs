@@ -104,6 +104,15 @@ pub async fn stop(docker: &Docker, cluster: &str, limit: Duration) -> bool {
     stopped
 }
 
+/// Names of all nodes, whether they run or not.
+///
+/// # Errors
+/// Docker's.
+pub async fn names(docker: &Docker, cluster: &str) -> Result<Vec<String>, Error> {
+    let containers = docker.containers(cluster).await?;
+    Ok(containers.into_iter().filter(|container| container.role != LOAD_BALANCER).map(|container| container.name).collect())
+}
+
 /// Addresses of all nodes that run, by name.
 pub async fn addresses(docker: &Docker, cluster: &str) -> BTreeMap<String, Ipv4Addr> {
     let containers = docker.containers(cluster).await.unwrap_or_default();

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use super::docker::{Docker, Error};
 use super::failure::{evident, failure};
-use super::nodes::LOAD_BALANCER;
+use super::nodes;
 use super::registries::Registries;
 use super::report::Report;
 use crate::side_load::{self, Naming};
@@ -124,7 +124,7 @@ fn pull_failure(reference: &str, said: &str) -> AgentFailure {
 /// # Errors
 /// [`Reason::PreloadFailed`] or a more exact reason.
 pub async fn place(docker: &Docker, cluster: &str, images: &[Fetched]) -> Result<(), AgentFailure> {
-    let nodes = nodes(docker, cluster).await.map_err(|error| failure(Reason::DockerFailed, error.to_string()))?;
+    let nodes = nodes::names(docker, cluster).await.map_err(|error| failure(Reason::DockerFailed, error.to_string()))?;
     tracing::info!(images = images.len(), nodes = nodes.len(), "preloading");
     let placing = timeout(PLACE_LIMIT, stream_into(docker, &nodes, images)).await;
     let placed = placing.unwrap_or_else(|_| Err(format!("gave up after {} s", PLACE_LIMIT.as_secs())));
@@ -178,17 +178,12 @@ fn has(listed: &str, reference: &str) -> bool {
     listed.lines().any(|line| line.trim() == name)
 }
 
-async fn nodes(docker: &Docker, cluster: &str) -> Result<Vec<String>, Error> {
-    let containers = docker.containers(cluster).await?;
-    Ok(containers.into_iter().filter(|container| container.role != LOAD_BALANCER).map(|container| container.name).collect())
-}
-
 /// Those of the images that some node does not have.
 async fn missing(docker: &Docker, cluster: &str, references: &[String]) -> Result<Vec<String>, Error> {
     if references.is_empty() {
         return Ok(vec![]);
     }
-    let nodes = nodes(docker, cluster).await?;
+    let nodes = nodes::names(docker, cluster).await?;
     let list = |node| async move { docker.run(node, &["ctr", "--namespace=k8s.io", "images", "ls", "-q"]).await };
     let listed = try_join_all(nodes.iter().map(String::as_str).map(list)).await?;
     Ok(references.iter().filter(|reference| listed.iter().any(|names| !has(names, reference))).cloned().collect())
