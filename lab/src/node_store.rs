@@ -34,12 +34,24 @@ const UNPACKED: &str = "unpacked";
 /// Where a node keeps its images.
 const CONTAINERD: &str = "/var/lib/containerd";
 
+/// Takes out of a node's `/var` what need not be there, inside of it.
+const LIGHTEN: &str = include_str!("../scripts/lighten.sh");
+
 /// Unpacks the images of a node, inside of it.
 const UNPACK: &str = include_str!("../scripts/unpack.sh");
 
 /// Where the daemon that makes it keeps it.
 const DATA_ROOT: &str = "/store";
 const START_WITHIN: Duration = Duration::from_mins(1);
+
+/// An image that is to be in the store.
+struct Image<'a> {
+    /// Its name in the Docker that makes the store.
+    here: &'a str,
+    /// Its name in the store.
+    there: &'a str,
+    is_node: bool,
+}
 
 /// Makes the store.
 pub fn make(workshop: &Workshop) -> Result<()> {
@@ -76,7 +88,7 @@ pub fn make_of(docker: &Docker, workshop: &Workshop, node: &str) -> Result<()> {
         "--bridge=none",
         "--iptables=false",
     ])?;
-    let images = [(node, node_there), (&*balancer, &*kinds)];
+    let images = [Image { here: node, there: node_there, is_node: true }, Image { here: &balancer, there: &kinds, is_node: false }];
     let made = fill(docker, &container, &images, workshop)
         .and_then(|()| unpack(docker, &container, node, node_there))
         .and_then(|()| seal(docker, &container, workshop, (node, node_there)))
@@ -92,14 +104,14 @@ fn load(docker: &Docker, workshop: &Workshop, part: Part, archive: &str) -> Resu
     Ok(reference)
 }
 
-/// Brings images into the inner daemon, each as `(its name here, its name there)`.
-fn fill(docker: &Docker, container: &str, images: &[(&str, &str)], workshop: &Workshop) -> Result<()> {
+/// Brings images into the inner daemon.
+fn fill(docker: &Docker, container: &str, images: &[Image], workshop: &Workshop) -> Result<()> {
     wait_for("the daemon that makes the store answers", START_WITHIN, || Ok(docker.succeeds(&["exec", container, "docker", "version"])))?;
     let mut pinned_references = BTreeMap::new();
-    for (here, there) in images {
-        let inspected: Value = serde_json::from_str(&docker.run(&["image", "inspect", here])?).context("docker image inspect printed no JSON")?;
-        pinned_references.extend(pinned(&inspected[0], there));
-        bring(docker, container, here, there, &inspected[0]["Config"])?;
+    for image in images {
+        let inspected: Value = serde_json::from_str(&docker.run(&["image", "inspect", image.here])?).context("docker image inspect printed no JSON")?;
+        pinned_references.extend(pinned(&inspected[0], image.there));
+        bring(docker, container, image, &inspected[0]["Config"])?;
     }
     let references = workshop.out.join(REFERENCES);
     fs::write(&references, serde_json::to_vec(&pinned_references)?)?;
@@ -108,16 +120,16 @@ fn fill(docker: &Docker, container: &str, images: &[(&str, &str)], workshop: &Wo
 }
 
 /// Brings one image into the inner daemon, flattened.
-fn bring(docker: &Docker, container: &str, here: &str, there: &str, config: &Value) -> Result<()> {
+fn bring(docker: &Docker, container: &str, image: &Image, config: &Value) -> Result<()> {
     let mut import = docker.command();
     import.args(["exec", "-i", container, "docker", "import"]);
     for change in changes(config) {
         import.args(["--change", &change]);
     }
-    let stopped = without_images(docker, here)?;
+    let stopped = stopped(docker, image)?;
     let imported = (|| {
-        if !pipe(docker.command().args(["export", &stopped]), import.args(["-", there]).stdout(Stdio::null()))? {
-            bail!("cannot flatten {here}");
+        if !pipe(docker.command().args(["export", &stopped]), import.args(["-", image.there]).stdout(Stdio::null()))? {
+            bail!("cannot flatten {}", image.here);
         }
         Ok(())
     })();
@@ -125,9 +137,12 @@ fn bring(docker: &Docker, container: &str, here: &str, there: &str, config: &Val
     imported
 }
 
-/// A stopped container of an image, from which the images that a node image carries are gone. Other images have nothing there.
-fn without_images(docker: &Docker, image: &str) -> Result<String> {
-    let container = docker.run(&["create", "--network=none", "--entrypoint=rm", image, "-rf", CONTAINERD])?;
+/// A container of an image, not running. Of a node image, its `/var` holds little: what is below, Docker would copy for every node.
+fn stopped(docker: &Docker, image: &Image) -> Result<String> {
+    if !image.is_node {
+        return docker.run(&["create", "--network=none", "--entrypoint=true", image.here]);
+    }
+    let container = docker.run(&["create", "--network=none", "--entrypoint=bash", image.here, "-c", LIGHTEN])?;
     docker.run(&["start", "--attach", &container])?;
     Ok(container)
 }

@@ -107,8 +107,13 @@ pub enum Recipe {
 }
 
 const VM_DISK_SOURCE: &str = concat!(include_str!("vm_disk.rs"), include_str!("../scripts/vm/job.sh"), include_str!("../scripts/vm/job.service"));
-const NODE_STORE_SOURCE: &str =
-    concat!(include_str!("node_store.rs"), include_str!("../scripts/unpack.sh"), include_str!("golden.rs"), include_str!("../scripts/seal.sh"));
+const NODE_STORE_SOURCE: &str = concat!(
+    include_str!("node_store.rs"),
+    include_str!("../scripts/lighten.sh"),
+    include_str!("../scripts/unpack.sh"),
+    include_str!("golden.rs"),
+    include_str!("../scripts/seal.sh")
+);
 const LOAD_BALANCER_SOURCE: &str = concat!(include_str!("load_balancer.rs"), include_str!("../scripts/envoy.sh"));
 const CONTAINERD: &str = "github.com/containerd/containerd/v2";
 

@@ -225,6 +225,12 @@ fn the_disk_is_a_volume_and_the_image_is_linked(cluster: &Cluster<'_>) {
         let own = number("du -sxm /var/lib/containerd | cut -f1");
         println!("{shared} unpacked layers of {node} are shared, {own} MiB of its images are its own");
         assert!(shared > 5 && own < 50, "{node}: {shared} unpacked layers are shared, {own} MiB of images are its own");
+        // Debian's list of packages is no copy either, and can be read and written where dpkg looks for it.
+        let packages = number("dpkg-query --show | wc -l");
+        let files = number("find /var/lib /var/cache -xdev -type f -not -path '/var/lib/kubelet/*' | wc -l");
+        cluster.node(node, "dpkg-divert --quiet --local --no-rename --add /opt/diverted && dpkg-divert --quiet --no-rename --remove /opt/diverted");
+        println!("{packages} packages are known in {node}, which has {files} files in /var");
+        assert!(packages > 50 && files < 200, "{node}: {packages} packages are known, {files} files were copied");
     }
 }
 
