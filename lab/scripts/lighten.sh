@@ -6,7 +6,7 @@ set -euo pipefail
 # The images that the node's containerd holds: they come unpacked, beside the node image.
 rm -rf /var/lib/containerd
 
-# Debian's list of what is installed: of a thousand files in /var, nine hundred. It stays where dpkg looks for it, by a link to a directory that is read in place.
+# Debian's list of what is installed: nine in ten of the files in /var. It stays where dpkg looks for it, by a link to a directory that is read in place.
 if [ -d /var/lib/dpkg ] && [ ! -L /var/lib/dpkg ]; then
   mkdir -p /usr/lib/sysimage
   mv /var/lib/dpkg /usr/lib/sysimage/dpkg
