@@ -53,9 +53,8 @@ struct AgentArgs {
 }
 
 fn main() -> ExitCode {
-    // Docker speaks to this verb in runc's own language, of which clap must not take a word (such as `--version`).
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|verb| verb == "oci-runtime") {
+    let mut arguments = std::env::args_os();
+    if arguments.next().is_some_and(|program| agent::oci_runtime::is_called(&program)) {
         return agent::oci_runtime::run(arguments.collect::<Vec<OsString>>());
     }
     let parsed = CommandLine::command().bin_name(cli::program()).try_get_matches().and_then(|matches| CommandLine::from_arg_matches(&matches));

@@ -422,6 +422,7 @@ impl Part {
                 packages: &[
                     "docker.io",
                     "docker-cli",
+                    "crun",
                     "iptables",
                     "iproute2",
                     "jq",

@@ -1,7 +1,7 @@
 //! The Docker daemon: its configuration, its start, its end. Its containerd comes first ([`containerd`]).
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use super::containerd::{self, Containerd, Environment};
 use super::docker::Docker;
 use super::failure::{evident, failure, judge};
 use super::fault::disabled;
+use super::oci_runtime;
 use super::output::{Tail, keep};
 use super::wait::{OFTEN, until};
 use super::{DOCKER_SOCKET, RUN_DIRECTORY};
@@ -39,7 +40,7 @@ pub struct Settings {
     pub network: NetworkPlan,
     /// MTU of the pod, in bytes.
     pub mtu: u32,
-    /// Whether containers need [`oci_runtime`](super::oci_runtime) before runc.
+    /// Whether containers need [`oci_runtime`](super::oci_runtime) before crun.
     pub restricted: bool,
     /// What it is to know of registries, as fields of its configuration.
     pub registries: Map<String, Value>,
@@ -56,8 +57,14 @@ pub struct Dockerd {
     containerd: Containerd,
 }
 
+/// What runs containers. kind gives some forty commands in each node, and each costs less with it than with runc (decision 0028).
+pub const RUNTIME: &str = "crun";
+
+/// What the daemon calls it. A container keeps this name for good, and may come back on a host that needs the wrapper where the first did not.
+const RUNTIME_NAME: &str = "nestling";
+
 /// The daemon's configuration (`daemon.json`), for Docker 25 to 29.
-fn configuration(settings: &Settings, shim: &Path) -> Value {
+fn configuration(settings: &Settings, wrapper: &Path) -> Value {
     let network = &settings.network;
     let bridge = network.bridge.hosts().next().map(|first| format!("{first}/{}", network.bridge.prefix_len()));
     let mut configuration = json!({
@@ -78,6 +85,8 @@ fn configuration(settings: &Settings, shim: &Path) -> Value {
         "log-driver": "json-file",
         "log-opts": {"max-size": "10m", "max-file": "3"},
         "exec-opts": ["native.cgroupdriver=cgroupfs"],
+        "runtimes": {RUNTIME_NAME: {"path": if settings.restricted { wrapper } else { Path::new(RUNTIME) }}},
+        "default-runtime": RUNTIME_NAME,
         "live-restore": false,
     });
     for (prevention, field) in [("address-pools", "default-address-pools"), ("log-bounds", "log-opts")] {
@@ -86,10 +95,6 @@ fn configuration(settings: &Settings, shim: &Path) -> Value {
         {
             fields.remove(field);
         }
-    }
-    if settings.restricted {
-        configuration["runtimes"] = json!({"nestling": {"path": shim}});
-        configuration["default-runtime"] = json!("nestling");
     }
     for (key, value) in &settings.registries {
         configuration[key] = value.clone();
@@ -107,10 +112,10 @@ pub async fn start(settings: &Settings) -> Result<Dockerd, AgentFailure> {
 
 async fn launch(settings: &Settings) -> std::io::Result<Dockerd> {
     let directory = Path::new(RUN_DIRECTORY);
-    let shim = directory.join("oci-runtime");
-    write_shim(&shim)?;
+    let wrapper = directory.join(oci_runtime::NAME);
+    link_wrapper(&wrapper)?;
     let file = directory.join("daemon.json");
-    fs::write(&file, configuration(settings, &shim).to_string())?;
+    fs::write(&file, configuration(settings, &wrapper).to_string())?;
     // Left by a daemon that was killed; Docker takes it for a running one when another process has the number by now.
     let _ = fs::remove_file("/var/run/docker.pid");
 
@@ -147,11 +152,11 @@ async fn launch(settings: &Settings) -> std::io::Result<Dockerd> {
     Ok(Dockerd { pid, ended, log, containerd })
 }
 
-/// A script, because Docker takes a runtime's path without arguments.
-fn write_shim(path: &Path) -> std::io::Result<()> {
-    let agent = std::env::current_exe()?;
-    fs::write(path, format!("#!/bin/sh\nexec '{}' oci-runtime \"$@\"\n", agent.display()))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+/// A name of its own for this program, because Docker takes a runtime's path without arguments.
+fn link_wrapper(path: &Path) -> std::io::Result<()> {
+    // There from before, where the agent has started anew.
+    let _ = fs::remove_file(path);
+    symlink(std::env::current_exe()?, path)
 }
 
 impl Dockerd {
@@ -232,20 +237,20 @@ mod tests {
 
     #[test]
     fn the_configuration_is_closed_and_bounded() {
-        insta::assert_json_snapshot!(configuration(&daemon(false), Path::new("/shim")));
+        insta::assert_json_snapshot!(configuration(&daemon(false), Path::new("/wrapper")));
     }
 
     #[test]
     fn a_host_that_withholds_capabilities_gets_the_wrapper() {
-        let configuration = configuration(&daemon(true), Path::new("/shim"));
-        assert_eq!(configuration["runtimes"], json!({"nestling": {"path": "/shim"}}));
+        let configuration = configuration(&daemon(true), Path::new("/wrapper"));
+        assert_eq!(configuration["runtimes"], json!({"nestling": {"path": "/wrapper"}}));
         assert_eq!(configuration["default-runtime"], "nestling");
     }
 
     #[test]
     fn registries_are_part_of_the_configuration() {
         let registries = json!({"insecure-registries": ["10.0.0.7:5000"]}).as_object().cloned().unwrap();
-        let configuration = configuration(&Settings { registries, ..daemon(false) }, Path::new("/shim"));
+        let configuration = configuration(&Settings { registries, ..daemon(false) }, Path::new("/wrapper"));
         assert_eq!(configuration["insecure-registries"], json!(["10.0.0.7:5000"]));
     }
 }

@@ -1,8 +1,8 @@
-//! `nestling oci-runtime`: stands before runc where the host withholds capabilities.
+//! `oci-runtime`: stands before crun where the host withholds capabilities. It is this program under another name.
 //!
-//! `docker run --privileged` asks for every capability of the kernel, and runc fails when one of them is not in the bounding set
-//! (`unable to apply caps: operation not permitted`). This takes what cannot be had out of the specification and then becomes
-//! runc. It only ever removes privileges.
+//! `docker run --privileged` asks for every capability of the kernel, and crun fails when one of them is not in the bounding set
+//! (`capset: Operation not permitted`). This takes what cannot be had out of the specification and then becomes crun. It only
+//! ever removes privileges.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -16,9 +16,15 @@ use std::process::{Command, ExitCode};
 use serde_json::Value;
 
 use super::capabilities::Capabilities;
+use super::dockerd::RUNTIME;
 
-/// Names the real runtime, where it is not `runc`.
-const RUNTIME_VARIABLE: &str = "NESTLING_RUNC";
+/// The name under which this program is the runtime. Docker speaks to it in runc's language, so there is no verb.
+pub const NAME: &str = "oci-runtime";
+
+/// Whether it was called by that name.
+pub fn is_called(program: &OsStr) -> bool {
+    Path::new(program).file_name() == Some(OsStr::new(NAME))
+}
 
 /// Why a specification could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -41,23 +47,22 @@ struct Specification {
     is_bundle: bool,
 }
 
-/// Removes what the host cannot grant and becomes runc with the same arguments (those behind `nestling oci-runtime`).
+/// Removes what the host cannot grant and becomes crun with the same arguments.
 ///
-/// Returns only where runc cannot be started; a specification that cannot be changed is left to runc as it is, whose
+/// Returns only where crun cannot be started; a specification that cannot be changed is left to crun as it is, whose
 /// error message reaches Docker and so the user.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
     if let Some(specification) = specification(&arguments)
         && let Err(error) = restrict(&specification)
     {
-        eprintln!("nestling oci-runtime: {error}");
+        eprintln!("{NAME}: {error}");
     }
-    let runtime = std::env::var_os(RUNTIME_VARIABLE).unwrap_or_else(|| "runc".into());
-    let error = Command::new(&runtime).args(arguments).exec();
-    eprintln!("nestling oci-runtime: cannot start {}: {error}", runtime.display());
+    let error = Command::new(RUNTIME).args(arguments).exec();
+    eprintln!("{NAME}: cannot start {RUNTIME}: {error}");
     ExitCode::from(127)
 }
 
-/// The specification that runc will read, if the verb has one. Options before and behind the verb are runc's own (`runc --help`).
+/// The specification that crun will read, if the verb has one. Options before and behind the verb are runc's, which crun shares (`crun --help`).
 fn specification(arguments: &[OsString]) -> Option<Specification> {
     let verb = arguments.iter().find(|argument| ["create", "run", "exec"].iter().any(|verb| argument == verb))?;
     if verb == "exec" {
@@ -109,7 +114,7 @@ fn drop_capabilities(process: &mut Value, held: Capabilities) -> bool {
     changed
 }
 
-/// Replaces a file in one step: runc must never see half of it.
+/// Replaces a file in one step: crun must never see half of it.
 fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".nestling-{}", std::process::id()));
@@ -127,6 +132,13 @@ mod tests {
     use super::*;
     use rstest::rstest;
     use serde_json::json;
+
+    #[rstest]
+    #[case("/run/nestling/oci-runtime", true)]
+    #[case("nestling", false)]
+    fn it_goes_by_its_name(#[case] program: &str, #[case] expected: bool) {
+        assert_eq!(is_called(OsStr::new(program)), expected);
+    }
 
     #[rstest]
     #[case("--root /r --log /l create --bundle /b --pid-file /p id", Some(("/b/config.json", true)))]

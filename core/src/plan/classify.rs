@@ -23,7 +23,7 @@ pub const TABLE: &[Row] = &[
     row(&["exceeds the total limit of containers"], Reason::StorageEvicted),
     row(&["Usage of EmptyDir volume"], Reason::StorageEvicted),
     row(&["low on resource: ephemeral-storage"], Reason::StorageEvicted),
-    // The kernel, as systemd, runc and containerd report it.
+    // The kernel, as systemd, crun, runc and containerd report it.
     row(&["too many open files"], Reason::InotifyLimitTooLow),
     row(&["Failed to allocate directory watch"], Reason::InotifyLimitTooLow),
     row(&["no space left on device", "inotify"], Reason::InotifyLimitTooLow),
@@ -37,6 +37,7 @@ pub const TABLE: &[Row] = &[
     row(&["failed to get rootfs info"], Reason::DataRootUnsupported),
     row(&["cached partitions map"], Reason::DataRootUnsupported),
     row(&["open /dev/kmsg"], Reason::KmsgUnreadable),
+    row(&["capset: Operation not permitted"], Reason::CapabilityMissing),
     row(&["unable to apply caps"], Reason::CapabilityMissing),
     row(&["failed to create new OS thread"], Reason::PidsLimitTooLow),
     row(&["Resource temporarily unavailable"], Reason::PidsLimitTooLow),
@@ -120,6 +121,7 @@ mod tests {
         (r#"failed to get rootfs info: failed to get device for dir "/var/lib/kubelet": no such device"#, Reason::DataRootUnsupported),
         ("could not find device with major: 0, minor: 40 in cached partitions map", Reason::DataRootUnsupported),
         (r#""Failed to run kubelet" err="failed to create kubelet: open /dev/kmsg: no such file or directory""#, Reason::KmsgUnreadable),
+        ("docker: Error response from daemon: OCI runtime create failed: crun: capset: Operation not permitted: OCI permission denied: unknown", Reason::CapabilityMissing),
         ("runc create failed: unable to start container process: unable to apply caps: operation not permitted", Reason::CapabilityMissing),
         ("runtime: failed to create new OS thread (have 9 already; errno=11)", Reason::PidsLimitTooLow),
         ("sh: fork: retry: Resource temporarily unavailable", Reason::PidsLimitTooLow),
