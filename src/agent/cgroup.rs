@@ -171,6 +171,15 @@ fn enable_controllers(root: &Path, end: Instant) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether containers can have a share of the disks' time, as each one of Docker's asks for. Kernels and hosts without it are rare; nodes do without.
+pub fn shares_disks() -> bool {
+    version() == Version::V1 || hands_on(Path::new(ROOT), "io")
+}
+
+fn hands_on(root: &Path, controller: &str) -> bool {
+    read(&root.join("cgroup.subtree_control")).is_ok_and(|handed_on| handed_on.split_whitespace().any(|word| word == controller))
+}
+
 /// Repeats the pod's CPU limit where Docker runs: Go programs size themselves by the group that they are in.
 fn copy_cpu_limit(root: &Path) {
     if let Ok(limit) = fs::read_to_string(root.join("cpu.max"))
@@ -201,6 +210,15 @@ mod tests {
     fn a_missing_controller_is_named() {
         let tree = tree("", "cpuset cpu io pids\n");
         assert!(enable_controllers(tree.path(), Instant::now()).unwrap_err().to_string().contains("memory"));
+    }
+
+    #[test]
+    fn only_what_is_handed_on_can_be_had() {
+        let tree = tree("", "cpu memory pids io\n");
+        assert!(!hands_on(tree.path(), "io"));
+        fs::write(tree.path().join("cgroup.subtree_control"), "cpu io memory pids\n").unwrap();
+        assert!(hands_on(tree.path(), "io"));
+        assert!(!hands_on(tree.path(), "i"));
     }
 
     #[test]

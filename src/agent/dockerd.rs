@@ -40,7 +40,9 @@ pub struct Settings {
     pub network: NetworkPlan,
     /// MTU of the pod, in bytes.
     pub mtu: u32,
-    /// Whether containers need [`oci_runtime`](super::oci_runtime) before crun.
+    /// What runs containers.
+    pub runtime: &'static str,
+    /// Whether [`oci_runtime`] has to stand before it.
     pub restricted: bool,
     /// What it is to know of registries, as fields of its configuration.
     pub registries: Map<String, Value>,
@@ -57,8 +59,11 @@ pub struct Dockerd {
     containerd: Containerd,
 }
 
-/// What runs containers. kind gives some forty commands in each node, and each costs less with it than with runc (decision 0028).
-pub const RUNTIME: &str = "crun";
+/// What runs containers. kind gives some forty commands in each node, and each costs less with crun than with runc (decision 0028). But crun insists on
+/// every controller that Docker asks for, also where nothing is asked of it (`controller io is not available`), and runc does not.
+pub const fn runtime(disks_are_shared: bool) -> &'static str {
+    if disks_are_shared { "crun" } else { "runc" }
+}
 
 /// What the daemon calls it. A container keeps this name for good, and may come back on a host that needs the wrapper where the first did not.
 const RUNTIME_NAME: &str = "nestling";
@@ -85,7 +90,7 @@ fn configuration(settings: &Settings, wrapper: &Path) -> Value {
         "log-driver": "json-file",
         "log-opts": {"max-size": "10m", "max-file": "3"},
         "exec-opts": ["native.cgroupdriver=cgroupfs"],
-        "runtimes": {RUNTIME_NAME: {"path": if settings.restricted { wrapper } else { Path::new(RUNTIME) }}},
+        "runtimes": {RUNTIME_NAME: {"path": if settings.restricted { wrapper } else { Path::new(settings.runtime) }}},
         "default-runtime": RUNTIME_NAME,
         "live-restore": false,
     });
@@ -124,6 +129,7 @@ async fn launch(settings: &Settings) -> std::io::Result<Dockerd> {
         ("PATH", format!("{}:{path}", settings.programs.display())),
         // Keeps the daemons from loading AppArmor profiles into the host's kernel (containerd `pkg/apparmor`).
         ("container", if disabled("profiles") { "" } else { "docker" }.to_owned()),
+        (oci_runtime::RUNTIME_VARIABLE, settings.runtime.to_owned()),
     ];
     let log = Tail::new(LOG_LIMIT);
     let containerd = containerd::start(Environment(environment.clone()), log.clone()).await?;
@@ -232,7 +238,7 @@ mod tests {
     use crate::agent::report::tests::settings;
 
     fn daemon(restricted: bool) -> Settings {
-        Settings { network: settings().network, mtu: 1450, restricted, registries: Map::new(), programs: "/run/nestling/bin".into() }
+        Settings { network: settings().network, mtu: 1450, runtime: runtime(true), restricted, registries: Map::new(), programs: "/run/nestling/bin".into() }
     }
 
     #[test]
@@ -245,6 +251,12 @@ mod tests {
         let configuration = configuration(&daemon(true), Path::new("/wrapper"));
         assert_eq!(configuration["runtimes"], json!({"nestling": {"path": "/wrapper"}}));
         assert_eq!(configuration["default-runtime"], "nestling");
+    }
+
+    #[test]
+    fn a_host_that_does_not_share_its_disks_gets_runc() {
+        let configuration = configuration(&Settings { runtime: runtime(false), ..daemon(false) }, Path::new("/wrapper"));
+        assert_eq!(configuration["runtimes"], json!({"nestling": {"path": "runc"}}));
     }
 
     #[test]

@@ -290,10 +290,11 @@ impl Machine {
 
         self.report.enter(Stage::Dockerd);
         lay_out_store(self.settings.persistent).await?;
-        // A node keeps the runtime that it was made with, and may come back on a host that withholds what this one grants.
-        let restricted = self.settings.persistent || !facts.missing_capabilities.is_empty();
+        let restricted = !facts.missing_capabilities.is_empty();
         let registries = self.registries.daemon();
-        let settings = dockerd::Settings { network: self.settings.network.clone(), mtu: ground.mtu, restricted, registries, programs: programs.clone() };
+        let runtime = dockerd::runtime(cgroup::shares_disks());
+        let settings =
+            dockerd::Settings { network: self.settings.network.clone(), mtu: ground.mtu, runtime, restricted, registries, programs: programs.clone() };
         let dockerd = dockerd::start(&settings).await?;
         let dockerd = self.dockerd.get_or_init(|| dockerd);
         let docker = dockerd.ready().await?;

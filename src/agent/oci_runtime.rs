@@ -1,7 +1,7 @@
-//! `oci-runtime`: stands before crun where the host withholds capabilities. It is this program under another name.
+//! `oci-runtime`: stands before crun, or runc, where the host withholds capabilities. It is this program under another name.
 //!
-//! `docker run --privileged` asks for every capability of the kernel, and crun fails when one of them is not in the bounding set
-//! (`capset: Operation not permitted`). This takes what cannot be had out of the specification and then becomes crun. It only
+//! `docker run --privileged` asks for every capability of the kernel, and they fail when one of them is not in the bounding set
+//! (`capset: Operation not permitted`). This takes what cannot be had out of the specification and then becomes the runtime. It only
 //! ever removes privileges.
 
 use std::ffi::{OsStr, OsString};
@@ -16,10 +16,13 @@ use std::process::{Command, ExitCode};
 use serde_json::Value;
 
 use super::capabilities::Capabilities;
-use super::dockerd::RUNTIME;
+use super::dockerd::runtime;
 
 /// The name under which this program is the runtime. Docker speaks to it in runc's language, so there is no verb.
 pub const NAME: &str = "oci-runtime";
+
+/// Names the runtime behind it ([`runtime`]).
+pub const RUNTIME_VARIABLE: &str = "NESTLING_RUNTIME";
 
 /// Whether it was called by that name.
 pub fn is_called(program: &OsStr) -> bool {
@@ -47,9 +50,9 @@ struct Specification {
     is_bundle: bool,
 }
 
-/// Removes what the host cannot grant and becomes crun with the same arguments.
+/// Removes what the host cannot grant and becomes the runtime with the same arguments.
 ///
-/// Returns only where crun cannot be started; a specification that cannot be changed is left to crun as it is, whose
+/// Returns only where that cannot be started; a specification that cannot be changed is left to it as it is, and its
 /// error message reaches Docker and so the user.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
     if let Some(specification) = specification(&arguments)
@@ -57,12 +60,13 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     {
         eprintln!("{NAME}: {error}");
     }
-    let error = Command::new(RUNTIME).args(arguments).exec();
-    eprintln!("{NAME}: cannot start {RUNTIME}: {error}");
+    let runtime = std::env::var_os(RUNTIME_VARIABLE).unwrap_or_else(|| runtime(true).into());
+    let error = Command::new(&runtime).args(arguments).exec();
+    eprintln!("{NAME}: cannot start {}: {error}", runtime.display());
     ExitCode::from(127)
 }
 
-/// The specification that crun will read, if the verb has one. Options before and behind the verb are runc's, which crun shares (`crun --help`).
+/// The specification that the runtime will read, if the verb has one. Options before and behind the verb are the same for both (`crun --help`).
 fn specification(arguments: &[OsString]) -> Option<Specification> {
     let verb = arguments.iter().find(|argument| ["create", "run", "exec"].iter().any(|verb| argument == verb))?;
     if verb == "exec" {
@@ -114,7 +118,7 @@ fn drop_capabilities(process: &mut Value, held: Capabilities) -> bool {
     changed
 }
 
-/// Replaces a file in one step: crun must never see half of it.
+/// Replaces a file in one step: the runtime must never see half of it.
 fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".nestling-{}", std::process::id()));
