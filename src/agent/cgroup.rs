@@ -152,7 +152,7 @@ fn evacuate(root: &Path, end: Instant) -> Result<(), Error> {
 /// Hands the controllers on, one by one: written together, one refused controller would refuse them all.
 fn enable_controllers(root: &Path, end: Instant) -> Result<(), Error> {
     let available = read(&root.join("cgroup.controllers"))?;
-    if let Some(missing) = REQUIRED.into_iter().find(|required| !available.split_whitespace().any(|controller| controller == *required)) {
+    if let Some(missing) = REQUIRED.into_iter().find(|required| !names(&available, required)) {
         return Err(Error::Controller { controller: missing.to_owned(), cause: "the pod itself does not have it".to_owned() });
     }
     for controller in available.split_whitespace() {
@@ -177,7 +177,12 @@ pub fn shares_disks() -> bool {
 }
 
 fn hands_on(root: &Path, controller: &str) -> bool {
-    read(&root.join("cgroup.subtree_control")).is_ok_and(|handed_on| handed_on.split_whitespace().any(|word| word == controller))
+    read(&root.join("cgroup.subtree_control")).is_ok_and(|handed_on| names(&handed_on, controller))
+}
+
+/// Whether one of the kernel's lists has this controller.
+fn names(list: &str, controller: &str) -> bool {
+    list.split_whitespace().any(|word| word == controller)
 }
 
 /// Repeats the pod's CPU limit where Docker runs: Go programs size themselves by the group that they are in.

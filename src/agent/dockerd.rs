@@ -40,7 +40,7 @@ pub struct Settings {
     pub network: NetworkPlan,
     /// MTU of the pod, in bytes.
     pub mtu: u32,
-    /// What runs containers.
+    /// What runs containers ([`oci_runtime::choice`]).
     pub runtime: &'static str,
     /// Whether [`oci_runtime`] has to stand before it.
     pub restricted: bool,
@@ -57,12 +57,6 @@ pub struct Dockerd {
     ended: watch::Receiver<Option<ExitStatus>>,
     log: Tail,
     containerd: Containerd,
-}
-
-/// What runs containers. kind gives some forty commands in each node, and each costs less with crun than with runc (decision 0028). But crun insists on
-/// every controller that Docker asks for, also where nothing is asked of it (`controller io is not available`), and runc does not.
-pub const fn runtime(disks_are_shared: bool) -> &'static str {
-    if disks_are_shared { "crun" } else { "runc" }
 }
 
 /// What the daemon calls it. A container keeps this name for good, and may come back on a host that needs the wrapper where the first did not.
@@ -238,7 +232,14 @@ mod tests {
     use crate::agent::report::tests::settings;
 
     fn daemon(restricted: bool) -> Settings {
-        Settings { network: settings().network, mtu: 1450, runtime: runtime(true), restricted, registries: Map::new(), programs: "/run/nestling/bin".into() }
+        Settings {
+            network: settings().network,
+            mtu: 1450,
+            runtime: oci_runtime::choice(true),
+            restricted,
+            registries: Map::new(),
+            programs: "/run/nestling/bin".into(),
+        }
     }
 
     #[test]
@@ -255,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_host_that_does_not_share_its_disks_gets_runc() {
-        let configuration = configuration(&Settings { runtime: runtime(false), ..daemon(false) }, Path::new("/wrapper"));
+        let configuration = configuration(&Settings { runtime: oci_runtime::choice(false), ..daemon(false) }, Path::new("/wrapper"));
         assert_eq!(configuration["runtimes"], json!({"nestling": {"path": "runc"}}));
     }
 

@@ -47,8 +47,8 @@ use super::registries::Registries;
 use super::report::Report;
 use super::server::{self, Health};
 use super::{
-    RUN_DIRECTORY, certificates, cgroup, cni, egress, golden, image, init, keeper, keys, kubelet_unit, made, network, node_files, output, policy_probe, ports,
-    preflight, preload, registration, serving_names, storage, store, teardown, unpacked, users,
+    RUN_DIRECTORY, certificates, cgroup, cni, egress, golden, image, init, keeper, keys, kubelet_unit, made, network, node_files, oci_runtime, output,
+    policy_probe, ports, preflight, preload, registration, serving_names, storage, store, teardown, unpacked, users,
 };
 
 /// How long a failed agent stays to be asked, in the end nobody came.
@@ -292,7 +292,7 @@ impl Machine {
         lay_out_store(self.settings.persistent).await?;
         let restricted = !facts.missing_capabilities.is_empty();
         let registries = self.registries.daemon();
-        let runtime = dockerd::runtime(cgroup::shares_disks());
+        let runtime = oci_runtime::choice(cgroup::shares_disks());
         let settings =
             dockerd::Settings { network: self.settings.network.clone(), mtu: ground.mtu, runtime, restricted, registries, programs: programs.clone() };
         let dockerd = dockerd::start(&settings).await?;
