@@ -25,11 +25,11 @@ use k8s_openapi::api::core::v1::{Event, Node, PersistentVolumeClaim, Pod, Secret
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use nestling_core::api::conditions::{EXPIRING, KUBECONFIG_PUBLISHED, PAUSED, READY, STALLED, SUSPENDED, UP_TO_DATE, get};
+use nestling_core::api::conditions::{self, EXPIRING, KUBECONFIG_PUBLISHED, PAUSED, READY, STALLED, SUSPENDED, UP_TO_DATE, get};
 use nestling_core::api::reasons::Reason;
 use nestling_core::api::{KindCluster, KindClusterSpec, PowerState};
 use nestling_core::plan::decide::Step;
-use nestling_core::plan::wire::DeadContainer;
+use nestling_core::plan::wire::{DeadContainer, PolicyProbe};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
@@ -746,6 +746,22 @@ async fn a_node_that_dies_while_its_cluster_rests_is_told_and_comes_back() {
     stage.host.change("lazarus", true, |report| report.dead_containers.clear()).await;
     let after = condition(&stage.clusters, "lazarus", READY, "True", None, SOON).await.status.unwrap();
     assert_eq!((after.attempt, after.cluster_uid, after.last_failure), (before.attempt, before.cluster_uid, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_pod_finds_out_after_its_cluster_is_ready_is_told() {
+    let stage = Stage::set().await;
+    let _operator = stage.operator();
+    stage.create("late", json!({})).await;
+    condition(&stage.clusters, "late", READY, "True", None, SOON).await;
+    // The fake is ready at once; a pod that is not ready for a moment is listened to.
+    stage.host.change("late", false, |report| (report.control_plane_ready, report.policy_probe) = (false, PolicyProbe::Pending)).await;
+    condition(&stage.clusters, "late", READY, "False", None, SOON).await;
+    stage.host.change("late", true, |report| report.control_plane_ready = true).await;
+    let ready = condition(&stage.clusters, "late", READY, "True", None, SOON).await.status.unwrap();
+    assert!(conditions::has_reason(&ready.conditions, conditions::NETWORK_POLICY_ENFORCED, Reason::Pending), "{:?}", ready.conditions);
+    stage.host.change("late", true, |report| report.policy_probe = PolicyProbe::Blocked).await;
+    condition(&stage.clusters, "late", conditions::NETWORK_POLICY_ENFORCED, "True", Some("ProbeBlocked"), SOON).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

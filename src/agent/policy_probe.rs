@@ -15,14 +15,15 @@ use super::report::Report;
 /// Time for a connection inside a host cluster.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// Until the next look when the last one told something, and when it has to be confirmed: a CNI needs a moment to learn of a new pod.
-const PAUSE: (Duration, Duration) = (Duration::from_mins(10), Duration::from_secs(15));
+/// Until the next look after the last word.
+const PAUSE: Duration = Duration::from_mins(10);
 
-/// Until the next look after one that proves nothing.
-const UNSURE: Duration = Duration::from_mins(1);
+/// Until the next look before it: a CNI needs a moment to learn of a new pod.
+const MOMENT: Duration = Duration::from_secs(3);
 
-/// Connections in a row after which the policy counts as not enforced.
-const PATIENCE: u32 = 3;
+/// Looks in a row, in none of which the policy held, after which what the last of them saw is the word: half a minute if all connections come
+/// about, a minute and a half if none does.
+const PATIENCE: u32 = 10;
 
 /// Where names are served.
 const DNS: u16 = 53;
@@ -30,9 +31,9 @@ const DNS: u16 = 53;
 /// Looks from time to time, for ever.
 pub async fn follow(report: Report, api: SocketAddrV4, nameservers: Vec<Ipv4Addr>) -> Infallible {
     let nameservers: Vec<SocketAddrV4> = nameservers.into_iter().map(|address| SocketAddrV4::new(address, DNS)).collect();
-    let mut open = 0;
+    let mut doubts = 0;
     loop {
-        let (seen, pause) = judge(look(api, &nameservers).await, &mut open);
+        let (seen, pause) = judge(look(api, &nameservers).await, &mut doubts);
         if let Some(seen) = seen {
             report.update(|report| report.policy_probe = seen);
         }
@@ -57,15 +58,10 @@ async fn connects(to: SocketAddrV4) -> bool {
     matches!(timeout(LIMIT, TcpStream::connect(to)).await, Ok(Ok(_)))
 }
 
-/// What to report after a look, if anything, and when to look again. `open` counts connections in a row.
-fn judge(seen: PolicyProbe, open: &mut u32) -> (Option<PolicyProbe>, Duration) {
-    *open = if seen == PolicyProbe::Open { *open + 1 } else { 0 };
-    match seen {
-        PolicyProbe::Blocked => (Some(seen), PAUSE.0),
-        PolicyProbe::Open if *open >= PATIENCE => (Some(seen), PAUSE.0),
-        PolicyProbe::Open => (None, PAUSE.1),
-        PolicyProbe::Unknown => (Some(seen), UNSURE),
-    }
+/// What to report after a look, if anything, and when to look again. `doubts` counts looks in a row in which the policy did not hold.
+fn judge(seen: PolicyProbe, doubts: &mut u32) -> (Option<PolicyProbe>, Duration) {
+    *doubts = if seen == PolicyProbe::Blocked { 0 } else { doubts.saturating_add(1) };
+    if *doubts == 0 || *doubts >= PATIENCE { (Some(seen), PAUSE) } else { (None, MOMENT) }
 }
 
 #[cfg(test)]
@@ -94,14 +90,20 @@ mod tests {
     }
 
     #[test]
-    fn a_cni_that_is_late_is_not_accused() {
-        let mut open = 0;
-        let mut told = Vec::new();
-        for seen in [PolicyProbe::Open, PolicyProbe::Open, PolicyProbe::Blocked, PolicyProbe::Open, PolicyProbe::Open, PolicyProbe::Open, PolicyProbe::Unknown]
-        {
-            told.push(judge(seen, &mut open).0);
+    fn a_cni_that_is_late_is_not_accused_and_there_is_a_last_word() {
+        let mut doubts = 0;
+        let mut judged = |seen| judge(seen, &mut doubts);
+        for last in [PolicyProbe::Open, PolicyProbe::Unknown] {
+            for early in [PolicyProbe::Open, PolicyProbe::Unknown] {
+                assert_eq!(judged(early), (None, MOMENT));
+            }
+            assert_eq!(judged(PolicyProbe::Blocked), (Some(PolicyProbe::Blocked), PAUSE));
+            for _ in 1..PATIENCE {
+                assert_eq!(judged(last), (None, MOMENT));
+            }
+            assert_eq!(judged(last), (Some(last), PAUSE));
+            assert_eq!(judged(last), (Some(last), PAUSE), "it stays the word until the policy holds");
+            assert_eq!(judged(PolicyProbe::Blocked), (Some(PolicyProbe::Blocked), PAUSE));
         }
-        let (blocked, opened, unknown) = (Some(PolicyProbe::Blocked), Some(PolicyProbe::Open), Some(PolicyProbe::Unknown));
-        assert_eq!(told, [None, None, blocked, None, None, opened, unknown]);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use nestling_core::plan::wire::{AgentFailure, AgentReport, AgentSettings, ContentsReport, OrdersReport, SCHEMA, Stage, StageDuration};
+use nestling_core::plan::wire::{AgentFailure, AgentReport, AgentSettings, ContentsReport, OrdersReport, PolicyProbe, SCHEMA, Stage, StageDuration};
 use tokio::sync::watch;
 
 use super::output;
@@ -31,6 +31,7 @@ impl Report {
             orders: Some(OrdersReport::default()),
             open_ports: Some(BTreeSet::new()),
             contents: Some(ContentsReport::default()),
+            policy_probe: if settings.egress.host_api.is_some() { PolicyProbe::Pending } else { PolicyProbe::Unknown },
             ..AgentReport::default()
         };
         Self { sender: watch::Sender::new(report), entered: Arc::new(Mutex::new(Instant::now())) }

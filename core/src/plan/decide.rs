@@ -24,6 +24,7 @@ use super::preload;
 use super::registries::{self, RegistriesPlan};
 use super::serving_names;
 use super::settings::CleanupPolicy;
+use super::settle;
 use super::situation::{Situation, later, situation};
 use super::users;
 use super::wire::Orders;
@@ -441,7 +442,8 @@ pub fn is_moving(status: &KindClusterStatus, seen_report: bool) -> bool {
     // What is still to be changed in a cluster that is suspended is changed when it runs again.
     let rests = power::rests(status);
     let ready = conditions::is_true(&status.conditions, conditions::READY);
-    let changes = [serving_names::is_changing, preload::is_under_way, exposure::is_changing, contents::is_changing, users::is_changing];
+    let changes =
+        [serving_names::is_changing, preload::is_under_way, exposure::is_changing, contents::is_changing, users::is_changing, settle::is_policy_unproven];
     !seen_report || !rests && (!ready || changes.iter().any(|changing| changing(status)))
 }
 

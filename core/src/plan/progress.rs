@@ -53,7 +53,7 @@ fn lasting(status: &KindClusterStatus) -> KindClusterStatus {
 }
 
 fn lasting_condition(condition: &Condition) -> Condition {
-    let calm = |reason: Reason| reason.is_on_the_way() || reason.is_as_it_should_be() || matches!(reason, Reason::NoPod | Reason::ProbeInconclusive);
+    let calm = |reason: Reason| reason.is_on_the_way() || reason.is_as_it_should_be() || reason == Reason::NoPod;
     if !Reason::parse(&condition.reason).is_some_and(calm) {
         return condition.clone();
     }

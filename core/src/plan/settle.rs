@@ -414,11 +414,17 @@ fn fullness(pressure: StoragePressure) -> String {
     format!("the cluster held {} of {} when this was seen first", text(pressure.used_bytes), text(pressure.limit_bytes))
 }
 
+/// Whether the pod still tries what its policy keeps it from. A cluster may be ready before that is known.
+pub fn is_policy_unproven(status: &KindClusterStatus) -> bool {
+    conditions::has_reason(&status.conditions, conditions::NETWORK_POLICY_ENFORCED, Reason::Pending)
+}
+
 /// There is no API that tells whether policies are enforced: what the pod could not do is the only proof.
 fn policy(report: Option<&AgentReport>) -> Claim {
     let explained = |reason: Reason| reason.explain("");
     match report.map(|report| report.policy_probe) {
         None => Claim::unknown(Reason::Pending, ""),
+        Some(PolicyProbe::Pending) => Claim::unknown(Reason::Pending, "the pod tries whether it is kept from the host's API server"),
         Some(PolicyProbe::Blocked) => Claim::yes(Reason::ProbeBlocked, explained(Reason::ProbeBlocked)),
         Some(PolicyProbe::Open) => Claim::no(Reason::NotEnforced, explained(Reason::NotEnforced)),
         Some(PolicyProbe::Unknown) => Claim::unknown(Reason::ProbeInconclusive, explained(Reason::ProbeInconclusive)),
@@ -1235,6 +1241,7 @@ mod tests {
     }
 
     #[rstest::rstest]
+    #[case(PolicyProbe::Pending, "Unknown Pending", None)]
     #[case(PolicyProbe::Blocked, "True ProbeBlocked", None)]
     #[case(PolicyProbe::Open, "False NotEnforced", Some("NotEnforced"))]
     #[case(PolicyProbe::Unknown, "Unknown ProbeInconclusive", None)]
@@ -1246,6 +1253,7 @@ mod tests {
             seen.report = Some(AgentReport { policy_probe, ..if stage == Stage::Serving { serving(true) } else { report(stage) } });
             let after = settled(&seen);
             assert_eq!(claim(&after, conditions::NETWORK_POLICY_ENFORCED), expected);
+            assert_eq!(is_policy_unproven(&after), policy_probe == PolicyProbe::Pending);
             let told = notes(&before, &after).into_iter().find(|note| note.reason == "NotEnforced");
             assert_eq!(told.as_ref().map(|note| note.reason), event);
             assert!(told.is_none_or(|note| note.warning && note.message.contains("egress guard")));

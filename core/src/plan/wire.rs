@@ -457,11 +457,13 @@ pub struct AgentReport {
 /// What came of a connection from the pod to the host's API server, which its NetworkPolicy forbids.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub enum PolicyProbe {
+    /// The pod still tries: a CNI needs a moment to learn of it.
+    Pending,
     /// None came about, while another one that is allowed did.
     Blocked,
     /// It came about.
     Open,
-    /// Nothing that proves anything, or something that this side does not know.
+    /// Nothing that proves anything, or something that this side does not know. What is said where nothing is tried.
     #[default]
     #[serde(other)]
     Unknown,

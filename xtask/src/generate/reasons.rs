@@ -29,7 +29,7 @@ const CONDITIONS: [(&str, &str); conditions::ALL.len()] = [
     ),
     (
         conditions::NETWORK_POLICY_ENFORCED,
-        "The pod cannot reach what its NetworkPolicy forbids: the host's CNI enforces policies. `Unknown` where the pod cannot tell. `Ready` does not depend on it.",
+        "The pod cannot reach what its NetworkPolicy forbids: the host's CNI enforces policies. `Unknown` where the pod cannot tell, or still tries (`Pending`, at most a minute and a half). `Ready` does not depend on it.",
     ),
     (conditions::DISK_PRESSURE, "The volume of the cluster is about to be full; beyond its size the host ends the pod. `Ready` does not depend on it."),
     (
