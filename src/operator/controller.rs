@@ -22,6 +22,7 @@ use nestling_core::plan::problem::Problem;
 use nestling_core::plan::progress::may_wait;
 use nestling_core::plan::settle::settle;
 use nestling_core::plan::situation::situation;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -43,6 +44,10 @@ use super::status;
 
 /// Several changes at once make one pass.
 const DEBOUNCE: Duration = Duration::from_millis(20);
+
+/// So many passes for each one at work are taken out of kube's queue and wait [in turn](in_turn). A bound, because all that are taken out are looked at
+/// whenever one of them moves.
+const IN_LINE: u16 = 16;
 
 /// First pause after an error.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
@@ -165,10 +170,15 @@ fn waits_for_a_person(reason: Reason) -> bool {
 /// Does passes until `shutdown`, and then those under way to their end.
 pub async fn run(context: Arc<Context>, keys: UnboundedReceiver<Key>, concurrency: u16, shutdown: CancellationToken) {
     let store = context.observer.caches.clusters.clone();
-    let queue = requests(keys).take_until(shutdown.cancelled_owned());
-    let config = Config::default().debounce(DEBOUNCE).concurrency(concurrency);
+    let turns = Arc::new(Semaphore::new(usize::from(concurrency)));
+    let line = Arc::clone(&turns);
+    let queue = requests(keys).take_until(async move {
+        shutdown.cancelled_owned().await;
+        line.close();
+    });
+    let config = Config::default().debounce(DEBOUNCE).concurrency(concurrency.saturating_mul(IN_LINE));
     let results = applier(
-        |object: Arc<Kept>, context: Arc<Context>| Box::pin(spawned(object, context)),
+        |object: Arc<Kept>, context: Arc<Context>| Box::pin(in_turn(Arc::clone(&turns), object, context)),
         |object, error: &ReconcileError, context| after_error(&object, error, &context),
         Arc::clone(&context),
         store,
@@ -189,6 +199,15 @@ pub async fn run(context: Arc<Context>, keys: UnboundedReceiver<Key>, concurrenc
 
 fn requests(keys: UnboundedReceiver<Key>) -> impl Stream<Item = Result<ReconcileRequest<Kept>, Infallible>> {
     keys.map(|key| Ok(ReconcileRequest::from(key.reference())))
+}
+
+/// One pass over one object, when it is its turn: who has waited longest comes first. kube's queue hands out those that wait in the order of a hash
+/// table (`Scheduler::pending` of kube-runtime 5): in a rush the same ones would come last again and again.
+async fn in_turn(turns: Arc<Semaphore>, object: Arc<Kept>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    // Closed when the process ends: who has not begun does not begin.
+    let Ok(_turn) = turns.acquire().await else { return Ok(Action::await_change()) };
+    let newest = Key::of(object.meta()).and_then(|key| context.observer.caches.clusters.get(&key.reference()));
+    spawned(newest.unwrap_or(object), context).await
 }
 
 /// One pass over one object, on whatever processor is free: what drives the passes is a single task.
