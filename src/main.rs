@@ -1,6 +1,5 @@
 //! `nestling`: one program, in three rooms. Which one is chosen here and nowhere else.
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -54,8 +53,8 @@ struct AgentArgs {
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
-    if arguments.next().is_some_and(|program| agent::oci_runtime::is_called(&program)) {
-        return agent::oci_runtime::run(arguments.collect::<Vec<OsString>>());
+    if let Some(role) = arguments.next().and_then(|program| agent::other_names::role(&program)) {
+        return role(&arguments.collect::<Vec<_>>());
     }
     let parsed = CommandLine::command().bin_name(cli::program()).try_get_matches().and_then(|matches| CommandLine::from_arg_matches(&matches));
     let line = match parsed {

@@ -1,7 +1,6 @@
 //! The Docker daemon: its configuration, its start, its end. Its containerd comes first ([`containerd`]).
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -20,6 +19,7 @@ use super::docker::Docker;
 use super::failure::{evident, failure, judge};
 use super::fault::disabled;
 use super::oci_runtime;
+use super::other_names;
 use super::output::{Tail, keep};
 use super::wait::{OFTEN, until};
 use super::{DOCKER_SOCKET, RUN_DIRECTORY};
@@ -112,7 +112,7 @@ pub async fn start(settings: &Settings) -> Result<Dockerd, AgentFailure> {
 async fn launch(settings: &Settings) -> std::io::Result<Dockerd> {
     let directory = Path::new(RUN_DIRECTORY);
     let wrapper = directory.join(oci_runtime::NAME);
-    link_wrapper(&wrapper)?;
+    other_names::link(&wrapper)?;
     let file = directory.join("daemon.json");
     fs::write(&file, configuration(settings, &wrapper).to_string())?;
     // Left by a daemon that was killed; Docker takes it for a running one when another process has the number by now.
@@ -150,13 +150,6 @@ async fn launch(settings: &Settings) -> std::io::Result<Dockerd> {
         sender.send_replace(status.ok());
     });
     Ok(Dockerd { pid, ended, log, containerd })
-}
-
-/// A name of its own for this program, because Docker takes a runtime's path without arguments.
-fn link_wrapper(path: &Path) -> std::io::Result<()> {
-    // There from before, where the agent has started anew.
-    let _ = fs::remove_file(path);
-    symlink(std::env::current_exe()?, path)
 }
 
 impl Dockerd {

@@ -19,6 +19,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::docker::Docker;
+use super::docker_exec;
 use super::failure::{evident, failure, judge};
 use super::output::{Tail, presentable};
 use super::report::Report;
@@ -34,7 +35,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 const LOOKED_INTO: usize = 3;
 
 /// Variables that kind may see, besides those that it gets: a proxy for the nodes.
-const PASSED_ON: [&str; 7] = ["PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"];
+const PASSED_ON: [&str; 6] = ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"];
 
 /// The CLI, for one cluster.
 #[derive(Clone, Debug)]
@@ -65,12 +66,13 @@ impl Kind {
             .args(arguments)
             .env_clear()
             .envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+            .env("PATH", docker_exec::path())
             .env("HOME", RUN_DIRECTORY)
             // Credentials of registries, where there are any.
             .env("DOCKER_CONFIG", NODE_DIRECTORY)
             .env("DOCKER_HOST", format!("unix://{DOCKER_SOCKET}"))
             .env("KIND_EXPERIMENTAL_PROVIDER", "docker")
-            // kind calls the docker CLI some forty times for each node, for 15 ms at a time: threads for more than one processor only cost (a fifth of its time).
+            // kind and the docker CLI are short work: threads for more than one processor only cost (a fifth of the CLI's time).
             .env("GOMAXPROCS", "1")
             .stdin(Stdio::null())
             .kill_on_drop(true);
@@ -97,6 +99,7 @@ impl Kind {
         let file = Path::new(RUN_DIRECTORY).join("kind.yaml");
         let text = serde_saphyr::to_string(config).map_err(|error| broken(error.to_string()))?;
         write_private(&file, &text).map_err(|error| broken(error.to_string()))?;
+        docker_exec::link().map_err(|error| broken(error.to_string()))?;
         clear_lock(&Self::kubeconfig());
 
         let output = Tail::new(OUTPUT_LIMIT);

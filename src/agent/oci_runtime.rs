@@ -29,11 +29,6 @@ pub const fn choice(disks_are_shared: bool) -> &'static str {
     if disks_are_shared { "crun" } else { "runc" }
 }
 
-/// Whether it was called by that name.
-pub fn is_called(program: &OsStr) -> bool {
-    Path::new(program).file_name() == Some(OsStr::new(NAME))
-}
-
 /// Why a specification could not be changed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -59,8 +54,8 @@ struct Specification {
 ///
 /// Returns only where that cannot be started; a specification that cannot be changed is left to it as it is, and its
 /// error message reaches Docker and so the user.
-pub fn run(arguments: Vec<OsString>) -> ExitCode {
-    if let Some(specification) = specification(&arguments)
+pub fn run(arguments: &[OsString]) -> ExitCode {
+    if let Some(specification) = specification(arguments)
         && let Err(error) = restrict(&specification)
     {
         eprintln!("{NAME}: {error}");
@@ -141,13 +136,6 @@ mod tests {
     use super::*;
     use rstest::rstest;
     use serde_json::json;
-
-    #[rstest]
-    #[case("/run/nestling/oci-runtime", true)]
-    #[case("nestling", false)]
-    fn it_goes_by_its_name(#[case] program: &str, #[case] expected: bool) {
-        assert_eq!(is_called(OsStr::new(program)), expected);
-    }
 
     #[rstest]
     #[case("--root /r --log /l create --bundle /b --pid-file /p id", Some(("/b/config.json", true)))]

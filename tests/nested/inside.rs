@@ -73,6 +73,7 @@ async fn a_cluster_keeps_to_what_is_its_own() {
     let nested = host.run_nested(&external, None, &["grep", "^search", "/etc/resolv.conf"]);
     assert_eq!(nested.trim(), "search default.svc.cluster.local svc.cluster.local cluster.local");
     orphans_leave_no_zombies(&cluster).await;
+    kinds_commands_run_as_with_the_docker_cli(&cluster);
     the_agent_knows_of_no_api(&cluster);
     images_can_be_loaded(&cluster);
     a_nested_administrator_is_root_on_the_hosts_node(&host, &external);
@@ -95,6 +96,28 @@ async fn a_cluster_keeps_to_what_is_its_own() {
     })
     .await;
     host.delete_namespace(NAMESPACE).await;
+}
+
+/// What kind gives, and what is left to the CLI: the outputs, each apart, and the exit code.
+fn kinds_commands_run_as_with_the_docker_cli(cluster: &Cluster<'_>) {
+    let node = NODES[0];
+    let cases = [
+        format!("printf 'a\\nb' | docker exec --privileged -i -e WHO=otter {node} sh -c 'cat; echo $WHO; echo wrong >&2; exit 7'"),
+        format!("seq 1 200000 | docker exec -i {node} cat | sha256sum"),
+        format!("docker exec {node} cat < /dev/null"),
+        format!("docker exec {node} not-there"),
+        "docker exec not-there true".to_owned(),
+        format!("docker exec --user nobody {node} id"),
+        "docker ps --format '{{.Names}}' | sort".to_owned(),
+    ];
+    for case in cases {
+        let with = |path: &str| {
+            cluster.pod(&format!("PATH={path}$PATH; ({case}) >/tmp/out 2>/tmp/err; echo $?; cat /tmp/out; echo ---; cat /tmp/err; rm /tmp/out /tmp/err"))
+        };
+        let (kinds, docker) = (with("/run/nestling/kind:"), with(""));
+        assert_eq!(kinds, docker, "{case}");
+    }
+    assert_eq!(cluster.pod("readlink /run/nestling/kind/docker"), cluster.pod("readlink -f /proc/1/exe"), "commands are those of the CLI");
 }
 
 fn its_own_resources_win_over_small_defaults(cluster: &Cluster<'_>) {
