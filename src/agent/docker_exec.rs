@@ -3,7 +3,6 @@
 //! kind works by commands in its nodes, some forty for each, and starts the docker CLI for every one, which is a third of what they cost (decision 0029).
 //! Whatever is not an `exec` as kind gives it is left to the docker CLI, which is next on the path.
 
-use std::convert::Infallible;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -83,8 +82,8 @@ fn parse(arguments: &[OsString]) -> Option<(String, ExecConfig)> {
             container => break container.to_owned(),
         }
     };
-    config.cmd = Some(words.map(|word| word.map(str::to_owned)).collect::<Option<Vec<_>>>()?).filter(|command| !command.is_empty());
-    config.cmd.is_some().then_some((container, config))
+    let command: Vec<String> = words.map(|word| word.map(str::to_owned)).collect::<Option<_>>()?;
+    (!command.is_empty()).then_some((container, ExecConfig { cmd: Some(command), ..config }))
 }
 
 /// Runs a command with this process's own input and outputs; its exit code.
@@ -95,7 +94,7 @@ async fn exec(container: &str, config: ExecConfig) -> Result<u8, Error> {
     let has_input = config.attach_stdin == Some(true);
     let id = docker.create_exec(container, config).await?.id;
     if let StartExecResults::Attached { mut output, mut input } = docker.start_exec(&id, None::<StartExecOptions>).await? {
-        let said = async {
+        let mut said = Box::pin(async {
             // Whoever does not read yet may still have something to give.
             let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
             while let Some(piece) = output.next().await {
@@ -107,18 +106,17 @@ async fn exec(container: &str, config: ExecConfig) -> Result<u8, Error> {
             stdout.flush().await?;
             stderr.flush().await?;
             Ok::<_, Error>(())
-        };
+        });
         let given = async {
             if has_input {
                 // A command that has ended reads no more. Its exit code says what came of it.
                 let _ = tokio::io::copy(&mut tokio::io::stdin(), &mut input).await;
                 let _ = input.shutdown().await;
             }
-            std::future::pending::<Infallible>().await
         };
         tokio::select! {
-            said = said => said?,
-            never = given => match never {},
+            ended = &mut said => ended?,
+            () = given => said.await?,
         }
     }
     let code = docker.inspect_exec(&id).await?.exit_code.unwrap_or(1);
