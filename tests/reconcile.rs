@@ -13,20 +13,19 @@ mod leader;
 #[path = "reconcile/restore.rs"]
 mod restore;
 mod support;
+#[path = "reconcile/turns.rs"]
+mod turns;
 #[path = "reconcile/upgrade.rs"]
 mod upgrade;
 #[path = "reconcile/writes.rs"]
 mod writes;
 
-use std::pin::pin;
 use std::time::Duration;
 
-use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Event, Node, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
 use nestling_core::api::conditions::{self, EXPIRING, KUBECONFIG_PUBLISHED, PAUSED, READY, STALLED, SUSPENDED, UP_TO_DATE, get};
 use nestling_core::api::reasons::Reason;
@@ -40,7 +39,6 @@ use support::fake_host::{FakeHost, Luck, NODE};
 use support::operator::{CLUSTERS_NAMESPACE, OPERATOR_NAMESPACE, Operator, Options, POD_IMAGE, THE_SAME_POD};
 use support::plane::Plane;
 use support::wait::{COLLECTED, condition, gone, until};
-use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -778,31 +776,6 @@ async fn what_only_a_new_cluster_can_take_over_is_named() {
     let cluster = condition(&stage.clusters, "crane", UP_TO_DATE, "False", Some("RecreateRequired"), SOON).await;
     assert!(support::wait::describe(&cluster).contains("nodes"), "{}", support::wait::describe(&cluster));
     assert_eq!(cluster.status.unwrap().attempt, Some(1));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn who_waits_longest_is_looked_at_first() {
-    const ALL: usize = 16;
-    let stage = Stage::set().await;
-    let _operator = stage.operator_with(&["--concurrency", "1"]);
-    stage.create("first", json!({})).await;
-    condition(&stage.clusters, "first", READY, "True", None, SOON).await;
-    let changes = watcher(stage.clusters.clone(), watcher::Config::default()).applied_objects();
-    let mut changes = pin!(changes.filter_map(async |cluster| cluster.ok().filter(|cluster| cluster.status.is_some())));
-    let _ = changes.next().await;
-    for index in 0..ALL {
-        stage.create(&format!("c{index:02}"), json!({})).await;
-    }
-    let mut told: Vec<String> = Vec::new();
-    while told.len() < ALL {
-        let name = timeout(SOON, changes.next()).await.unwrap().unwrap().name_any();
-        if name != "first" && !told.contains(&name) {
-            told.push(name);
-        }
-    }
-    // Those that come within a millisecond may change places.
-    let is_near = |place: usize, name: &str| name[1..].parse::<usize>().unwrap().abs_diff(place) <= 3;
-    assert!(told.iter().enumerate().all(|(place, name)| is_near(place, name)), "first statuses came in the order {told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,7 +22,6 @@ use nestling_core::plan::problem::Problem;
 use nestling_core::plan::progress::may_wait;
 use nestling_core::plan::settle::settle;
 use nestling_core::plan::situation::situation;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -41,13 +40,10 @@ use super::own_writes::OwnWrites;
 use super::reports::{Interest, Reports};
 use super::slots::{SlotQueue, Want, want};
 use super::status;
+use super::turns::Turns;
 
 /// Several changes at once make one pass.
 const DEBOUNCE: Duration = Duration::from_millis(20);
-
-/// So many passes for each one at work are taken out of kube's queue and wait [in turn](in_turn). A bound, because all that are taken out are looked at
-/// whenever one of them moves.
-const IN_LINE: u16 = 16;
 
 /// First pause after an error.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
@@ -170,13 +166,13 @@ fn waits_for_a_person(reason: Reason) -> bool {
 /// Does passes until `shutdown`, and then those under way to their end.
 pub async fn run(context: Arc<Context>, keys: UnboundedReceiver<Key>, concurrency: u16, shutdown: CancellationToken) {
     let store = context.observer.caches.clusters.clone();
-    let turns = Arc::new(Semaphore::new(usize::from(concurrency)));
-    let line = Arc::clone(&turns);
+    let turns = Arc::new(Turns::new(concurrency));
+    let lines = Arc::clone(&turns);
     let queue = requests(keys).take_until(async move {
         shutdown.cancelled_owned().await;
-        line.close();
+        lines.close();
     });
-    let config = Config::default().debounce(DEBOUNCE).concurrency(concurrency.saturating_mul(IN_LINE));
+    let config = Config::default().debounce(DEBOUNCE).concurrency(Turns::in_line(concurrency));
     let results = applier(
         |object: Arc<Kept>, context: Arc<Context>| Box::pin(in_turn(Arc::clone(&turns), object, context)),
         |object, error: &ReconcileError, context| after_error(&object, error, &context),
@@ -201,12 +197,14 @@ fn requests(keys: UnboundedReceiver<Key>) -> impl Stream<Item = Result<Reconcile
     keys.map(|key| Ok(ReconcileRequest::from(key.reference())))
 }
 
-/// One pass over one object, when it is its turn: who has waited longest comes first. kube's queue hands out those that wait in the order of a hash
-/// table (`Scheduler::pending` of kube-runtime 5): in a rush the same ones would come last again and again.
-async fn in_turn(turns: Arc<Semaphore>, object: Arc<Kept>, context: Arc<Context>) -> Result<Action, ReconcileError> {
-    // Closed when the process ends: who has not begun does not begin.
-    let Ok(_turn) = turns.acquire().await else { return Ok(Action::await_change()) };
-    let newest = Key::of(object.meta()).and_then(|key| context.observer.caches.clusters.get(&key.reference()));
+/// One pass over one object, when it is its turn.
+async fn in_turn(turns: Arc<Turns>, object: Arc<Kept>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let Some(key) = Key::of(object.meta()) else { return Ok(Action::await_change()) };
+    // After the first status the cache may be behind.
+    let is_new = object.is_new() && !locked(&context.own_writes).has(&key);
+    // None when the process ends: who has not begun does not begin.
+    let Some(_turn) = turns.take(is_new).await else { return Ok(Action::await_change()) };
+    let newest = context.observer.caches.clusters.get(&key.reference());
     spawned(newest.unwrap_or(object), context).await
 }
 

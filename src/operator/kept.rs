@@ -23,6 +23,8 @@ pub struct Kept {
     object: Result<Packed, String>,
     /// What is counted of it.
     said: Option<Said>,
+    /// Whether it has a status.
+    heard_of: bool,
 }
 
 impl Kept {
@@ -37,11 +39,11 @@ impl Kept {
             resource_version: full.resource_version.clone(),
             ..ObjectMeta::default()
         };
-        let (object, said) = match delivered.0 {
-            Ok(cluster) => (packer.pack(&cluster).map_err(|error| error.to_string()), Some(Said::of(&cluster))),
-            Err(invalid) => (Err(invalid.error), None),
+        let (object, said, heard_of) = match delivered.0 {
+            Ok(cluster) => (packer.pack(&cluster).map_err(|error| error.to_string()), Some(Said::of(&cluster)), cluster.status.is_some()),
+            Err(invalid) => (Err(invalid.error), None, true),
         };
-        Self { meta, object, said }
+        Self { meta, object, said, heard_of }
     }
 
     /// The object.
@@ -50,6 +52,11 @@ impl Kept {
     /// Why it cannot be read.
     pub fn cluster(&self) -> Result<KindCluster, String> {
         self.object.as_ref().map_err(Clone::clone)?.unpack().map_err(|error| error.to_string())
+    }
+
+    /// Whether its user was not told anything yet.
+    pub fn is_new(&self) -> bool {
+        !self.heard_of
     }
 
     /// What is counted of it; `None` if it cannot be read.
@@ -110,6 +117,17 @@ mod tests {
             "spec": spec,
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn it_is_new_until_it_has_a_status() {
+        let spec = json!({"nodes": {"controlPlanes": 1}});
+        assert!(Kept::new(&Packer::default(), delivered(&spec)).is_new());
+        let mut told = delivered(&spec);
+        told.0.as_mut().unwrap().status = Some(nestling_core::api::KindClusterStatus::default());
+        assert!(!Kept::new(&Packer::default(), told).is_new());
+        let unreadable = delivered(&json!({"nodes": 3}));
+        assert!(!Kept::new(&Packer::default(), unreadable).is_new(), "its status cannot be read either");
     }
 
     #[test]

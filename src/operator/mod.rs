@@ -38,6 +38,7 @@ mod slots;
 mod status;
 mod sweeper;
 mod telemetry;
+mod turns;
 mod watch;
 
 use std::sync::Arc;

@@ -44,6 +44,11 @@ impl OwnWrites {
         cached
     }
 
+    /// Whether anything was written that the cache may not show.
+    pub fn has(&self, key: &Key) -> bool {
+        self.0.contains_key(key)
+    }
+
     /// The object is gone.
     pub fn forget(&mut self, key: &Key) {
         self.0.remove(key);
@@ -67,7 +72,8 @@ mod tests {
         let mut writes = OwnWrites::default();
         writes.record(&key, "1", version("2"));
         writes.record(&key, "2", version("3"));
-        for (cached, newest) in [("1", "3"), ("2", "3"), ("3", "3"), ("1", "1")] {
+        for (cached, newest, has) in [("1", "3", true), ("2", "3", true), ("3", "3", true), ("1", "1", false)] {
+            assert_eq!(writes.has(&key), has, "before cached {cached}");
             assert_eq!(writes.newest(&key, version(cached)), version(newest), "cached {cached}");
         }
     }
