@@ -7,9 +7,9 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::ListParams;
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
-use nestling_core::api::labels;
+use nestling_core::api::{KindCluster, labels};
 use nestling_core::plan::names::Identity;
-use nestling_core::plan::observed::Children;
+use nestling_core::plan::observed::{Children, only_attempt};
 use serde::de::DeserializeOwned;
 
 use super::call::{CallError, call};
@@ -17,12 +17,12 @@ use super::call::{CallError, call};
 /// The children of this object.
 ///
 /// Each is asked for by the name that it has: that costs the API server one key, where a list by label goes through everything of its kind (`ListPredicate`
-/// in `k8s.io/apiserver`, `pkg/registry/generic/registry/store.go`). Pods alone are listed by label: how many attempts there have been is what is asked.
-pub async fn children(client: &Client, namespace: &str, identity: &Identity) -> Result<Children, CallError> {
+/// in `k8s.io/apiserver`, `pkg/registry/generic/registry/store.go`). Pods are listed by label as soon as [there may be several](only_attempt).
+pub async fn children(client: &Client, namespace: &str, cluster: &KindCluster, identity: &Identity) -> Result<Children, CallError> {
     let ours = format!("{}={}", labels::CLUSTER_UID, identity.uid);
     let (keys, registries, name, claim) = (identity.keys(), identity.registries(), identity.child(), identity.volume_claim());
     let pods = Api::<Pod>::namespaced(client.clone(), namespace);
-    let pods_of = ListParams::default().labels(&ours);
+    let pods_of = only_attempt(cluster).map_or_else(|| ListParams::default().labels(&ours), |attempt| named(&ours, &identity.pod(attempt)));
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
     let (keys_of, registries_of) = (named(&ours, &keys), named(&ours, &registries));
     let (pods, services, policies, keys, registries, claims) = tokio::try_join!(

@@ -86,7 +86,7 @@ impl Observer {
             let live = call("read the KindCluster", api.get_opt(&identity.name)).await?;
             let Some(live) = live.filter(|live| live.metadata.uid.as_ref() == Some(&identity.uid)) else { return Ok(None) };
             cluster = live;
-            children = Box::pin(live::children(&self.client, &settings.clusters_namespace, &identity)).await?;
+            children = Box::pin(live::children(&self.client, &settings.clusters_namespace, &cluster, &identity)).await?;
         }
         let key = Key { namespace: identity.namespace.clone(), name: identity.name.clone() };
         let report = children.current_pod().and_then(|pod| self.reports.newest(&key, pod));

@@ -22,7 +22,7 @@ use nestling_core::api::reasons::Reason;
 use nestling_core::api::{PowerState, labels};
 use nestling_core::plan::wire::{
     AgentFailure, AgentReport, BUNDLE_PATH, CONTENTS_PATH, Contents, ContentsReport, GateReport, ManifestReport, ManifestState, NodeReport, ORDERS_PATH,
-    Orders, OrdersReport, STATUS_PATH, Stage, keys,
+    Orders, OrdersReport, PolicyProbe, STATUS_PATH, Stage, keys,
 };
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -236,6 +236,7 @@ async fn run(pods: &Api<Pod>, secrets: &Api<Secret>, agents: &Arc<Agents>, pod: 
     if luck != Luck::ReadyButOutdated {
         sender.send_modify(|report| {
             report.cgroup_v1 = Some(true);
+            report.policy_probe = PolicyProbe::Blocked;
             report.orders = Some(OrdersReport::default());
             report.open_ports = Some(BTreeSet::new());
             report.contents = Some(ContentsReport::default());

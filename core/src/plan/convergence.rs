@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::contents::{self, ContentsPlan, Source};
 use super::decide::{Child, ChildKind, Step, decide, is_moving, rests};
 use super::objects::{attempt_of, resumes};
-use super::observed::{Children, Logs, Observed, Turn, needs_live};
+use super::observed::{Children, Logs, Observed, Turn, needs_live, only_attempt};
 use super::problem::Problem;
 use super::recreation;
 use super::settle::{Outcome, settle};
@@ -258,6 +258,9 @@ impl World {
             let Some(current) = &self.cluster else { return };
             (cluster, version) = (current.clone(), self.version);
             children = Children { live: true, ..self.children.clone() };
+            if let Some(attempt) = only_attempt(&cluster) {
+                children.pods.retain(|pod| attempt_of(pod) == attempt);
+            }
         }
         let report = self.report(children.current_pod());
         let seen = Observed {

@@ -126,6 +126,12 @@ pub fn needs_live(cluster: &KindCluster, children: &Children) -> bool {
     ours && !cluster.spec.paused && if deleting { children.pods.is_empty() } else { children.current_pod().is_none() }
 }
 
+/// The attempt whose pod is the only one that there can be; `None` where there may be others. The second attempt is made when the first is on record.
+pub fn only_attempt(cluster: &KindCluster) -> Option<i64> {
+    let begun = cluster.status.as_ref().is_some_and(|status| status.attempt.is_some());
+    (!begun && cluster.metadata.deletion_timestamp.is_none()).then_some(1)
+}
+
 /// The node that has to be looked at: that of a cluster whose pod is not ready, which is the first that is heard of a node that is lost.
 pub fn needs_node<'a>(cluster: &KindCluster, children: &'a Children) -> Option<&'a str> {
     let pod = children.current_pod()?;
