@@ -3,13 +3,11 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::time::Duration;
 
 use bollard::auth::DockerCredentials;
 use bollard::container::LogOutput;
 use bollard::errors::Error as Bollard;
-use bollard::exec::{StartExecOptions, StartExecResults};
 use bollard::models::{
     ContainerCreateBody, ContainerSummaryStateEnum, ContainerUpdateBody, EndpointIpamConfig, EndpointSettings, ExecConfig, Ipam, IpamConfig,
     NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest, RestartPolicy, RestartPolicyNameEnum,
@@ -25,10 +23,10 @@ use nestling_core::api::conditions::clip_start;
 use nestling_core::plan::cidr;
 use nestling_core::plan::image_reference::has_tag_or_digest;
 use nestling_core::plan::registries::{Login, host_of};
-use tokio::io::AsyncWrite;
 use tokio::time::timeout;
 
 use super::DOCKER_SOCKET;
+use super::exec::{Input, Output, exec, nothing};
 
 /// kind's network (`fixedNetworkName` in its Docker provider).
 pub const NETWORK: &str = "kind";
@@ -343,23 +341,14 @@ impl Docker {
     /// # Errors
     /// Docker's. How the command ends is not looked at.
     pub async fn output(&self, container: &str, command: &[&str]) -> Result<String, Error> {
-        Ok(self.exec(container, command).await?.1)
+        Ok(self.exec(container, command).await?.0)
     }
 
-    /// Runs a command in a container to its end: Docker's name for that, and what it printed.
-    async fn exec(&self, container: &str, command: &[&str]) -> Result<(String, String), Error> {
-        let config = ExecConfig {
-            attach_stdout: Some(true),
-            attach_stderr: Some(true),
-            cmd: Some(command.iter().map(|&part| part.to_owned()).collect()),
-            ..ExecConfig::default()
-        };
-        let exec = self.short.create_exec(container, config).await?;
-        let said = match self.short.start_exec(&exec.id, None::<StartExecOptions>).await? {
-            StartExecResults::Attached { output, .. } => lossy(&collect(output.map_ok(LogOutput::into_bytes)).await?),
-            StartExecResults::Detached => String::new(),
-        };
-        Ok((exec.id, said))
+    /// Runs a command in a container: what it printed, and its exit code.
+    async fn exec(&self, container: &str, command: &[&str]) -> Result<(String, Option<i64>), Error> {
+        let said = async |output: Output| collect(output.map_ok(LogOutput::into_bytes)).await;
+        let (said, code) = exec(&self.short, container, outputs_of(command), nothing, said).await?;
+        Ok((lossy(&said), code))
     }
 
     /// Freezes a container, which runs.
@@ -375,56 +364,21 @@ impl Docker {
     /// # Errors
     /// Docker's, and [`Error::Command`] with the end of what it printed.
     pub async fn run(&self, container: &str, command: &[&str]) -> Result<String, Error> {
-        let (exec, said) = self.exec(container, command).await?;
-        match self.short.inspect_exec(&exec).await?.exit_code {
-            Some(0) => Ok(said),
-            code => {
-                let said = clip_start(said.trim(), SAID_LIMIT).to_owned();
-                Err(Error::Command { command: command.first().copied().unwrap_or_default().to_owned(), code: code.unwrap_or(-1), said })
-            }
-        }
+        let (said, code) = self.exec(container, command).await?;
+        if code == Some(0) { Ok(said) } else { Err(ended_badly(command, code, &said)) }
     }
 
     /// Runs a command in a container, with `input` writing to its standard input for as long as it likes; what it prints on standard output, if it ends well.
     ///
     /// # Errors
     /// Docker's, and [`Error::Command`] with the end of what it complained of.
-    pub async fn feed<F>(&self, container: &str, command: &[&str], input: impl FnOnce(Pin<Box<dyn AsyncWrite + Send>>) -> F) -> Result<String, Error>
+    pub async fn feed<F>(&self, container: &str, command: &[&str], input: impl FnOnce(Input) -> F) -> Result<String, Error>
     where
         F: Future<Output = std::io::Result<()>>,
     {
-        let config = ExecConfig {
-            attach_stdin: Some(true),
-            attach_stdout: Some(true),
-            attach_stderr: Some(true),
-            cmd: Some(command.iter().map(|&part| part.to_owned()).collect()),
-            ..ExecConfig::default()
-        };
-        let exec = self.short.create_exec(container, config).await?;
-        let mut said = (Vec::new(), Vec::new());
-        if let StartExecResults::Attached { mut output, input: stdin } = self.short.start_exec(&exec.id, None::<StartExecOptions>).await? {
-            let mut read = Box::pin(async {
-                while let Some(piece) = output.next().await {
-                    match piece? {
-                        LogOutput::StdErr { message } => keep_end(&mut said.1, &message),
-                        other => keep_end(&mut said.0, &other.into_bytes()),
-                    }
-                }
-                Ok::<_, Bollard>(())
-            });
-            // A command that has ended reads no more. Its exit code says what came of it, also of input that it did not take.
-            tokio::select! {
-                ended = &mut read => ended?,
-                _ = input(stdin) => read.await?,
-            }
-        }
-        match self.short.inspect_exec(&exec.id).await?.exit_code {
-            Some(0) => Ok(lossy(&said.0)),
-            code => {
-                let said = clip_start(lossy(&said.1).trim(), SAID_LIMIT).to_owned();
-                Err(Error::Command { command: command.first().copied().unwrap_or_default().to_owned(), code: code.unwrap_or(-1), said })
-            }
-        }
+        let config = ExecConfig { attach_stdin: Some(true), ..outputs_of(command) };
+        let ((said, complained), code) = exec(&self.short, container, config, input, ends_of).await?;
+        if code == Some(0) { Ok(lossy(&said)) } else { Err(ended_badly(command, code, &lossy(&complained))) }
     }
 
     /// Thaws a frozen container.
@@ -467,6 +421,30 @@ async fn collect<B: AsRef<[u8]>>(stream: impl Stream<Item = Result<B, Bollard>>)
         Ok(bytes)
     };
     within(SHORT, "output from Docker", gather).await
+}
+
+/// A command, both of whose outputs are read.
+fn outputs_of(command: &[&str]) -> ExecConfig {
+    let command = command.iter().map(|&part| part.to_owned()).collect();
+    ExecConfig { attach_stdout: Some(true), attach_stderr: Some(true), cmd: Some(command), ..ExecConfig::default() }
+}
+
+/// A command that ended with this code, or did not end, having printed this.
+fn ended_badly(command: &[&str], code: Option<i64>, said: &str) -> Error {
+    let said = clip_start(said.trim(), SAID_LIMIT).to_owned();
+    Error::Command { command: command.first().copied().unwrap_or_default().to_owned(), code: code.unwrap_or(-1), said }
+}
+
+/// The ends of standard output and of standard error.
+async fn ends_of(mut output: Output) -> Result<(Vec<u8>, Vec<u8>), Error> {
+    let (mut said, mut complained) = (Vec::new(), Vec::new());
+    while let Some(piece) = output.next().await {
+        match piece? {
+            LogOutput::StdErr { message } => keep_end(&mut complained, &message),
+            other => keep_end(&mut said, &other.into_bytes()),
+        }
+    }
+    Ok((said, complained))
 }
 
 /// Appends to what is kept of an output: its end, of at most [`OUTPUT_LIMIT`].

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use bollard::container::LogOutput;
 use bollard::errors::Error;
-use bollard::exec::{StartExecOptions, StartExecResults};
 use bollard::models::ExecConfig;
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures::StreamExt;
 use tokio::io::AsyncWriteExt;
 
+use super::exec::{Input, Output, exec};
 use super::{DOCKER_SOCKET, RUN_DIRECTORY, other_names};
 
 /// The name under which this program is the docker CLI.
@@ -50,7 +50,7 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.to_string()),
     };
-    let code = runtime.block_on(exec(&container, config));
+    let code = runtime.block_on(run_here(&container, config));
     // A read of the standard input may never end.
     runtime.shutdown_background();
     match code {
@@ -87,40 +87,35 @@ fn parse(arguments: &[OsString]) -> Option<(String, ExecConfig)> {
 }
 
 /// Runs a command with this process's own input and outputs; its exit code.
-async fn exec(container: &str, config: ExecConfig) -> Result<u8, Error> {
+async fn run_here(container: &str, config: ExecConfig) -> Result<u8, Error> {
     // Only the beginnings of answers are bounded, and a machine may be slow.
     const LIMIT: Duration = Duration::from_mins(10);
     let docker = Docker::connect_with_unix(DOCKER_SOCKET, LIMIT.as_secs(), API_DEFAULT_VERSION)?;
     let has_input = config.attach_stdin == Some(true);
-    let id = docker.create_exec(container, config).await?.id;
-    if let StartExecResults::Attached { mut output, mut input } = docker.start_exec(&id, None::<StartExecOptions>).await? {
-        let mut said = Box::pin(async {
-            // Whoever does not read yet may still have something to give.
-            let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
-            while let Some(piece) = output.next().await {
-                match piece? {
-                    LogOutput::StdErr { message } => stderr.write_all(&message).await?,
-                    other => stdout.write_all(&other.into_bytes()).await?,
-                }
-            }
-            stdout.flush().await?;
-            stderr.flush().await?;
-            Ok::<_, Error>(())
-        });
-        let given = async {
-            if has_input {
-                // A command that has ended reads no more. Its exit code says what came of it.
-                let _ = tokio::io::copy(&mut tokio::io::stdin(), &mut input).await;
-                let _ = input.shutdown().await;
-            }
-        };
-        tokio::select! {
-            ended = &mut said => ended?,
-            () = given => said.await?,
+    let give = async |mut input: Input| {
+        if !has_input {
+            return Ok(());
+        }
+        let copied = tokio::io::copy(&mut tokio::io::stdin(), &mut input).await;
+        input.shutdown().await?;
+        copied.map(drop)
+    };
+    let ((), code) = exec(&docker, container, config, give, print).await?;
+    Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+/// Prints what a command prints.
+async fn print(mut output: Output) -> Result<(), Error> {
+    let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
+    while let Some(piece) = output.next().await {
+        match piece? {
+            LogOutput::StdErr { message } => stderr.write_all(&message).await?,
+            other => stdout.write_all(&other.into_bytes()).await?,
         }
     }
-    let code = docker.inspect_exec(&id).await?.exit_code.unwrap_or(1);
-    Ok(u8::try_from(code).unwrap_or(1))
+    stdout.flush().await?;
+    stderr.flush().await?;
+    Ok(())
 }
 
 /// Becomes the next program of that name on the path. Returns only where there is none.

@@ -25,6 +25,7 @@ mod docker;
 mod docker_exec;
 mod dockerd;
 mod egress;
+mod exec;
 mod facts;
 mod failure;
 mod fault;
