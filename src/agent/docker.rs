@@ -26,7 +26,7 @@ use nestling_core::plan::registries::{Login, host_of};
 use tokio::time::timeout;
 
 use super::DOCKER_SOCKET;
-use super::exec::{Input, Output, exec, nothing};
+use super::exec::{Input, Output, exec, exit_code, nothing};
 
 /// kind's network (`fixedNetworkName` in its Docker provider).
 pub const NETWORK: &str = "kind";
@@ -344,11 +344,11 @@ impl Docker {
         Ok(self.exec(container, command).await?.0)
     }
 
-    /// Runs a command in a container: what it printed, and its exit code.
-    async fn exec(&self, container: &str, command: &[&str]) -> Result<(String, Option<i64>), Error> {
+    /// Runs a command in a container: what it printed, and Docker's name for the run.
+    async fn exec(&self, container: &str, command: &[&str]) -> Result<(String, String), Error> {
         let said = async |output: Output| collect(output.map_ok(LogOutput::into_bytes)).await;
-        let (said, code) = exec(&self.short, container, outputs_of(command), nothing, said).await?;
-        Ok((lossy(&said), code))
+        let (said, id) = exec(&self.short, container, outputs_of(command), nothing, said).await?;
+        Ok((lossy(&said), id))
     }
 
     /// Freezes a container, which runs.
@@ -364,7 +364,8 @@ impl Docker {
     /// # Errors
     /// Docker's, and [`Error::Command`] with the end of what it printed.
     pub async fn run(&self, container: &str, command: &[&str]) -> Result<String, Error> {
-        let (said, code) = self.exec(container, command).await?;
+        let (said, id) = self.exec(container, command).await?;
+        let code = exit_code(&self.short, &id).await?;
         if code == Some(0) { Ok(said) } else { Err(ended_badly(command, code, &said)) }
     }
 
@@ -377,7 +378,8 @@ impl Docker {
         F: Future<Output = std::io::Result<()>>,
     {
         let config = ExecConfig { attach_stdin: Some(true), ..outputs_of(command) };
-        let ((said, complained), code) = exec(&self.short, container, config, input, ends_of).await?;
+        let ((said, complained), id) = exec(&self.short, container, config, input, ends_of).await?;
+        let code = exit_code(&self.short, &id).await?;
         if code == Some(0) { Ok(lossy(&said)) } else { Err(ended_badly(command, code, &lossy(&complained))) }
     }
 

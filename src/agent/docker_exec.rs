@@ -16,7 +16,7 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use futures::StreamExt;
 use tokio::io::AsyncWriteExt;
 
-use super::exec::{Input, Output, exec};
+use super::exec::{Input, Output, exec, exit_code};
 use super::{DOCKER_SOCKET, RUN_DIRECTORY, other_names};
 
 /// The name under which this program is the docker CLI.
@@ -100,7 +100,8 @@ async fn run_here(container: &str, config: ExecConfig) -> Result<u8, Error> {
         input.shutdown().await?;
         copied.map(drop)
     };
-    let ((), code) = exec(&docker, container, config, give, print).await?;
+    let ((), id) = exec(&docker, container, config, give, print).await?;
+    let code = exit_code(&docker, &id).await?;
     Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 

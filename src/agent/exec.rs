@@ -18,7 +18,7 @@ pub type Input = Pin<Box<dyn AsyncWrite + Send>>;
 pub type Output = Pin<Box<dyn Stream<Item = Result<LogOutput, Error>> + Send>>;
 
 /// Runs a command in a container to the end of its output, with `give` writing what it reads, for as long as it likes, and `take` reading what it prints:
-/// what that made of it, and the exit code; `None` of one that still runs.
+/// what that made of it, and Docker's name for the run, for [`exit_code`].
 ///
 /// # Errors
 /// Docker's, and those of `take`.
@@ -28,7 +28,7 @@ pub async fn exec<T, E, G, K>(
     config: ExecConfig,
     give: impl FnOnce(Input) -> G,
     take: impl FnOnce(Output) -> K,
-) -> Result<(T, Option<i64>), E>
+) -> Result<(T, String), E>
 where
     T: Default,
     E: From<Error>,
@@ -47,7 +47,15 @@ where
         }
         StartExecResults::Detached => T::default(),
     };
-    Ok((taken, docker.inspect_exec(&id).await?.exit_code))
+    Ok((taken, id))
+}
+
+/// How a command ended; `None` where it still runs.
+///
+/// # Errors
+/// Docker's.
+pub async fn exit_code(docker: &Docker, id: &str) -> Result<Option<i64>, Error> {
+    Ok(docker.inspect_exec(id).await?.exit_code)
 }
 
 /// For a command that is given nothing to read.

@@ -113,7 +113,7 @@ pub struct Args {
     #[arg(long, env = "NESTLING_MAX_CREATING", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub max_creating: u32,
 
-    /// How many objects are looked at at once.
+    /// How many objects are looked at at once, and how many more of which nothing was said yet.
     #[arg(long, env = "NESTLING_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
 
