@@ -47,7 +47,7 @@ const MAX_CREATING: u32 = 1000;
 const CONCURRENCY: usize = 16;
 
 /// With so many more the driver's own times are taken.
-const PACED: usize = 500;
+const PACED: usize = 1000;
 
 /// How many API writes one cluster may cost from its creation to readiness.
 const WRITES: u64 = 12;

@@ -43,7 +43,7 @@ use super::status;
 use super::turns::Turns;
 
 /// Several changes at once make one pass.
-const DEBOUNCE: Duration = Duration::from_millis(20);
+const DEBOUNCE: Duration = Duration::from_millis(5);
 
 /// First pause after an error.
 const AFTER_ERROR: Duration = Duration::from_secs(1);

@@ -731,13 +731,18 @@ mod tests {
     }
 
     #[test]
-    fn the_first_pass_writes_every_condition_and_only_the_finalizer() {
+    fn the_first_pass_says_every_condition_and_the_second_writes_the_finalizer() {
         let mut seen = testing::observed(testing::cluster("{}"));
         seen.cluster.metadata.finalizers = None;
-        assert_eq!(steps(&seen), ["AddFinalizer"]);
+        assert!(steps(&seen).is_empty());
+        assert_eq!(decide(now(), &seen).wake_at, Some(now()));
         let status = settled(&seen);
         assert_eq!(status.conditions.len(), conditions::ALL.len());
         assert_eq!((claim(&status, conditions::READY), status.observed_generation), ("False Pending".into(), Some(1)));
+
+        seen.cluster.status = Some(status.clone());
+        assert_eq!(steps(&seen), ["AddFinalizer"]);
+        assert_eq!(settled(&seen), status);
     }
 
     #[test]
