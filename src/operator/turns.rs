@@ -9,7 +9,7 @@ const IN_LINE: u16 = 16;
 
 /// Two lines, and how many of each are at work.
 pub struct Turns {
-    /// Objects of which nothing was said yet. Their first pass is two short writes, and does not wait for passes that take long.
+    /// Objects of which nothing was said yet. Their first pass is one short write, and does not wait for passes that take long.
     new: Semaphore,
     /// All others.
     known: Semaphore,
