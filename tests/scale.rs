@@ -46,7 +46,7 @@ const MAX_CREATING: u32 = 1000;
 /// What the operator does at once; so does the driver without it.
 const CONCURRENCY: usize = 16;
 
-/// With so many more the driver's own times are taken.
+/// With so many more the driver's own times are taken: for minutes with 10,000, because the slow ones come together, once or twice a minute.
 const PACED: usize = 1000;
 
 /// How many API writes one cluster may cost from its creation to readiness.

@@ -139,24 +139,29 @@ impl Load {
 
     /// How many became ready per second, of the last fifth of them.
     pub fn sustained(&self) -> f64 {
-        rate_at_the_end(self.times.lock().unwrap().values().filter_map(|times| times.ready).collect())
+        let times = self.times.lock().unwrap();
+        rate_at_the_end(begun(&times), times.values().filter_map(|times| times.ready).collect())
     }
 
     /// From the first creation to the last readiness.
     pub fn took(&self) -> Duration {
         let times = self.times.lock().unwrap();
-        let first = times.values().filter_map(|times| times.applied).min();
         let last = times.values().filter_map(|times| times.ready).max();
-        last.zip(first).map_or(Duration::ZERO, |(last, first)| last.duration_since(first))
+        last.zip(begun(&times)).map_or(Duration::ZERO, |(last, first)| last.duration_since(first))
     }
 }
 
-/// How many per second the last fifth of these moments were: what is held where there are that many, as each takes longer than the one before.
-fn rate_at_the_end(mut moments: Vec<Instant>) -> f64 {
+/// The first creation.
+fn begun(times: &HashMap<String, Times>) -> Option<Instant> {
+    times.values().filter_map(|times| times.applied).min()
+}
+
+/// How many per second the last fifth of these moments were, or the last one: what is held where there are that many, as each takes longer than the one before.
+fn rate_at_the_end(begun: Option<Instant>, mut moments: Vec<Instant>) -> f64 {
     moments.sort();
-    let last = moments.len() / 5;
-    let from = moments.len().checked_sub(last + 1).and_then(|place| moments.get(place));
-    let took = from.zip(moments.last()).map_or(Duration::ZERO, |(from, to)| to.duration_since(*from));
+    let last = (moments.len() / 5).max(1);
+    let from = moments.iter().rev().nth(last).copied().or(begun);
+    let took = from.zip(moments.last()).map_or(Duration::ZERO, |(from, to)| to.duration_since(from));
     f64::from(u32::try_from(last).unwrap()) / took.as_secs_f64()
 }
 
