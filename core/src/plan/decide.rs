@@ -211,7 +211,7 @@ fn plan(now: Timestamp, seen: &Observed) -> Plan {
         // Settle puts the failure on record, observe takes a live look; the next pass acts on it.
         Situation::Failed(_) | Situation::Recreate(_) | Situation::Unsure => Plan { steps: vec![], wake_at: Some(now) },
         // Whoever has made it hears first that it was seen: there is nothing yet that the finalizer is for.
-        Situation::Unfinalized if seen.status().conditions.is_empty() => Plan { steps: vec![], wake_at: Some(now) },
+        Situation::Unfinalized if seen.cluster.status.is_none() => Plan { steps: vec![], wake_at: Some(now) },
         Situation::Unfinalized => Plan { steps: vec![Step::AddFinalizer], wake_at: rest },
         // As with a failure, it is on record first.
         Situation::Expired if !is_recorded(seen) => Plan { steps: vec![], wake_at: Some(now) },
